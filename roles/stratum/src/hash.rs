@@ -1,0 +1,121 @@
+//! SHA-256 as Bitcoin uses it, with midstates.
+//!
+//! Hashes are in internal byte order, the order in which headers and merkle trees carry them.
+
+use sha2::block_api::compress256;
+
+/// A double SHA-256 digest in internal byte order.
+pub type Hash = [u8; 32];
+
+const INITIAL_STATE: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+
+/// SHA-256 over a stream of slices, without allocation. `Copy`, so that a prefix hashed once serves many tails.
+#[derive(Clone, Copy, Debug)]
+pub struct Midstate {
+    state: [u32; 8],
+    /// Bytes hashed so far, the pending ones included.
+    length: u64,
+    pending: [u8; 64],
+}
+
+impl Default for Midstate {
+    fn default() -> Self {
+        Midstate { state: INITIAL_STATE, length: 0, pending: [0; 64] }
+    }
+}
+
+impl Midstate {
+    /// The state after hashing `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut midstate = Midstate::default();
+        midstate.update(bytes);
+        midstate
+    }
+
+    /// Hashes `bytes` after what came before.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        let filled = (self.length % 64) as usize;
+        self.length += bytes.len() as u64;
+        if filled > 0 {
+            let taken = bytes.len().min(64 - filled);
+            self.pending[filled..filled + taken].copy_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if filled + taken < 64 {
+                return;
+            }
+            compress256(&mut self.state, &[self.pending]);
+        }
+        let (blocks, rest) = bytes.as_chunks::<64>();
+        if !blocks.is_empty() {
+            compress256(&mut self.state, blocks);
+        }
+        self.pending[..rest.len()].copy_from_slice(rest);
+    }
+
+    /// The single SHA-256 digest of everything hashed.
+    pub fn finish(mut self) -> [u8; 32] {
+        let filled = (self.length % 64) as usize;
+        self.pending[filled] = 0x80;
+        self.pending[filled + 1..].fill(0);
+        if filled >= 56 {
+            compress256(&mut self.state, &[self.pending]);
+            self.pending.fill(0);
+        }
+        self.pending[56..].copy_from_slice(&(self.length * 8).to_be_bytes());
+        compress256(&mut self.state, &[self.pending]);
+        let mut digest = [0; 32];
+        for (bytes, word) in digest.chunks_exact_mut(4).zip(self.state) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        digest
+    }
+
+    /// The double SHA-256 digest of everything hashed.
+    pub fn finish_double(self) -> Hash {
+        sha256(&self.finish())
+    }
+}
+
+/// Single SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Midstate::of(bytes).finish()
+}
+
+/// Double SHA-256.
+pub fn sha256d(bytes: &[u8]) -> Hash {
+    Midstate::of(bytes).finish_double()
+}
+
+/// The parent of two nodes of a merkle tree.
+pub fn merkle_node(left: &Hash, right: &Hash) -> Hash {
+    let mut both = [0; 64];
+    both[..32].copy_from_slice(left);
+    both[32..].copy_from_slice(right);
+    sha256d(&both)
+}
+
+/// The merkle root over a coinbase's txid and the siblings on its way up.
+pub fn merkle_root(coinbase_txid: Hash, path: &[Hash]) -> Hash {
+    path.iter().fold(coinbase_txid, |node, sibling| merkle_node(&node, sibling))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_split_of_a_message_hashes_like_the_whole() {
+        use sha2::{Digest, Sha256};
+        let message: Vec<u8> = (0..200u8).collect();
+        for length in 0..message.len() {
+            let expected: [u8; 32] = Sha256::digest(&message[..length]).into();
+            assert_eq!(sha256(&message[..length]), expected, "{length} bytes");
+            for split in [0, 1, 55, 63, 64, 65, 127].into_iter().filter(|split| *split <= length) {
+                let mut midstate = Midstate::of(&message[..split]);
+                midstate.update(&message[split..length]);
+                assert_eq!(midstate.finish(), expected, "{length} bytes split at {split}");
+            }
+        }
+    }
+}
