@@ -1,5 +1,7 @@
 //! A job: everything that a share is hashed from, but for what the miner rolls.
 
+use arrayvec::ArrayVec;
+
 use crate::hash::{self, Hash, Midstate};
 use crate::{
     Epoch, JobNumber, Now, Target, TemplateId, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId,
@@ -141,7 +143,11 @@ pub struct Rolled<'a> {
 
 impl Job {
     /// Makes a job, with the midstate of its coinbase prefix computed once for all miners.
+    ///
+    /// Panics when `rollable_size` is not between [`RESERVED_SIZE`] and [`MAX_EXTRANONCE_SIZE`]: the source of the
+    /// job checks what its peer said.
     pub fn new(parts: JobParts) -> Self {
+        assert!((RESERVED_SIZE..=MAX_EXTRANONCE_SIZE).contains(&parts.rollable_size), "rollable size out of range");
         let version =
             if parts.version_rolling_allowed { parts.version & !SV1_VERSION_MASK } else { parts.version };
         Job {
@@ -202,12 +208,15 @@ impl Job {
         header
     }
 
-    /// The whole rollable part as a share fills it: reserved, rolled, padding.
-    pub fn rollable_bytes(&self, reserved: [u8; RESERVED_SIZE], extranonce: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.rollable_size);
-        bytes.extend_from_slice(&reserved);
-        bytes.extend_from_slice(extranonce);
-        bytes.resize(self.rollable_size, 0);
+    /// The whole rollable part as a share fills it: reserved, rolled, padding. `rollable_size` is at most
+    /// [`MAX_EXTRANONCE_SIZE`].
+    pub fn rollable_bytes(
+        &self,
+        reserved: [u8; RESERVED_SIZE],
+        extranonce: &[u8],
+    ) -> ArrayVec<u8, MAX_EXTRANONCE_SIZE> {
+        let mut bytes = ArrayVec::new();
+        bytes.extend(reserved.into_iter().chain(extranonce.iter().copied()).chain(std::iter::repeat(0)).take(self.rollable_size));
         bytes
     }
 }

@@ -16,6 +16,9 @@ impl Target {
     /// The easiest target: every hash meets it.
     pub const MAX: Target = Target([u64::MAX; 4]);
 
+    /// The hardest target that is still a number of hashes: nothing is ever expected to meet it.
+    pub const HARDEST: Target = Target([1, 0, 0, 0]);
+
     /// The target of difficulty 1 as SV1 pools count it: 0xffff shifted left by 208 bits.
     pub const DIFFICULTY_1: Target = Target([0, 0, 0, 0x0000_0000_ffff_0000]);
 
@@ -66,7 +69,7 @@ impl Target {
             return Target::MAX;
         }
         if exponent >= 224 {
-            return Target([1, 0, 0, 0]);
+            return Target::HARDEST;
         }
         let mut limbs = Target::DIFFICULTY_1.0;
         for _ in 0..exponent.unsigned_abs() {

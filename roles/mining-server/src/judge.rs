@@ -1,0 +1,377 @@
+//! The verdict over one share, and the difficulty of one channel.
+//!
+//! A judge belongs to one SV2 channel or one SV1 connection and has one owner. It never answers the miner and
+//! never forwards anything: it says what is true of a share, and the protocols put that into words.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use stratum::hash::Hash;
+use stratum::job::{RESERVED_SIZE, Rolled};
+use stratum::vardiff::Vardiff;
+use stratum::{
+    ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, Job, JobNumber, Now, Target, TipNumber, Work as WorkSum,
+};
+
+use crate::output::{ForwardShare, ShareEvent};
+use crate::record::{DropReason, Fate, RejectReason, ShareRecord, Verdict};
+use crate::settings::{Settings, ShareUse, VARDIFF_INTERVAL};
+use crate::work::{JobLookup, Work};
+
+/// Shares of one tip that a channel remembers, to refuse them the second time: half an hour at ten a second,
+/// far beyond any share rate that vardiff allows, and at most 300 KiB. When they are full the channel's jobs are
+/// retired and it needs a new one.
+pub const MAX_SEEN_SHARES: usize = 16_384;
+
+/// Difficulty changes that a channel remembers within the life of its jobs. When one more comes, the oldest two
+/// become one at the easier difficulty, which never refuses a share that was good.
+const MAX_DIFFICULTY_CHANGES: usize = 16;
+
+/// How far a share's time may be ahead of our clock (Bitcoin's consensus rule: two hours).
+pub const MAX_NTIME_AHEAD: u32 = 7200;
+
+/// Who submitted a share.
+#[derive(Clone, Copy, Debug)]
+pub struct Submitter {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Its channel; 0 on SV1 connections.
+    pub channel: ChannelId,
+    /// The device, once known.
+    pub device: Option<DeviceId>,
+}
+
+/// What a miner submitted, its job already looked up by the protocol's own kind of id.
+#[derive(Debug)]
+pub struct Submission<'a> {
+    /// The job.
+    pub job: JobLookup<'a>,
+    /// What the miner rolled, after its reserved bytes.
+    pub extranonce: &'a [u8],
+    /// The header's version.
+    pub version: u32,
+    /// The version bits that this miner may roll.
+    pub version_mask: u32,
+    /// The header's time.
+    pub ntime: u32,
+    /// The header's nonce.
+    pub nonce: u32,
+}
+
+/// Judges the shares of one channel and keeps its difficulty.
+#[derive(Debug)]
+pub struct Judge {
+    reserved: [u8; RESERVED_SIZE],
+    /// Bytes that the miner rolls after the reserved ones.
+    rolled_size: usize,
+    vardiff: Vardiff,
+    /// The difficulty exponents of the jobs that may still be mined on, with the first job sent at each.
+    difficulties: ArrayVec<(JobNumber, i32), MAX_DIFFICULTY_CHANGES>,
+    /// The difficulty exponent at which the upstream's target stands, the hardest that a miner is ever given.
+    upstream_exponent: i32,
+    /// The hardest difficulty exponent that the miner accepts (SV2 `max_target`), or the easiest of all.
+    minimum_exponent: i32,
+    seen: HashSet<u64, BuildHasherDefault<ShareHasher>>,
+    seen_tip: TipNumber,
+    /// The oldest job that this channel may submit for: earlier ones were not sent to it, or their shares can no
+    /// longer be told from duplicates.
+    oldest: JobNumber,
+    newest: JobNumber,
+    next_check: Duration,
+}
+
+/// A share's hash is as good as random in its low bytes: nothing is gained by hashing it again.
+#[derive(Debug, Default)]
+struct ShareHasher(u64);
+
+impl Hasher for ShareHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only u64 keys are hashed");
+    }
+    fn write_u64(&mut self, value: u64) {
+        // The low bytes are random; the table takes its bucket from the low bits and its tag from the high ones.
+        self.0 = value;
+    }
+}
+
+impl Judge {
+    /// A judge for a miner with these reserved bytes, which rolls `rolled_size` bytes after them.
+    pub fn new(reserved: [u8; RESERVED_SIZE], rolled_size: usize, settings: &Settings, now: Now) -> Self {
+        let config = &settings.vardiff;
+        Judge {
+            reserved,
+            rolled_size,
+            vardiff: Vardiff::new(config, config.initial_exponent, now.monotonic),
+            difficulties: ArrayVec::new(),
+            upstream_exponent: i32::MAX,
+            minimum_exponent: i32::MIN,
+            seen: HashSet::default(),
+            seen_tip: TipNumber(0),
+            oldest: JobNumber(u64::MAX),
+            newest: JobNumber(0),
+            next_check: now.monotonic + VARDIFF_INTERVAL,
+        }
+    }
+
+    /// The bytes that tell this miner from others.
+    pub fn reserved(&self) -> [u8; RESERVED_SIZE] {
+        self.reserved
+    }
+
+    /// How many bytes the miner rolls.
+    pub fn rolled_size(&self) -> usize {
+        self.rolled_size
+    }
+
+    /// The newest job that this channel was sent; 0 before the first.
+    pub fn newest_sent(&self) -> JobNumber {
+        self.newest
+    }
+
+    /// Starts from another difficulty, which jobs sent from now on get: a suggestion, or a password option.
+    pub fn suggest(&mut self, settings: &Settings, exponent: i32, now: Now) {
+        if settings.vardiff_enabled {
+            let exponent = exponent.clamp(settings.vardiff.minimum_exponent.max(self.minimum_exponent), 223);
+            self.vardiff.set_exponent(exponent, now.monotonic);
+        }
+    }
+
+    /// Forbids difficulties below 2^`exponent`: the target must not be easier than the miner's own maximum.
+    pub fn set_minimum_exponent(&mut self, exponent: i32) {
+        self.minimum_exponent = exponent;
+    }
+
+    /// The difficulty exponent that the next job will have.
+    pub fn exponent(&self, settings: &Settings) -> i32 {
+        // A pool has no upstream whose target could stand in.
+        let own = settings.vardiff_enabled || settings.share_use == ShareUse::Keep;
+        let wanted = if own { self.vardiff.exponent() } else { 223 };
+        wanted.min(self.upstream_exponent).max(self.minimum_exponent)
+    }
+
+    /// Notes that `job` goes to the miner now, at the difficulty that is current now. Returns that difficulty's
+    /// exponent when it differs from the last job's, and so must be told first.
+    pub fn send_job(&mut self, settings: &Settings, work: &Work, job: &Job) -> Option<i32> {
+        self.upstream_exponent = work.upstream_target.difficulty_exponent_floor();
+        if job.tip.number != self.seen_tip || job.clean {
+            self.seen_tip = job.tip.number;
+            self.seen = HashSet::default();
+            self.oldest = job.number;
+        }
+        self.oldest = self.oldest.min(job.number).max(work.oldest());
+        self.newest = job.number;
+        let exponent = self.exponent(settings);
+        self.forget_old_difficulties();
+        let told = self.difficulties.last().map(|(_, exponent)| *exponent);
+        if told == Some(exponent) {
+            return None;
+        }
+        if self.difficulties.is_full() {
+            let (_, easier) = self.difficulties.remove(0);
+            self.difficulties[0].1 = self.difficulties[0].1.min(easier);
+        }
+        self.difficulties.push((job.number, exponent));
+        Some(exponent)
+    }
+
+    /// Judges one share. Allocates nothing but the record that goes on, and remembers the share if it is good.
+    pub fn judge(
+        &mut self,
+        settings: &Settings,
+        work: &Work,
+        submitter: Submitter,
+        submission: &Submission<'_>,
+        now: Now,
+    ) -> ShareEvent {
+        let mut event = refusal(submitter, submission, RejectReason::JobNotFound, now);
+        let job = match self.job_of(submission) {
+            Ok(job) => job,
+            Err(reason) => {
+                event.record.verdict = Verdict::Rejected(reason);
+                return event;
+            }
+        };
+        let record = &mut event.record;
+        record.upstream = Some(job.origin.upstream);
+        record.upstream_channel = Some(job.origin.channel);
+        record.job = Some(job.number);
+        record.job_age_ms = now.since(job.received).as_millis().min(u128::from(u32::MAX)) as u32;
+        if let Err(reason) = self.check_fields(job, submission, now) {
+            record.verdict = Verdict::Rejected(reason);
+            return event;
+        }
+        record.rollable = job.rollable_bytes(self.reserved, submission.extranonce);
+        let rolled = Rolled {
+            reserved: self.reserved,
+            extranonce: submission.extranonce,
+            version: submission.version,
+            ntime: submission.ntime,
+            nonce: submission.nonce,
+        };
+        let hash = job.hash(&rolled);
+        record.difficulty = Some(Difficulty::of_hash(&hash));
+        let is_block = job.tip.network_target.is_met_by(&hash);
+        let exponent = self.judging_exponent(job.number);
+        if !is_block && !Target::from_difficulty_exponent(exponent).is_met_by(&hash) {
+            record.verdict = Verdict::Rejected(RejectReason::LowDifficulty);
+            return event;
+        }
+        if !self.remember(&hash) {
+            record.verdict = Verdict::Rejected(RejectReason::Duplicate);
+            return event;
+        }
+        self.accept(settings, work, &mut event, job, &Accepted { exponent, hash, is_block }, now);
+        event
+    }
+
+    /// Looks at the difficulty. True when it changed, so that the next job will carry another one.
+    pub fn check_difficulty(&mut self, settings: &Settings, now: Now) -> bool {
+        self.next_check = now.monotonic + VARDIFF_INTERVAL;
+        settings.vardiff_enabled
+            && self.vardiff.check(&settings.vardiff, self.upstream_exponent.min(223), now.monotonic).is_some()
+    }
+
+    /// When [`Judge::check_difficulty`] is due, on the monotonic clock.
+    pub fn next_check(&self) -> Duration {
+        self.next_check
+    }
+
+    /// Our estimate of what the miner hashes; `None` while unknown.
+    pub fn hash_rate(&self, now: Now) -> Option<HashRate> {
+        self.vardiff.hash_rate(now.monotonic)
+    }
+
+    /// True when no more shares can be remembered; the jobs sent so far are then retired and the channel needs a
+    /// new one. Asked after each share.
+    pub fn is_full(&self) -> bool {
+        self.seen.len() >= MAX_SEEN_SHARES
+    }
+
+    /// Retires every job sent so far, and forgets their shares.
+    pub fn retire_jobs(&mut self) {
+        self.oldest = self.newest.next();
+        self.seen = HashSet::default();
+    }
+
+    fn job_of<'a>(&self, submission: &Submission<'a>) -> Result<&'a Job, RejectReason> {
+        let job = match submission.job {
+            JobLookup::Live(published) => &published.job,
+            JobLookup::Retired => return Err(RejectReason::Stale),
+            JobLookup::Unknown => return Err(RejectReason::JobNotFound),
+        };
+        // Published, but not sent here: the miner cannot have worked on it.
+        if job.number > self.newest {
+            return Err(RejectReason::JobNotFound);
+        }
+        if job.number < self.oldest { Err(RejectReason::Stale) } else { Ok(job) }
+    }
+
+    fn check_fields(&self, job: &Job, submission: &Submission<'_>, now: Now) -> Result<(), RejectReason> {
+        if submission.extranonce.len() != self.rolled_size || RESERVED_SIZE + self.rolled_size > job.rollable_size {
+            return Err(RejectReason::BadExtranonce);
+        }
+        let mask = if job.version_rolling_allowed { submission.version_mask } else { 0 };
+        if (submission.version ^ job.version) & !mask != 0 {
+            return Err(RejectReason::BadVersionBits);
+        }
+        let latest = now.unix_seconds().max(job.min_ntime).saturating_add(MAX_NTIME_AHEAD);
+        if submission.ntime < job.min_ntime || submission.ntime > latest {
+            return Err(RejectReason::BadNtime);
+        }
+        Ok(())
+    }
+
+    /// The easier of the job's difficulty and any sent since.
+    fn judging_exponent(&self, job: JobNumber) -> i32 {
+        let own = self.difficulties.iter().rposition(|(first, _)| *first <= job).unwrap_or(0);
+        self.difficulties[own..].iter().map(|(_, exponent)| *exponent).min().unwrap_or(i32::MAX)
+    }
+
+    /// False when the share came before.
+    fn remember(&mut self, hash: &Hash) -> bool {
+        let (words, _) = hash.as_chunks::<8>();
+        self.seen.insert(u64::from_le_bytes(words[0]))
+    }
+
+    fn accept(
+        &mut self,
+        settings: &Settings,
+        work: &Work,
+        event: &mut ShareEvent,
+        job: &Job,
+        accepted: &Accepted,
+        now: Now,
+    ) {
+        self.vardiff.on_share(&settings.vardiff, accepted.exponent, now.monotonic);
+        let worth_forwarding = job.upstream_target.is_met_by(&accepted.hash);
+        let record = &mut event.record;
+        record.verdict = if accepted.is_block { Verdict::BlockFound } else { Verdict::Accepted };
+        record.credited = Target::from_difficulty_exponent(accepted.exponent).work();
+        record.upstream_work = if worth_forwarding { job.upstream_target.work() } else { WorkSum(0) };
+        record.fate = match settings.share_use {
+            ShareUse::Keep => Fate::Kept,
+            ShareUse::Forward if !worth_forwarding && !accepted.is_block => Fate::BelowUpstreamTarget,
+            ShareUse::Forward if job.epoch != work.epoch => Fate::Dropped(DropReason::EpochEnded),
+            ShareUse::Forward if !work.live => Fate::Dropped(DropReason::UpstreamLost),
+            ShareUse::Forward => Fate::Forwarded,
+        };
+        if record.fate == Fate::Forwarded || (record.fate == Fate::Kept && accepted.is_block) {
+            event.forward = Some(ForwardShare {
+                epoch: job.epoch,
+                origin: job.origin,
+                job: job.number,
+                connection: record.connection,
+                channel: record.channel,
+                version: record.version,
+                ntime: record.ntime,
+                nonce: record.nonce,
+                rollable: record.rollable.clone(),
+                hash: accepted.hash,
+                is_block: accepted.is_block,
+            });
+        }
+    }
+
+    fn forget_old_difficulties(&mut self) {
+        while self.difficulties.len() > 1 && self.difficulties[1].0 <= self.oldest {
+            self.difficulties.remove(0);
+        }
+    }
+}
+
+/// A share that met its target.
+struct Accepted {
+    exponent: i32,
+    hash: Hash,
+    is_block: bool,
+}
+
+/// The record of a share that is refused for `reason`, with everything that is known before its job is.
+pub fn refusal(submitter: Submitter, submission: &Submission<'_>, reason: RejectReason, now: Now) -> ShareEvent {
+    let record = ShareRecord {
+        judged: now,
+        device: submitter.device,
+        connection: submitter.connection,
+        channel: submitter.channel,
+        upstream: None,
+        upstream_channel: None,
+        job: None,
+        verdict: Verdict::Rejected(reason),
+        fate: Fate::Refused,
+        sequence_number: None,
+        credited: WorkSum(0),
+        upstream_work: WorkSum(0),
+        difficulty: None,
+        job_age_ms: 0,
+        version: submission.version,
+        ntime: submission.ntime,
+        nonce: submission.nonce,
+        rollable: ArrayVec::new(),
+    };
+    ShareEvent { record, forward: None }
+}

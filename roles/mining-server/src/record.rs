@@ -1,0 +1,198 @@
+//! What is written down of every share: one fixed-size record a verdict, and a later one for what the upstream
+//! said.
+//!
+//! Records are only made here, never summed: that is the ledger's part.
+
+use arrayvec::ArrayVec;
+use stratum::job::MAX_EXTRANONCE_SIZE;
+use stratum::{
+    ChannelId, ConnectionId, DeviceId, Difficulty, JobNumber, Now, SequenceNumber, UpstreamChannelId, UpstreamId, Work,
+};
+
+/// Our decision over one share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It met the target that it was judged by.
+    Accepted,
+    /// It met the network's target too.
+    BlockFound,
+    /// It was refused.
+    Rejected(RejectReason),
+}
+
+/// Why a share was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RejectReason {
+    /// Its job builds on an older tip, or belongs to an earlier life of the upstream channel.
+    Stale,
+    /// We never sent its job on this connection, or it is too old to be kept.
+    JobNotFound,
+    /// The same share came before.
+    Duplicate,
+    /// Its hash misses the target.
+    LowDifficulty,
+    /// It rolled version bits that it must not roll.
+    BadVersionBits,
+    /// Its time is below the job's minimum or more than two hours ahead.
+    BadNtime,
+    /// Its extranonce has the wrong length.
+    BadExtranonce,
+    /// It could not be read.
+    Malformed,
+    /// Its connection has not authorised.
+    Unauthorised,
+    /// Its connection has not subscribed, or its channel does not exist.
+    NotSubscribed,
+}
+
+impl RejectReason {
+    /// All reasons, for those who count by them.
+    pub const ALL: [RejectReason; 10] = [
+        RejectReason::Stale,
+        RejectReason::JobNotFound,
+        RejectReason::Duplicate,
+        RejectReason::LowDifficulty,
+        RejectReason::BadVersionBits,
+        RejectReason::BadNtime,
+        RejectReason::BadExtranonce,
+        RejectReason::Malformed,
+        RejectReason::Unauthorised,
+        RejectReason::NotSubscribed,
+    ];
+
+    /// The name in metrics and summaries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RejectReason::Stale => "stale",
+            RejectReason::JobNotFound => "job_not_found",
+            RejectReason::Duplicate => "duplicate",
+            RejectReason::LowDifficulty => "low_difficulty",
+            RejectReason::BadVersionBits => "bad_version_bits",
+            RejectReason::BadNtime => "bad_ntime",
+            RejectReason::BadExtranonce => "bad_extranonce",
+            RejectReason::Malformed => "malformed",
+            RejectReason::Unauthorised => "unauthorised",
+            RejectReason::NotSubscribed => "not_subscribed",
+        }
+    }
+}
+
+/// What became of a share on our side. `Held` comes with custom jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// It was refused, so there was nothing to pass on.
+    Refused,
+    /// Accepted at the device's difficulty, but worth nothing at the upstream's target.
+    BelowUpstreamTarget,
+    /// Sent upstream.
+    Forwarded,
+    /// Accepted and worth forwarding, but not sent.
+    Dropped(DropReason),
+    /// Accepted, and we are the pool.
+    Kept,
+}
+
+/// Why a share that was worth forwarding was not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DropReason {
+    /// The upstream was away.
+    UpstreamLost,
+    /// The upstream's channel was opened anew while the share was on its way.
+    EpochEnded,
+    /// The upstream took shares more slowly than they came, and its queue was full.
+    QueueFull,
+}
+
+impl DropReason {
+    /// All reasons, for those who count by them.
+    pub const ALL: [DropReason; 3] = [DropReason::UpstreamLost, DropReason::EpochEnded, DropReason::QueueFull];
+
+    /// The name in metrics and summaries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DropReason::UpstreamLost => "upstream_lost",
+            DropReason::EpochEnded => "epoch_ended",
+            DropReason::QueueFull => "queue_full",
+        }
+    }
+}
+
+/// One share and what we decided. Has a fixed size and owns nothing on the heap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShareRecord {
+    /// When the share was judged.
+    pub judged: Now,
+    /// Who hashed it; `None` when its connection had not authorised.
+    pub device: Option<DeviceId>,
+    /// The connection that it came in on.
+    pub connection: ConnectionId,
+    /// The downstream channel; 0 on SV1 connections.
+    pub channel: ChannelId,
+    /// The upstream whose job it solves, where the job is known.
+    pub upstream: Option<UpstreamId>,
+    /// The upstream's channel, where the job is known.
+    pub upstream_channel: Option<UpstreamChannelId>,
+    /// Our number of its job, where the job is known.
+    pub job: Option<JobNumber>,
+    /// What we decided.
+    pub verdict: Verdict,
+    /// What became of it.
+    pub fate: Fate,
+    /// Its number on the upstream's channel, once forwarded.
+    pub sequence_number: Option<SequenceNumber>,
+    /// What the device is credited: the work of the target that the share was judged by. 0 when refused.
+    pub credited: Work,
+    /// What the share is worth to the upstream: the work of the upstream's target if it meets that, else 0.
+    pub upstream_work: Work,
+    /// The difficulty that its hash reached; `None` when it was not hashed.
+    pub difficulty: Option<Difficulty>,
+    /// Time between its job reaching us and the share, in milliseconds; 0 when the job is not known.
+    pub job_age_ms: u32,
+    /// The header's version.
+    pub version: u32,
+    /// The header's time.
+    pub ntime: u32,
+    /// The header's nonce.
+    pub nonce: u32,
+    /// The part of the extranonce between the job's coinbase prefix and suffix.
+    pub rollable: ArrayVec<u8, MAX_EXTRANONCE_SIZE>,
+}
+
+/// What an upstream said of shares that were forwarded to it: a record of its own, because it comes later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamAnswer {
+    /// When the answer came.
+    pub received: Now,
+    /// Whose answer.
+    pub upstream: UpstreamId,
+    /// On which of its channels.
+    pub channel: UpstreamChannelId,
+    /// What it said.
+    pub verdict: UpstreamVerdict,
+}
+
+/// The two answers that SV2 has for shares, and what stands for none.
+#[derive(Clone, Debug, PartialEq)]
+pub enum UpstreamVerdict {
+    /// SubmitShares.Success: `count` shares up to and with `last` are acknowledged.
+    Acknowledged {
+        /// The last sequence number that the answer covers.
+        last: SequenceNumber,
+        /// How many shares it says it took.
+        count: u32,
+        /// The sum of their difficulties, as the upstream counts it.
+        shares_sum: u64,
+    },
+    /// SubmitShares.Error for one share.
+    Rejected {
+        /// The share's sequence number.
+        sequence_number: SequenceNumber,
+        /// The upstream's error code.
+        code: String,
+    },
+    /// The connection or channel ended with `count` shares unanswered.
+    Lost {
+        /// How many shares were not answered.
+        count: u32,
+    },
+}

@@ -1,0 +1,166 @@
+//! What a source of work publishes to its connections, and the book in which it numbers its jobs.
+//!
+//! A [`Work`] never changes once it is published; a new one takes its place in one swap.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use stratum::job::JobParts;
+use stratum::sv1::render::NotifyLine;
+use stratum::{Epoch, Job, JobId, JobNumber, Now, Target};
+
+/// Jobs of one tip that a share may still be for. At one job in twenty seconds these last for more than twenty
+/// minutes, and a miner works on the newest one or two; the oldest retires when one more comes.
+pub const MAX_LIVE_JOBS: usize = 64;
+
+/// A job with what is rendered once for all miners.
+#[derive(Debug)]
+pub struct PublishedJob {
+    /// The job.
+    pub job: Job,
+    /// Its `mining.notify` line.
+    pub notify: NotifyLine,
+}
+
+/// Everything that a connection needs to mine for one source of work, immutable.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The life of the upstream channel.
+    pub epoch: Epoch,
+    /// False while the upstream is away: shares are checked and answered, and dropped before forwarding.
+    pub live: bool,
+    /// The number that the source's first job had: a lower one was never ours.
+    pub first: JobNumber,
+    /// The jobs that shares may be for, oldest first; the last is the active one. Never empty.
+    pub jobs: Vec<Arc<PublishedJob>>,
+    /// The target that new jobs' shares must meet to be worth something to the upstream.
+    pub upstream_target: Target,
+}
+
+/// What is known of a job number.
+#[derive(Debug)]
+pub enum JobLookup<'a> {
+    /// A share may be for it.
+    Live(&'a Arc<PublishedJob>),
+    /// It was ours, but its tip or epoch is over, or too many came after it.
+    Retired,
+    /// It never was.
+    Unknown,
+}
+
+impl Work {
+    /// The job to mine on.
+    pub fn active(&self) -> &Arc<PublishedJob> {
+        self.jobs.last().expect("work is published with at least one job")
+    }
+
+    /// Finds a job by our number.
+    pub fn job(&self, number: JobNumber) -> JobLookup<'_> {
+        match self.jobs.binary_search_by_key(&number, |published| published.job.number) {
+            Ok(index) => JobLookup::Live(&self.jobs[index]),
+            Err(_) if number >= self.first && number < self.active().job.number => JobLookup::Retired,
+            Err(_) => JobLookup::Unknown,
+        }
+    }
+
+    /// Finds a job by the id that SV2 downstreams know.
+    pub fn job_by_id(&self, id: JobId) -> JobLookup<'_> {
+        let active = self.active().job.number;
+        // The number's upper half is the active job's, or one less where the lower half has wrapped since.
+        let behind = (active.0 as u32).wrapping_sub(id.0);
+        match active.0.checked_sub(u64::from(behind)) {
+            Some(number) => self.job(JobNumber(number)),
+            None => JobLookup::Unknown,
+        }
+    }
+
+    /// The oldest job for which a share is still accepted.
+    pub fn oldest(&self) -> JobNumber {
+        self.jobs[0].job.number
+    }
+}
+
+/// The jobs of one source of work: numbers them, keeps the live ones, and makes each [`Work`].
+///
+/// Several books of one process must not share numbers if a connection can move between them: give each a
+/// `first` of its own.
+#[derive(Debug)]
+pub struct JobBook {
+    first: JobNumber,
+    next: JobNumber,
+    epoch: Epoch,
+    live: bool,
+    upstream_target: Target,
+    jobs: VecDeque<Arc<PublishedJob>>,
+}
+
+impl JobBook {
+    /// An empty book, whose first job will have the number `first`.
+    pub fn new(first: JobNumber) -> Self {
+        JobBook { first, next: first, epoch: Epoch(0), live: false, upstream_target: Target::MAX, jobs: VecDeque::new() }
+    }
+
+    /// The number that the next job must carry.
+    pub fn next_number(&self) -> JobNumber {
+        self.next
+    }
+
+    /// Adds a job, which becomes the active one. `parts.number` must be [`JobBook::next_number`]. A clean job
+    /// retires all others.
+    pub fn add(&mut self, parts: JobParts) -> &Arc<PublishedJob> {
+        self.add_job(Job::new(parts))
+    }
+
+    /// Makes the active job anew with the time moved on, so that miners have something fresh to hash and hear
+    /// from us. The time moves by what has passed since the job came, which SV2 permits. False when there is no job yet or not a second has passed.
+    pub fn refresh(&mut self, now: Now) -> bool {
+        let Some(active) = self.jobs.back() else { return false };
+        let seconds = now.since(active.job.received).as_secs() as u32;
+        if seconds == 0 {
+            return false;
+        }
+        let min_ntime = active.job.min_ntime.saturating_add(seconds);
+        let job = active.job.refreshed(self.next, min_ntime, now);
+        self.add_job(job);
+        true
+    }
+
+    /// Says whether the upstream takes shares. Jobs stay as they are.
+    pub fn set_live(&mut self, live: bool) {
+        self.live = live;
+    }
+
+    /// Sets the life of the upstream channel that jobs added from now on belong to.
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
+    /// Sets the upstream's target for what is published from now on.
+    pub fn set_upstream_target(&mut self, target: Target) {
+        self.upstream_target = target;
+    }
+
+    /// What to publish; `None` until there is a job.
+    pub fn work(&self) -> Option<Work> {
+        (!self.jobs.is_empty()).then(|| Work {
+            epoch: self.epoch,
+            live: self.live,
+            first: self.first,
+            jobs: self.jobs.iter().cloned().collect(),
+            upstream_target: self.upstream_target,
+        })
+    }
+
+    fn add_job(&mut self, job: Job) -> &Arc<PublishedJob> {
+        assert_eq!(job.number, self.next, "jobs are numbered by their book");
+        self.next = self.next.next();
+        if job.clean {
+            self.jobs.clear();
+        } else if self.jobs.len() == MAX_LIVE_JOBS {
+            self.jobs.pop_front();
+        }
+        let notify = NotifyLine::render(&job);
+        self.jobs.push_back(Arc::new(PublishedJob { job, notify }));
+        self.jobs.back().expect("a job was added")
+    }
+}
