@@ -1,1 +1,15 @@
-//! (being written)
+//! From a node's answer to a block template, and from a template and a solved header to a block.
+//!
+//! This crate never talks to a node, reads a clock or touches a file: answers come in as text, blocks go out as
+//! bytes. Hashes are in internal byte order everywhere.
+
+pub mod block;
+pub mod block_template;
+pub mod coinbase;
+pub mod merkle;
+pub mod payout;
+
+pub use block::assemble_block;
+pub use block_template::{BlockTemplate, TemplateError, TemplateTransaction};
+pub use coinbase::{CoinbaseError, CoinbaseParts, CoinbaseRules};
+pub use payout::{PayoutError, payout_script};

@@ -1,0 +1,92 @@
+//! A whole block, from a template, a coinbase and a solved header.
+//!
+//! This module never checks that the header is solved or that it names this coinbase: who found it did that.
+
+use crate::BlockTemplate;
+use crate::coinbase::push_compact_size;
+
+/// Bytes of a transaction before its inputs.
+const VERSION_SIZE: usize = 4;
+
+/// Bytes of a transaction after its outputs.
+const LOCK_TIME_SIZE: usize = 4;
+
+/// The witness of a coinbase (BIP 141): one item of 32 bytes, zeros as the template's commitment assumes.
+const WITNESS: [u8; 34] = {
+    let mut witness = [0; 34];
+    witness[0] = 1;
+    witness[1] = 32;
+    witness
+};
+
+/// The block of `header` on `template`, as nodes take it. `coinbase` is the coinbase without witness, exactly as
+/// it was hashed; the witness is added when the template commits to witnesses.
+///
+/// Panics when `coinbase` is shorter than any transaction: it is one that we made.
+pub fn assemble_block(template: &BlockTemplate, coinbase: &[u8], header: &[u8; 80]) -> Vec<u8> {
+    assert!(coinbase.len() > VERSION_SIZE + LOCK_TIME_SIZE, "{} bytes are no coinbase", coinbase.len());
+    let transactions: usize = template.transactions.iter().map(|transaction| transaction.raw.len()).sum();
+    let mut block = Vec::with_capacity(80 + 5 + coinbase.len() + 2 + WITNESS.len() + transactions);
+    block.extend_from_slice(header);
+    push_compact_size(&mut block, 1 + template.transactions.len());
+    if template.witness_commitment.is_some() {
+        let (version, rest) = coinbase.split_at(VERSION_SIZE);
+        let (inputs_and_outputs, lock_time) = rest.split_at(rest.len() - LOCK_TIME_SIZE);
+        block.extend_from_slice(version);
+        // Marker and flag (BIP 144).
+        block.extend_from_slice(&[0, 1]);
+        block.extend_from_slice(inputs_and_outputs);
+        block.extend_from_slice(&WITNESS);
+        block.extend_from_slice(lock_time);
+    } else {
+        block.extend_from_slice(coinbase);
+    }
+    for transaction in &template.transactions {
+        block.extend_from_slice(&transaction.raw);
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CoinbaseRules;
+    use crate::block_template::tests::{small_template, with_transactions};
+    use bitcoin::Block;
+    use bitcoin::consensus::deserialize;
+    use bitcoin::hashes::Hash as _;
+    use stratum::hash::{merkle_root, sha256d};
+
+    #[test]
+    fn blocks_of_any_size_hold_together() {
+        for transactions in [0, 1, 2, 3, 20, 252, 253] {
+            let template = with_transactions(small_template(900_001), transactions);
+            let rules = CoinbaseRules::new(vec![0x51], b"tag".to_vec(), 12).expect("fits");
+            let coinbase = rules.parts(&template).expect("fits").with_extranonce(&[3; 12]);
+            let root = merkle_root(sha256d(&coinbase), &template.merkle_path);
+            let header = template.header(template.version, &root, template.current_time, 5);
+            let block: Block =
+                deserialize(&assemble_block(&template, &coinbase, &header)).expect("is a block");
+            assert_eq!(block.txdata.len(), 1 + transactions);
+            assert!(block.check_merkle_root(), "{transactions} transactions");
+            assert!(block.check_witness_commitment(), "{transactions} transactions");
+            assert_eq!(block.bip34_block_height(), Ok(900_001));
+            assert_eq!(block.header.block_hash().to_byte_array(), sha256d(&header));
+            assert_eq!(block.txdata[0].compute_txid().to_byte_array(), sha256d(&coinbase));
+        }
+    }
+
+    #[test]
+    fn without_a_commitment_the_coinbase_has_no_witness() {
+        let mut template = small_template(3);
+        template.witness_commitment = None;
+        let rules = CoinbaseRules::new(vec![0x51], vec![], 4).expect("fits");
+        let coinbase = rules.parts(&template).expect("fits").with_extranonce(&[3; 4]);
+        let root = merkle_root(sha256d(&coinbase), &[]);
+        let block: Block =
+            deserialize(&assemble_block(&template, &coinbase, &template.header(4, &root, 9, 9)))
+                .expect("is a block");
+        assert!(block.txdata[0].input[0].witness.is_empty());
+        assert!(block.check_merkle_root());
+    }
+}
