@@ -1,0 +1,5 @@
+//! The upstream state machine against a scripted pool, in virtual time.
+
+mod properties;
+mod rig;
+mod scripted;
