@@ -19,8 +19,8 @@ const WITNESS: [u8; 34] = {
     witness
 };
 
-/// The block of `header` on `template`, as nodes take it. `coinbase` is the coinbase without witness, exactly as
-/// it was hashed; the witness is added when the template commits to witnesses.
+/// The block of `header` on `template`, as nodes take it. `coinbase` is the coinbase without witness, exactly
+/// as it was hashed; the witness is added when the template commits to witnesses.
 ///
 /// Panics when `coinbase` is shorter than any transaction: it is one that we made.
 pub fn assemble_block(template: &BlockTemplate, coinbase: &[u8], header: &[u8; 80]) -> Vec<u8> {

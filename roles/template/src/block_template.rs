@@ -1,7 +1,7 @@
 //! A block template as a node describes it, and the reading of `getblocktemplate` answers (BIP 22, 23, 145).
 //!
-//! This module never asks a node and never judges transactions: the node has done that. It only refuses answers
-//! from which no block could be built, and says so as the node's fault.
+//! This module never asks a node and never judges transactions: the node has done that. It only refuses
+//! answers from which no block could be built, and says so as the node's fault.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,8 +13,8 @@ use stratum::{Now, Target, TemplateId};
 use crate::merkle::merkle_path;
 
 /// Most transactions besides the coinbase: a transaction has at least 60 bytes without witness, 240 of the
-/// 4,000,000 weight units of a block (BIP 141). An answer with more is refused, so that no path is longer than a
-/// native SV2 miner can take.
+/// 4,000,000 weight units of a block (BIP 141). An answer with more is refused, so that no path is longer
+/// than a native SV2 miner can take.
 pub const MAX_TRANSACTIONS: usize = 4_000_000 / 240;
 
 /// Most bytes of all transactions together: weight counts each byte at least once (BIP 141).
@@ -51,8 +51,8 @@ pub struct BlockTemplate {
     pub current_time: u32,
     /// What the coinbase may pay, subsidy and fees; satoshis.
     pub coinbase_value: u64,
-    /// The script of the output that commits to the witnesses (BIP 141) of these transactions and of a coinbase
-    /// whose witness is 32 zero bytes. Absent where segregated witness is not active.
+    /// The script of the output that commits to the witnesses (BIP 141) of these transactions and of a
+    /// coinbase whose witness is 32 zero bytes. Absent where segregated witness is not active.
     pub witness_commitment: Option<Vec<u8>>,
     /// The transactions after the coinbase, in block order.
     pub transactions: Vec<TemplateTransaction>,

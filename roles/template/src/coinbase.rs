@@ -1,7 +1,7 @@
 //! The coinbase transaction, cut in two around the extranonce.
 //!
-//! This module never adds the witness: miners hash a coinbase without it, and [`crate::assemble_block`] puts it
-//! back. Nor does it choose what goes into the extranonce.
+//! This module never adds the witness: miners hash a coinbase without it, and [`crate::assemble_block`] puts
+//! it back. Nor does it choose what goes into the extranonce.
 
 use bitcoin::Script;
 
@@ -16,8 +16,8 @@ pub const MAX_SCRIPT_SIG: usize = 100;
 /// The longest push of a height (BIP 34): one byte of length and four of number, up to height 2^31 - 1.
 const MAX_HEIGHT_PUSH: usize = 5;
 
-/// The longest tag that leaves room for every extranonce and every height, with a byte of length for each of the
-/// two pushes.
+/// The longest tag that leaves room for every extranonce and every height, with a byte of length for each of
+/// the two pushes.
 pub const MAX_TAG_SIZE: usize = MAX_SCRIPT_SIG - MAX_HEIGHT_PUSH - 1 - (1 + MAX_EXTRANONCE_SIZE);
 
 /// Not final, so that the lock time counts: what the templates of Bitcoin Core 31 ask for (BIP 54).
@@ -32,8 +32,8 @@ const BLOCK_OVERHEAD_WEIGHT: u64 = 4 * (80 + 3);
 /// The weight of the witness of a coinbase (BIP 141): marker, flag, two counts and 32 zero bytes.
 const WITNESS_WEIGHT: u64 = 2 + 2 + 32;
 
-/// Bytes of coinbase around the scriptSig and the outputs: version, count of inputs, outpoint, length of script,
-/// sequence, lock time.
+/// Bytes of coinbase around the scriptSig and the outputs: version, count of inputs, outpoint, length of
+/// script, sequence, lock time.
 const FIXED_SIZE: usize = 4 + 1 + 36 + 1 + 4 + 4;
 
 /// What every coinbase of ours carries, whatever the template.
@@ -106,8 +106,8 @@ impl CoinbaseRules {
         self.extranonce_size
     }
 
-    /// The coinbase for one template. Lock time and sequence are those that make it unique (BIP 54); the witness
-    /// commitment is the last output.
+    /// The coinbase for one template. Lock time and sequence are those that make it unique (BIP 54); the
+    /// witness commitment is the last output.
     pub fn parts(&self, template: &BlockTemplate) -> Result<CoinbaseParts, CoinbaseError> {
         let mut script_sig = height_push(template.height);
         if !self.tag.is_empty() {
@@ -196,7 +196,8 @@ fn height_push(height: u32) -> Vec<u8> {
     }
 }
 
-/// Lengths of up to 75 bytes are their own opcode; [`MAX_TAG_SIZE`] and [`MAX_EXTRANONCE_SIZE`] are below that.
+/// Lengths of up to 75 bytes are their own opcode; [`MAX_TAG_SIZE`] and [`MAX_EXTRANONCE_SIZE`] are below
+/// that.
 fn push_length(script: &mut Vec<u8>, length: usize) {
     debug_assert!(length <= 75, "longer pushes have another opcode");
     script.push(length as u8);

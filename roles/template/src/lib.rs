@@ -1,7 +1,7 @@
 //! From a node's answer to a block template, and from a template and a solved header to a block.
 //!
-//! This crate never talks to a node, reads a clock or touches a file: answers come in as text, blocks go out as
-//! bytes. Hashes are in internal byte order everywhere.
+//! This crate never talks to a node, reads a clock or touches a file: answers come in as text, blocks go out
+//! as bytes. Hashes are in internal byte order everywhere.
 
 pub mod block;
 pub mod block_template;

@@ -6,8 +6,8 @@ use stratum::hash::{Hash, merkle_node};
 
 /// The siblings of the first leaf on its way to the merkle root, lowest first.
 ///
-/// `others` are the leaves after the first: the txids of a template's transactions without the coinbase. A level
-/// with an odd number of nodes repeats its last one, as Bitcoin's merkle trees do.
+/// `others` are the leaves after the first: the txids of a template's transactions without the coinbase. A
+/// level with an odd number of nodes repeats its last one, as Bitcoin's merkle trees do.
 pub fn merkle_path(others: &[Hash]) -> Vec<Hash> {
     let mut path = Vec::new();
     // The nodes of one level without its first node, which is unknown until there is a coinbase.

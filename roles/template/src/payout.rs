@@ -52,8 +52,8 @@ pub enum PayoutError {
 
 /// The output script that `text` stands for: an address of `network`, or a raw script in hexadecimal.
 ///
-/// Addresses are P2PKH, P2SH, P2WPKH, P2WSH and P2TR. Raw scripts are taken as they are, except those that would
-/// lose the reward.
+/// Addresses are P2PKH, P2SH, P2WPKH, P2WSH and P2TR. Raw scripts are taken as they are, except those that
+/// would lose the reward.
 pub fn payout_script(text: &str, network: Network) -> Result<Vec<u8>, PayoutError> {
     let text = text.trim();
     if text.is_empty() {

@@ -1,0 +1,115 @@
+//! Templates keep coming: at a new tip, at a refresh, and after the node was away.
+
+use super::*;
+use crate::node::fake::{Answer, FakeNode, empty_template};
+use crate::shutdown::{ShutdownTrigger, shutdown};
+use serde_json::Value;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::task::JoinHandle;
+
+struct Running {
+    templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
+    trigger: ShutdownTrigger,
+    task: JoinHandle<()>,
+}
+
+fn run(client: NodeClient, refresh: Duration) -> Running {
+    let (publish, templates) = watch::channel(None);
+    let (trigger, waits) = shutdown();
+    let settings = TemplateSourceSettings { refresh };
+    let task = tokio::spawn(run_template_source(Arc::new(client), settings, Clock::start(), publish, waits));
+    Running { templates, trigger, task }
+}
+
+impl Running {
+    async fn height(&mut self, height: u32) -> Arc<BlockTemplate> {
+        let is_there =
+            |template: &Option<Arc<BlockTemplate>>| template.as_ref().is_some_and(|it| it.height == height);
+        let found = tokio::time::timeout(Duration::from_secs(20), self.templates.wait_for(is_there)).await;
+        found.expect("in time").expect("still running").clone().expect("there is one")
+    }
+
+    async fn stop(self) {
+        self.trigger.trigger();
+        tokio::time::timeout(Duration::from_secs(5), self.task).await.expect("in time").expect("no panic");
+    }
+}
+
+const NO_REFRESH: Duration = Duration::from_secs(3600);
+
+fn is_long_poll(params: &Value) -> bool {
+    params[0]["longpollid"].is_string()
+}
+
+#[tokio::test]
+async fn a_long_poll_brings_the_next_tip() {
+    let polls = AtomicU32::new(0);
+    let node = FakeNode::start(move |_, params| {
+        if !is_long_poll(params) {
+            return Answer::Result(empty_template(1, 1, "1"));
+        }
+        match polls.fetch_add(1, Ordering::Relaxed) {
+            0 => Answer::Result(empty_template(2, 2, "2")),
+            _ => Answer::Never,
+        }
+    })
+    .await;
+    let mut running = run(node.client(), NO_REFRESH);
+    let second = running.height(2).await;
+    assert_eq!(second.previous_hash, [2; 32]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_silent_long_poll_does_not_stop_refreshes_and_is_not_repeated() {
+    let asks = AtomicU32::new(0);
+    let polls = Arc::new(AtomicU32::new(0));
+    let counted = polls.clone();
+    let node = FakeNode::start(move |_, params| {
+        if is_long_poll(params) {
+            counted.fetch_add(1, Ordering::Relaxed);
+            return Answer::Never;
+        }
+        Answer::Result(empty_template(1 + asks.fetch_add(1, Ordering::Relaxed), 1, "1"))
+    })
+    .await;
+    let mut running = run(node.client(), Duration::from_millis(10));
+    running.height(6).await;
+    assert_eq!(polls.load(Ordering::Relaxed), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_returns_is_found_and_the_last_template_stays_meanwhile() {
+    let refusals = AtomicU32::new(0);
+    let node = FakeNode::start(move |_, params| match refusals.load(Ordering::Relaxed) {
+        0 if !is_long_poll(params) => Answer::Result(empty_template(1, 1, "1")),
+        0..=2 => {
+            refusals.fetch_add(1, Ordering::Relaxed);
+            Answer::Error(-9, "Bitcoin Core is not connected!")
+        }
+        _ if is_long_poll(params) => Answer::Never,
+        _ => Answer::Result(empty_template(9, 9, "9")),
+    })
+    .await;
+    let mut running = run(node.client(), NO_REFRESH);
+    running.height(1).await;
+    // Three failures later there is a template again; the first one was there until then.
+    running.templates.changed().await.expect("still running");
+    running.height(9).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn templates_have_growing_ids() {
+    let node = FakeNode::start(|_, _| Answer::Result(empty_template(1, 1, "1"))).await;
+    let mut running = run(node.client(), NO_REFRESH);
+    let mut last = running.height(1).await.id;
+    for _ in 0..3 {
+        running.templates.changed().await.expect("still running");
+        let id = running.templates.borrow_and_update().clone().expect("there is one").id;
+        assert!(id >= last);
+        last = id;
+    }
+    running.stop().await;
+}

@@ -1,0 +1,302 @@
+//! What we build from a real Bitcoin Core's templates is what it accepts, and it may come and go.
+
+#[path = "support/bitcoin_node.rs"]
+mod bitcoin_node;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::consensus::{deserialize, serialize};
+use bitcoin::hashes::Hash as _;
+use bitcoin::{Amount, Block, BlockHash, CompactTarget, OutPoint, ScriptBuf, TxMerkleNode, Witness};
+use bitcoin_node::{FEE, RegtestNode, WitnessSpend};
+use checkweigh::clock::Clock;
+use checkweigh::dev_chain::validator::{ChainContext, validate, validate_proposal};
+use checkweigh::node::{
+    BlockSource, BlockSubmitter, NodeClient, SubmitAnswer, SubmitOutcome, SubmitterSettings,
+    TemplateSourceSettings, run_template_source,
+};
+use checkweigh::shutdown::{ShutdownTrigger, shutdown};
+use stratum::TemplateId;
+use stratum::hash::{merkle_root, sha256d};
+use template::block_template::displayed;
+use template::{BlockTemplate, CoinbaseRules, assemble_block, payout_script};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Far more than a node needs for anything here.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Blocks between two halvings in regtest.
+const HALVING_INTERVAL: u32 = 150;
+
+async fn newest_template(node: &RegtestNode) -> BlockTemplate {
+    node.client()
+        .block_template(TemplateId(1), None, &Clock::start())
+        .await
+        .expect("the node gives templates")
+}
+
+/// A block on `template` that pays to a P2WPKH address of regtest and needs a nonce still.
+fn block(template: &BlockTemplate, extranonce: u8) -> Vec<u8> {
+    let payout = payout_script("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", bitcoin::Network::Regtest);
+    let rules = CoinbaseRules::new(payout.expect("an address"), b"/checkweigh/".to_vec(), 16).expect("fits");
+    let coinbase = rules.parts(template).expect("fits").with_extranonce(&[extranonce; 16]);
+    let root = merkle_root(sha256d(&coinbase), &template.merkle_path);
+    let header = template.header(template.version, &root, template.current_time, 0);
+    assemble_block(template, &coinbase, &header)
+}
+
+fn solved(mut block: Vec<u8>, template: &BlockTemplate) -> Vec<u8> {
+    for nonce in 0u32.. {
+        block[76..80].copy_from_slice(&nonce.to_le_bytes());
+        if template.network_target().is_met_by(&sha256d(&block[..80])) {
+            break;
+        }
+    }
+    block
+}
+
+#[tokio::test]
+async fn a_block_with_witnesses_becomes_the_tip() {
+    let mut node = RegtestNode::start().await;
+    let spends = node.fill_mempool(5).await;
+    let template = newest_template(&node).await;
+    assert_eq!(template.transactions.len(), 5);
+    assert!(template.transactions.iter().all(|transaction| transaction.txid != transaction.wtxid));
+    assert_eq!(template.fees(), 5 * FEE.to_sat());
+    assert!(spends.iter().all(|spend| {
+        let txid = spend.transaction.compute_txid().to_byte_array();
+        template.transactions.iter().any(|transaction| transaction.txid == txid)
+    }));
+
+    let block = solved(block(&template, 1), &template);
+    let client = node.client();
+    assert_eq!(client.submit_block(&block).await.expect("answers"), SubmitAnswer::Accepted);
+    assert_eq!(node.tip().await, displayed(&sha256d(&block[..80])));
+    assert_eq!(client.submit_block(&block).await.expect("answers"), SubmitAnswer::Duplicate);
+    assert_eq!(newest_template(&node).await.height, template.height + 1);
+}
+
+#[tokio::test]
+async fn the_first_blocks_of_a_chain_are_taken() {
+    // Heights up to 16 are pushed with opcodes of their own, and 17 is the first that is not.
+    let node = RegtestNode::start().await;
+    for height in 1..=18 {
+        let template = newest_template(&node).await;
+        assert_eq!(template.height, height);
+        let block = solved(block(&template, 1), &template);
+        assert_eq!(node.client().submit_block(&block).await.expect("answers"), SubmitAnswer::Accepted);
+    }
+    assert_eq!(node.height().await, 18);
+}
+
+struct Source {
+    source: BlockSource,
+    templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
+    trigger: ShutdownTrigger,
+    task: tokio::task::JoinHandle<()>,
+    directory: tempfile::TempDir,
+}
+
+impl Source {
+    /// Never refreshes by itself: what comes is what the node announced.
+    fn start(client: NodeClient) -> Self {
+        let client = Arc::new(client);
+        let (publish, templates) = watch::channel(None);
+        let (trigger, waits) = shutdown();
+        let settings = TemplateSourceSettings { refresh: Duration::from_secs(3600) };
+        let run = run_template_source(client.clone(), settings, Clock::start(), publish, waits);
+        let directory = tempfile::tempdir().expect("a folder");
+        let settings = SubmitterSettings { directory: directory.path().join("blocks"), deadline: DEADLINE };
+        let submitter = Arc::new(BlockSubmitter::new(client, settings));
+        let source = BlockSource::Node { templates, submitter };
+        Source { templates: source.templates(), source, trigger, task: tokio::spawn(run), directory }
+    }
+
+    async fn template_of_height(&mut self, height: u32) -> Arc<BlockTemplate> {
+        let is_there =
+            |template: &Option<Arc<BlockTemplate>>| template.as_ref().is_some_and(|it| it.height == height);
+        let found = timeout(DEADLINE, self.templates.wait_for(is_there)).await;
+        found.expect("in time").expect("the source runs").clone().expect("there is one")
+    }
+
+    async fn stop(self) {
+        self.trigger.trigger();
+        timeout(DEADLINE, self.task).await.expect("in time").expect("no panic");
+    }
+}
+
+#[tokio::test]
+async fn a_long_poll_wakes_on_a_new_tip() {
+    let node = RegtestNode::start().await;
+    node.generate(1).await;
+    let mut source = Source::start(node.client());
+    let first = source.template_of_height(2).await;
+    let hash = node.generate(1).await.remove(0);
+    let second = source.template_of_height(3).await;
+    assert_eq!(displayed(&second.previous_hash), hash);
+    assert!(!first.same_tip(&second));
+    assert!(second.id > first.id);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_node_is_found_again() {
+    let mut node = RegtestNode::start().await;
+    node.generate(1).await;
+    let mut source = Source::start(node.client());
+    let before = source.template_of_height(2).await;
+    let cookie = std::fs::read(node.cookie_file()).expect("there is a cookie");
+
+    node.stop().await;
+    let last = source.templates.borrow().clone().expect("the last template stays");
+    assert!(last.same_tip(&before));
+    // Found while the node is away: it is submitted until the node is back.
+    let block = solved(block(&before, 3), &before);
+    let hash = displayed(&sha256d(&block[..80]));
+    let submission = {
+        let (source, block) = (source.source.clone(), block.clone());
+        tokio::spawn(async move { source.submit(2, block).await })
+    };
+    node.start_again().await;
+    assert_ne!(std::fs::read(node.cookie_file()).expect("there is a cookie"), cookie);
+    let outcome = timeout(DEADLINE, submission).await.expect("in time").expect("no panic");
+    assert_eq!(outcome, SubmitOutcome::Accepted);
+    assert_eq!(node.tip().await, hash);
+    let after = source.template_of_height(3).await;
+    assert_eq!(displayed(&after.previous_hash), hash);
+
+    let saved = source.directory.path().join("blocks").join(format!("2-{hash}.block"));
+    assert_eq!(std::fs::read_to_string(saved).expect("on the disk"), hex::encode(block));
+    source.stop().await;
+}
+
+/// How a block can be broken.
+type Fault = (&'static str, fn(&mut Block));
+
+fn repair_root(block: &mut Block) {
+    block.header.merkle_root = block.compute_merkle_root().expect("there are transactions");
+}
+
+/// Changes the coinbase and makes the merkle root fit again.
+fn with_coinbase(block: &mut Block, change: impl Fn(&mut bitcoin::Transaction)) {
+    change(&mut block.txdata[0]);
+    repair_root(block);
+}
+
+const FAULTS: [Fault; 16] = [
+    ("bad-txnmrklroot", |block| block.header.merkle_root = TxMerkleNode::all_zeros()),
+    ("bad-witness-merkle-match", |block| {
+        with_coinbase(block, |coinbase| {
+            let commitment = coinbase.output.last_mut().expect("the commitment is the last output");
+            let mut script = commitment.script_pubkey.to_bytes();
+            script[20] ^= 1;
+            commitment.script_pubkey = ScriptBuf::from(script);
+        });
+    }),
+    ("bad-witness-merkle-match", |block| block.txdata[1].input[0].witness = Witness::from_slice(&[[0x52]])),
+    ("bad-witness-nonce-size", |block| {
+        block.txdata[0].input[0].witness = Witness::from_slice(&[[0; 31]]);
+    }),
+    ("unexpected-witness", |block| with_coinbase(block, |coinbase| drop(coinbase.output.pop()))),
+    ("bad-cb-height", |block| {
+        with_coinbase(block, |coinbase| {
+            let mut script = coinbase.input[0].script_sig.to_bytes();
+            script[1] ^= 1;
+            coinbase.input[0].script_sig = ScriptBuf::from(script);
+        });
+    }),
+    ("bad-cb-length", |block| {
+        with_coinbase(block, |coinbase| coinbase.input[0].script_sig = ScriptBuf::from(vec![0; 101]));
+    }),
+    ("bad-cb-amount", |block| {
+        with_coinbase(block, |coinbase| coinbase.output[0].value += Amount::ONE_SAT);
+    }),
+    ("bad-cb-missing", |block| {
+        block.txdata.remove(0);
+        repair_root(block);
+    }),
+    ("bad-cb-multiple", |block| {
+        let mut second = block.txdata[0].clone();
+        second.output[0].value = Amount::ONE_SAT;
+        block.txdata.push(second);
+        repair_root(block);
+    }),
+    ("bad-txns-duplicate", |block| {
+        // The repeated end of a list with an odd number of transactions leaves the root as it was.
+        block.txdata.push(block.txdata.last().expect("there are transactions").clone());
+    }),
+    ("bad-txns-nonfinal", |block| {
+        let height = u32::try_from(block.bip34_block_height().expect("above 16")).expect("small");
+        let lock_time = bitcoin::absolute::LockTime::from_consensus(height);
+        with_coinbase(block, |coinbase| coinbase.lock_time = lock_time);
+    }),
+    ("time-too-old", |block| block.header.time = 1_300_000_000),
+    ("time-too-new", |block| block.header.time += 2 * 60 * 60 + 600),
+    ("bad-diffbits", |block| block.header.bits = CompactTarget::from_consensus(0x207f_fffe)),
+    ("inconclusive-not-best-prevblk", |block| block.header.prev_blockhash = BlockHash::all_zeros()),
+];
+
+/// What our validator needs to know about the chain, from the template and from what we funded.
+fn context(template: &BlockTemplate) -> ChainContext {
+    ChainContext {
+        previous: BlockHash::from_byte_array(template.previous_hash),
+        height: template.height,
+        nbits: CompactTarget::from_consensus(template.nbits),
+        median_time: template.min_ntime - 1,
+        now: template.current_time,
+        halving_interval: HALVING_INTERVAL,
+    }
+}
+
+fn coins(spends: &[WitnessSpend]) -> HashMap<OutPoint, Amount> {
+    spends.iter().map(|spend| (spend.spends, spend.value)).collect()
+}
+
+#[tokio::test]
+async fn our_validator_and_bitcoin_core_agree() {
+    let mut node = RegtestNode::start().await;
+    let coins = coins(&node.fill_mempool(4).await);
+    let coin = |outpoint: &OutPoint| coins.get(outpoint).copied();
+    let template = newest_template(&node).await;
+    assert_eq!(template.transactions.len(), 4);
+    let context = context(&template);
+    let client = node.client();
+
+    for (number, (reason, fault)) in (0u8..).zip(FAULTS) {
+        // Each has a header of its own: a node remembers what it was shown.
+        let mut broken: Block = deserialize(&block(&template, number)).expect("is a block");
+        fault(&mut broken);
+        let broken = serialize(&broken);
+        let ours = validate_proposal(&broken, &context, coin).expect_err(reason).reason;
+        let theirs = client.propose_block(&broken).await.expect("answers");
+        assert_eq!((ours, theirs.as_deref()), (reason, Some(reason)), "as a proposal");
+
+        let broken = solved(broken, &template);
+        assert_eq!(validate(&broken, &context, coin).expect_err(reason).reason, reason);
+        let submitted = client.submit_block(&broken).await.expect("answers");
+        if reason != "inconclusive-not-best-prevblk" {
+            assert_eq!(submitted, SubmitAnswer::Rejected(reason.to_owned()));
+        }
+        assert_ne!(submitted, SubmitAnswer::Accepted, "{reason}");
+    }
+
+    // A sound block that is not solved is a good proposal, and nothing else.
+    let unsolved = (1..)
+        .map(|extranonce| block(&template, extranonce))
+        .find(|candidate| !template.network_target().is_met_by(&sha256d(&candidate[..80])));
+    let unsolved = unsolved.expect("every other one");
+    assert_eq!(client.propose_block(&unsolved).await.expect("answers"), None);
+    assert!(validate_proposal(&unsolved, &context, coin).is_ok());
+    assert_eq!(validate(&unsolved, &context, coin).expect_err("unsolved").reason, "high-hash");
+    let refused = SubmitAnswer::Rejected("high-hash".to_owned());
+    assert_eq!(client.submit_block(&unsolved).await.expect("answers"), refused);
+
+    let sound = solved(block(&template, 99), &template);
+    let valid = validate(&sound, &context, coin).expect("is valid");
+    assert_eq!(valid.transactions.len(), 5);
+    assert_eq!(client.submit_block(&sound).await.expect("answers"), SubmitAnswer::Accepted);
+    assert_eq!(node.tip().await, valid.hash.to_string());
+}
