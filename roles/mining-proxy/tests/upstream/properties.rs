@@ -67,10 +67,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Connect),
         1 => Just(Operation::Disconnect),
         3 => (0..4u32).prop_map(Operation::SetUp),
-        6 => (0..3usize, 1..6u32, prop::bool::weighted(0.8)).prop_map(|(a, b, c)| Operation::Answer(a, b, c)),
-        20 => (prop::sample::select(&KINDS[..7]), 0..7u32, 0..6u32)
+        6 => (0..3usize, 1..4u32, prop::bool::weighted(0.9)).prop_map(|(a, b, c)| Operation::Answer(a, b, c)),
+        20 => (prop::sample::select(&KINDS[..7]), 0..4u32, 0..4u32)
             .prop_map(|(kind, channel, value)| Operation::Receive(kind, channel, value)),
-        3 => (prop::sample::select(&KINDS[7..]), 0..7u32, 0..6u32)
+        3 => (prop::sample::select(&KINDS[7..]), 0..4u32, 0..4u32)
             .prop_map(|(kind, channel, value)| Operation::Receive(kind, channel, value)),
         1 => prop::collection::vec(any::<u8>(), 6..200).prop_map(Operation::Frame),
         12 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(job, block)| Operation::Share(job, block)),
@@ -183,6 +183,9 @@ fn apply(rig: &mut Rig, books: &mut Books, operation: &Operation) {
             let size = if *good { 12 } else { 5 };
             let message = opened(request.request_id, ChannelId(*channel));
             rig.receive(OpenExtendedMiningChannelSuccess { extranonce_size: size, ..message });
+            // A pool's first words on a channel, so that most sequences get to shares.
+            rig.receive(job(ChannelId(*channel), 1, None));
+            rig.receive(tip(ChannelId(*channel), 1, 1));
         }
         Operation::Receive(kind, channel, value) => rig.receive(message(*kind, *channel, *value)),
         Operation::Frame(bytes) => {
