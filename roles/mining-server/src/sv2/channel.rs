@@ -1,0 +1,125 @@
+//! The state of one channel: its judge, its work, and the shares that wait for their acknowledgement.
+//!
+//! A channel never looks at other channels; what they share is the connection's.
+
+use std::sync::Arc;
+
+use stratum::hash::Hash;
+use stratum::sv2::messages::SubmitSharesSuccess;
+use stratum::{ChannelId, DeviceId, HashRate, Job, Now, SequenceNumber, Target, Work as WorkSum};
+
+use super::send;
+use crate::judge::Judge;
+use crate::output::{Event, Output};
+use crate::work::Work;
+
+/// The share of its last published value by which a hash rate must differ to be published again.
+const NOTICEABLE_CHANGE: f64 = 0.1;
+
+/// Channels that the same extended job can be addressed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) id: ChannelId,
+    /// Bytes of the extranonce, from the first reserved one to the last that a miner rolls: the same for all
+    /// members (SV2 5.2.3).
+    pub(super) full_size: usize,
+}
+
+/// One open standard or extended channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) id: ChannelId,
+    pub(super) group: Group,
+    pub(super) is_standard: bool,
+    pub(super) user_identity: String,
+    pub(super) device: DeviceId,
+    pub(super) judge: Judge,
+    pub(super) work: Arc<Work>,
+    pub(super) published_rate: HashRate,
+    pub(super) unacknowledged: Unacknowledged,
+}
+
+/// Accepted shares that the peer was not told of yet.
+#[derive(Debug, Default)]
+pub(super) struct Unacknowledged {
+    pub(super) count: u32,
+    last: SequenceNumber,
+    /// The sum of their difficulties, and the fraction that earlier acknowledgements could not carry: the
+    /// wire has whole numbers, and a device below difficulty 1 would otherwise seem to have done nothing.
+    difficulty: f64,
+}
+
+impl Channel {
+    /// Counts a share that was credited this work as accepted but not yet acknowledged.
+    pub(super) fn accept(&mut self, sequence_number: SequenceNumber, credited: WorkSum) {
+        self.unacknowledged.count += 1;
+        self.unacknowledged.last = sequence_number;
+        self.unacknowledged.difficulty += difficulty_of(credited);
+    }
+
+    /// Acknowledges what waits for it, if anything does.
+    pub(super) fn acknowledge(&mut self, out: &mut Output) {
+        let waiting = &mut self.unacknowledged;
+        if waiting.count == 0 {
+            return;
+        }
+        let whole = waiting.difficulty.floor();
+        waiting.difficulty -= whole;
+        let message = SubmitSharesSuccess {
+            channel_id: self.id,
+            last_sequence_number: waiting.last,
+            new_submits_accepted_count: std::mem::take(&mut waiting.count),
+            // Saturates, as float to integer conversions do.
+            new_shares_sum: whole as u64,
+        };
+        send(message, out);
+    }
+
+    /// Publishes our estimate of the hash rate where it has changed noticeably. An unknown one says nothing.
+    pub(super) fn publish_hash_rate(&mut self, now: Now, out: &mut Output) {
+        let Some(rate) = self.judge.hash_rate(now) else { return };
+        if (rate.0 - self.published_rate.0).abs() > NOTICEABLE_CHANGE * self.published_rate.0 {
+            self.set_published_rate(rate, out);
+        }
+    }
+
+    /// Publishes a hash rate, unless it is the one that was published last.
+    pub(super) fn set_published_rate(&mut self, rate: HashRate, out: &mut Output) {
+        if rate != self.published_rate {
+            self.published_rate = rate;
+            out.events.push(Event::HashRate { channel: self.id, rate });
+        }
+    }
+
+    /// The merkle root of a job on a standard channel, where nothing is rolled.
+    pub(super) fn merkle_root(&self, job: &Job) -> Hash {
+        job.merkle_root(self.judge.reserved(), &[])
+    }
+}
+
+/// The power of two that a share's credited work stands for. The work is rounded to whole hashes, so that its
+/// quotient alone would drift from the difficulty that the peer was told.
+fn difficulty_of(credited: WorkSum) -> f64 {
+    (credited.0 as f64 / Target::DIFFICULTY_1.work().0 as f64).log2().round().exp2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sv2::{MAX_CHANNELS, MAX_PENDING_OPENS, opening::PendingOpen};
+
+    #[test]
+    fn a_peer_that_opens_everything_stays_within_the_stated_memory() {
+        const LONGEST_IDENTITY: usize = 255;
+        assert!(MAX_CHANNELS * (size_of::<Channel>() + LONGEST_IDENTITY) <= 16 << 20);
+        assert!(MAX_PENDING_OPENS * (size_of::<PendingOpen>() + LONGEST_IDENTITY) <= 2 << 20);
+    }
+
+    #[test]
+    fn credited_work_is_the_difficulty_that_was_told() {
+        for exponent in -32..90 {
+            let credited = Target::from_difficulty_exponent(exponent).work();
+            assert_eq!(difficulty_of(credited), 2f64.powi(exponent), "2^{exponent}");
+        }
+    }
+}

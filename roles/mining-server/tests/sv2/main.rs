@@ -1,0 +1,9 @@
+//! SV2 connections with miners, in virtual time and without IO.
+
+mod devices;
+mod handshake;
+mod jobs;
+mod opening;
+mod random;
+mod shares;
+mod support;
