@@ -12,7 +12,7 @@ use stratum::hash::Hash;
 use stratum::job::{RESERVED_SIZE, Rolled};
 use stratum::vardiff::Vardiff;
 use stratum::{
-    ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, Job, JobNumber, Now, Target, TipNumber, Work as WorkSum,
+    ChannelId, ConnectionId, DeviceId, Difficulty, Epoch, HashRate, Job, JobNumber, Now, Target, TipNumber, Work as WorkSum,
 };
 
 use crate::output::{ForwardShare, ShareEvent};
@@ -74,7 +74,8 @@ pub struct Judge {
     /// The hardest difficulty exponent that the miner accepts (SV2 `max_target`), or the easiest of all.
     minimum_exponent: i32,
     seen: HashSet<u64, BuildHasherDefault<ShareHasher>>,
-    seen_tip: TipNumber,
+    /// The epoch and tip that `seen` is about.
+    seen_tip: (Epoch, TipNumber),
     /// The oldest job that this channel may submit for: earlier ones were not sent to it, or their shares can no
     /// longer be told from duplicates.
     oldest: JobNumber,
@@ -111,7 +112,7 @@ impl Judge {
             upstream_exponent: i32::MAX,
             minimum_exponent: i32::MIN,
             seen: HashSet::default(),
-            seen_tip: TipNumber(0),
+            seen_tip: (Epoch(0), TipNumber(0)),
             oldest: JobNumber(u64::MAX),
             newest: JobNumber(0),
             next_check: now.monotonic + VARDIFF_INTERVAL,
@@ -154,12 +155,19 @@ impl Judge {
         wanted.min(self.upstream_exponent).max(self.minimum_exponent)
     }
 
+    /// Whether everything that was sent before must be dropped when `job` is sent.
+    pub fn is_clean(&self, job: &Job) -> bool {
+        (job.epoch, job.tip.number) != self.seen_tip
+    }
+
     /// Notes that `job` goes to the miner now, at the difficulty that is current now. Returns that difficulty's
     /// exponent when it differs from the last job's, and so must be told first.
     pub fn send_job(&mut self, settings: &Settings, work: &Work, job: &Job) -> Option<i32> {
         self.upstream_exponent = work.upstream_target.difficulty_exponent_floor();
-        if job.tip.number != self.seen_tip || job.clean {
-            self.seen_tip = job.tip.number;
+        // Told from the tip and not from the job's clean flag: a connection may never see a job that another
+        // one overtook.
+        if (job.epoch, job.tip.number) != self.seen_tip {
+            self.seen_tip = (job.epoch, job.tip.number);
             self.seen = HashSet::default();
             self.oldest = job.number;
         }

@@ -147,7 +147,10 @@ impl Job {
     /// Panics when `rollable_size` is not between [`RESERVED_SIZE`] and [`MAX_EXTRANONCE_SIZE`]: the source of the
     /// job checks what its peer said.
     pub fn new(parts: JobParts) -> Self {
-        assert!((RESERVED_SIZE..=MAX_EXTRANONCE_SIZE).contains(&parts.rollable_size), "rollable size out of range");
+        assert!(
+            (RESERVED_SIZE..=MAX_EXTRANONCE_SIZE).contains(&parts.rollable_size),
+            "rollable size out of range"
+        );
         let version =
             if parts.version_rolling_allowed { parts.version & !SV1_VERSION_MASK } else { parts.version };
         Job {
@@ -216,7 +219,13 @@ impl Job {
         extranonce: &[u8],
     ) -> ArrayVec<u8, MAX_EXTRANONCE_SIZE> {
         let mut bytes = ArrayVec::new();
-        bytes.extend(reserved.into_iter().chain(extranonce.iter().copied()).chain(std::iter::repeat(0)).take(self.rollable_size));
+        bytes.extend(
+            reserved
+                .into_iter()
+                .chain(extranonce.iter().copied())
+                .chain(std::iter::repeat(0))
+                .take(self.rollable_size),
+        );
         bytes
     }
 }

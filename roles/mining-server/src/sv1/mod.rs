@@ -1,0 +1,379 @@
+//! An SV1 connection as a state machine: lines in, lines out.
+//!
+//! It never writes to a socket and never waits. What miners send in odd orders and shapes is taken as it comes;
+//! what no miner sends closes the connection.
+//!
+//! ```text
+//!            subscribe, authorize (any order, any number of times)      first work
+//! Opening ----------------------------------------------------> Ready ------------> Mining
+//!    |  60 s without both: closed                                 |  set_difficulty every 30 s of silence
+//! ```
+//!
+//! Only when a whole batch of lines is answered does the first job go out: no notification ever comes between a
+//! `mining.configure` and its answer, which cgminer reads as the very next line.
+
+mod submit;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stratum::job::{EXTRANONCE2_SIZE, RESERVED_SIZE, SV1_VERSION_MASK};
+use stratum::sv1::line::{LineBuffer, MAX_LINE_BYTES};
+use stratum::sv1::render::{self, ErrorCode, Grant};
+use stratum::sv1::request::{Call, Configure, RawId, Request, RequestError, password_options};
+use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, JobNumber, Now, Target};
+
+use crate::judge::{Judge, Submitter};
+use crate::output::{CloseReason, Event, Output, Registry};
+use crate::settings::{HANDSHAKE_DEADLINE, KEEPALIVE, Settings};
+use crate::work::{PublishedJob, Work};
+
+/// The channel that an SV1 connection stands for in records.
+pub const SV1_CHANNEL: ChannelId = ChannelId(0);
+
+/// A hash rate estimate is told again when it moved by more than this share: the sum over many devices does not
+/// need the noise of each.
+const HASH_RATE_STEP: f64 = 0.1;
+
+/// The device of a connection that authorises with an empty name.
+const UNNAMED: &str = "(unnamed)";
+
+/// One SV1 miner's connection.
+#[derive(Debug)]
+pub struct Sv1Connection {
+    settings: Arc<Settings>,
+    id: ConnectionId,
+    lines: LineBuffer,
+    judge: Judge,
+    work: Option<Arc<Work>>,
+    subscribed: bool,
+    user: Option<Box<str>>,
+    device: Option<DeviceId>,
+    user_agent: Option<Box<str>>,
+    /// The mask that the miner asked for, among the bits that we let roll; `None` before it asks.
+    asked_mask: Option<u32>,
+    /// The mask that it was last told.
+    told_mask: u32,
+    wants_extranonce: bool,
+    last_suggestion: Option<i32>,
+    /// The first job went out under an id of its own.
+    first_job: Option<(Box<str>, JobNumber)>,
+    told_rate: HashRate,
+    opened: Duration,
+    last_sent: Duration,
+}
+
+impl Sv1Connection {
+    /// A connection that was just accepted; its miner will hash with `reserved` as its extranonce1.
+    pub fn new(settings: Arc<Settings>, id: ConnectionId, reserved: [u8; RESERVED_SIZE], now: Now) -> Self {
+        let lines = match settings.proxy_protocol {
+            true => LineBuffer::behind_proxy(MAX_LINE_BYTES),
+            false => LineBuffer::new(MAX_LINE_BYTES),
+        };
+        Sv1Connection {
+            judge: Judge::new(reserved, EXTRANONCE2_SIZE, &settings, now),
+            settings,
+            id,
+            lines,
+            work: None,
+            subscribed: false,
+            user: None,
+            device: None,
+            user_agent: None,
+            asked_mask: None,
+            told_mask: 0,
+            wants_extranonce: false,
+            last_suggestion: None,
+            first_job: None,
+            told_rate: HashRate(0.0),
+            opened: now.monotonic,
+            last_sent: now.monotonic,
+        }
+    }
+
+    /// Takes bytes that were read.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Now, registry: &mut dyn Registry, out: &mut Output) {
+        let before = out.bytes.len();
+        // Taken out so that its lines can be borrowed while the rest of the connection changes.
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.push(bytes);
+        while out.close.is_none() {
+            match lines.next_line() {
+                Ok(Some(line)) => self.handle_line(line, now, registry, out),
+                Ok(None) => break,
+                Err(error) => out.close = Some(CloseReason::downstream(error.to_string())),
+            }
+        }
+        self.lines = lines;
+        if out.close.is_none() {
+            self.start_mining(now, out);
+        }
+        self.note_sent(before, now, out);
+    }
+
+    /// Takes work that its source published. Before the miner is ready it is only kept.
+    pub fn handle_work(&mut self, work: &Arc<Work>, now: Now, out: &mut Output) {
+        let before = out.bytes.len();
+        let active = work.active();
+        self.work = Some(Arc::clone(work));
+        if self.first_job.is_none() {
+            self.start_mining(now, out);
+        } else if active.job.number > self.judge.newest_sent() {
+            self.send_job(active, None, out);
+        }
+        self.note_sent(before, now, out);
+    }
+
+    /// When [`Sv1Connection::handle_timeout`] is due, on the monotonic clock.
+    pub fn next_timeout(&self) -> Duration {
+        let next = self.judge.next_check();
+        if !self.is_ready() {
+            return next.min(self.opened + HANDSHAKE_DEADLINE);
+        }
+        next.min(self.last_sent + KEEPALIVE)
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now, out: &mut Output) {
+        if !self.is_ready() && now.monotonic >= self.opened + HANDSHAKE_DEADLINE {
+            let seconds = HANDSHAKE_DEADLINE.as_secs();
+            let what = format!("it did not subscribe and authorize within {seconds} seconds");
+            out.close = Some(CloseReason::downstream(what));
+            return;
+        }
+        let before = out.bytes.len();
+        if now.monotonic >= self.judge.next_check() {
+            self.check_difficulty(now, out);
+        }
+        if self.is_ready() && now.monotonic >= self.last_sent + KEEPALIVE {
+            render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(self.current_exponent()));
+        }
+        self.note_sent(before, now, out);
+    }
+
+    /// The upstream refused this device a channel of its own. SV1 has no word for it: closing lets the miner turn
+    /// to its next pool.
+    pub fn handle_open_failed(&mut self, reason: &str, out: &mut Output) {
+        out.close = Some(CloseReason::upstream(format!("the upstream opened no channel: {reason}")));
+    }
+
+    /// Gives back what the connection held. The last call.
+    pub fn handle_closed(&mut self, registry: &mut dyn Registry, out: &mut Output) {
+        registry.give_back_reserved(self.judge.reserved());
+        if self.settings.channel_per_device && self.device.is_some() {
+            out.events.push(Event::CloseUpstream { channel: SV1_CHANNEL });
+        }
+        if self.told_rate.0 > 0.0 {
+            out.events.push(Event::HashRate { channel: SV1_CHANNEL, rate: HashRate(0.0) });
+        }
+    }
+
+    /// The worker name that it authorised with first.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// What the miner calls itself.
+    pub fn user_agent(&self) -> Option<&str> {
+        self.user_agent.as_deref()
+    }
+
+    /// The device, once authorised.
+    pub fn device(&self) -> Option<DeviceId> {
+        self.device
+    }
+
+    /// The miner's address as a load balancer named it (PROXY protocol).
+    pub fn proxied_source(&self) -> Option<std::net::SocketAddr> {
+        self.lines.proxied_source()
+    }
+
+    /// The latest estimate of its hash rate; `None` while unknown.
+    pub fn hash_rate(&self, now: Now) -> Option<HashRate> {
+        self.judge.hash_rate(now)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.subscribed && self.device.is_some()
+    }
+
+    fn handle_line(&mut self, line: &[u8], now: Now, registry: &mut dyn Registry, out: &mut Output) {
+        match Request::parse(line) {
+            Ok(request) => self.handle_request(&request, now, registry, out),
+            Err(RequestError::BadParams { id, method, parameter }) => {
+                if method == "mining.submit" {
+                    self.refuse_malformed(now, out);
+                }
+                render::error_with(&mut out.bytes, id, ErrorCode::Other, &format!("{parameter} is missing or malformed"));
+            }
+            Err(error) => out.close = Some(CloseReason::downstream(error.to_string())),
+        }
+    }
+
+    fn handle_request(&mut self, request: &Request<'_>, now: Now, registry: &mut dyn Registry, out: &mut Output) {
+        let id = request.id;
+        match &request.call {
+            Call::Submit(submit) => self.handle_submit(id, submit, now, out),
+            Call::Configure(configure) => self.handle_configure(id, configure, out),
+            Call::Subscribe { user_agent, .. } => self.handle_subscribe(id, user_agent, out),
+            Call::Authorize { user, password } => {
+                self.handle_authorize(user, password, now, registry, out);
+                render::boolean(&mut out.bytes, id, true);
+            }
+            Call::SuggestDifficulty(difficulty) => {
+                self.suggest(Difficulty(*difficulty), now);
+                render::boolean(&mut out.bytes, id, true);
+            }
+            Call::SuggestTarget(target) => {
+                self.suggest(target.difficulty(), now);
+                render::boolean(&mut out.bytes, id, true);
+            }
+            Call::ExtranonceSubscribe => {
+                self.wants_extranonce = true;
+                render::boolean(&mut out.bytes, id, true);
+            }
+            Call::Ping => render::pong(&mut out.bytes, id),
+            Call::Pong | Call::Response(_) => {}
+            Call::GetTransactions | Call::Capabilities | Call::MultiVersion | Call::Unknown(_) => {
+                render::error_with(&mut out.bytes, id, ErrorCode::Other, "Unknown method");
+            }
+        }
+    }
+
+    fn handle_configure(&mut self, id: RawId<'_>, configure: &Configure<'_>, out: &mut Output) {
+        let allowed = self.work.as_ref().is_none_or(|work| work.active().job.version_rolling_allowed);
+        if let Some(asked) = configure.version_rolling {
+            let mask = asked.mask & SV1_VERSION_MASK;
+            self.asked_mask = Some(mask);
+            // A mask of zero keeps the miner, where a refusal makes the cgminer family leave.
+            self.told_mask = if allowed { mask } else { 0 };
+        }
+        if let Some(minimum) = configure.minimum_difficulty.flatten() {
+            self.judge.set_minimum_exponent(exponent_of(Difficulty(minimum)));
+        }
+        self.wants_extranonce |= configure.subscribe_extranonce;
+        let grant = Grant {
+            version_mask: configure.version_rolling.map(|_| self.told_mask),
+            minimum_difficulty: configure.minimum_difficulty.flatten().is_some(),
+            subscribe_extranonce: configure.subscribe_extranonce,
+        };
+        render::configure(&mut out.bytes, id, configure, grant);
+    }
+
+    fn handle_subscribe(&mut self, id: RawId<'_>, user_agent: &str, out: &mut Output) {
+        self.subscribed = true;
+        if !user_agent.is_empty() {
+            self.user_agent = Some(user_agent.into());
+        }
+        let session = format!("{:016x}", self.id.0);
+        render::subscribe(&mut out.bytes, id, &session, &self.judge.reserved(), EXTRANONCE2_SIZE);
+    }
+
+    /// Everybody may mine: the worker name says whose work it is, and the password only carries options.
+    fn handle_authorize(
+        &mut self,
+        user: &str,
+        password: &str,
+        now: Now,
+        registry: &mut dyn Registry,
+        out: &mut Output,
+    ) {
+        if let Some(difficulty) = password_options(password).difficulty {
+            self.suggest(Difficulty(difficulty), now);
+        }
+        if self.device.is_some() {
+            return;
+        }
+        let name = if user.is_empty() { UNNAMED } else { user };
+        self.user = Some(name.into());
+        self.device = Some(registry.device(name));
+        if self.settings.channel_per_device {
+            let rate = HashRate::of_shares(
+                Target::from_difficulty_exponent(self.current_exponent()).work(),
+                self.settings.vardiff.shares_per_minute,
+            );
+            let user_identity = name.to_owned();
+            out.events.push(Event::OpenUpstream { channel: SV1_CHANNEL, user_identity, hash_rate: rate });
+        }
+    }
+
+    /// NerdMiner repeats its suggestion every 30 seconds as a sign of life: only a new one counts, or it would
+    /// undo what the shares have shown.
+    fn suggest(&mut self, difficulty: Difficulty, now: Now) {
+        let exponent = exponent_of(difficulty);
+        if self.last_suggestion != Some(exponent) {
+            self.last_suggestion = Some(exponent);
+            self.judge.suggest(&self.settings, exponent, now);
+        }
+    }
+
+    fn start_mining(&mut self, now: Now, out: &mut Output) {
+        if !self.is_ready() || self.first_job.is_some() {
+            return;
+        }
+        let Some(active) = self.work.as_ref().map(|work| Arc::clone(work.active())) else { return };
+        // minerd keeps its old work when it sees an id that it knows, even from another connection.
+        let job_id = format!("{}{:08x}", active.notify.job_id(), u32::from_be_bytes(self.judge.reserved()));
+        self.first_job = Some((job_id.as_str().into(), active.job.number));
+        self.send_job(&active, Some(&job_id), out);
+        self.tell_hash_rate(now, out);
+    }
+
+    fn send_job(&mut self, published: &PublishedJob, own_id: Option<&str>, out: &mut Output) {
+        let work = self.work.as_ref().expect("jobs come with work");
+        let job = &published.job;
+        let clean = self.judge.is_clean(job);
+        if let Some(exponent) = self.judge.send_job(&self.settings, work, job) {
+            render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(exponent));
+        }
+        if let Some(asked) = self.asked_mask {
+            let mask = if job.version_rolling_allowed { asked } else { 0 };
+            if mask != self.told_mask {
+                self.told_mask = mask;
+                render::set_version_mask(&mut out.bytes, mask);
+            }
+        }
+        match own_id {
+            None if clean == job.clean => out.bytes.extend_from_slice(published.notify.as_bytes()),
+            own_id => published.notify.write_with(own_id.unwrap_or(published.notify.job_id()), clean, &mut out.bytes),
+        }
+    }
+
+    fn current_exponent(&self) -> i32 {
+        self.judge.exponent(&self.settings)
+    }
+
+    fn check_difficulty(&mut self, now: Now, out: &mut Output) {
+        self.judge.check_difficulty(&self.settings, now);
+        if self.first_job.is_some() {
+            self.tell_hash_rate(now, out);
+        }
+    }
+
+    fn tell_hash_rate(&mut self, now: Now, out: &mut Output) {
+        let guess = || {
+            let work = Target::from_difficulty_exponent(self.current_exponent()).work();
+            HashRate::of_shares(work, self.settings.vardiff.shares_per_minute)
+        };
+        let rate = self.judge.hash_rate(now).unwrap_or_else(guess);
+        if (rate.0 - self.told_rate.0).abs() > self.told_rate.0 * HASH_RATE_STEP {
+            self.told_rate = rate;
+            out.events.push(Event::HashRate { channel: SV1_CHANNEL, rate });
+        }
+    }
+
+    fn submitter(&self) -> Submitter {
+        Submitter { connection: self.id, channel: SV1_CHANNEL, device: self.device }
+    }
+
+    fn note_sent(&mut self, before: usize, now: Now, out: &Output) {
+        if out.bytes.len() > before {
+            self.last_sent = now.monotonic;
+        }
+    }
+}
+
+/// The greatest power of two that is no harder than `difficulty`, as an exponent.
+fn exponent_of(difficulty: Difficulty) -> i32 {
+    difficulty.0.log2().floor().clamp(-32.0, 223.0) as i32
+}

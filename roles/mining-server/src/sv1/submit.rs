@@ -1,0 +1,127 @@
+//! `mining.submit`: from the parameters to a verdict, and from the verdict to an answer.
+
+use stratum::JobNumber;
+use stratum::Now;
+use stratum::job::SV1_VERSION_MASK;
+use stratum::sv1::render::{self, ErrorCode};
+use stratum::sv1::request::{RawId, Submit};
+
+use super::{SV1_CHANNEL, Sv1Connection};
+use crate::judge::{Submission, refusal};
+use crate::output::{Event, Output, ShareEvent};
+use crate::record::{RejectReason, Verdict};
+use crate::work::JobLookup;
+
+impl Sv1Connection {
+    pub(super) fn handle_submit(&mut self, id: RawId<'_>, submit: &Submit<'_>, now: Now, out: &mut Output) {
+        let event = if !self.subscribed {
+            self.refused(submit, RejectReason::NotSubscribed, now)
+        } else if self.device.is_none() {
+            self.refused(submit, RejectReason::Unauthorised, now)
+        } else {
+            self.judge_submit(submit, now)
+        };
+        answer(id, event.record.verdict, out);
+        out.events.push(Event::Share(Box::new(event)));
+        self.check_difficulty(now, out);
+        if self.judge.is_full() {
+            self.judge.retire_jobs();
+            out.events.push(Event::NewJobWanted { channel: SV1_CHANNEL });
+        }
+    }
+
+    /// A submission that could not be read is a refused share all the same.
+    pub(super) fn refuse_malformed(&mut self, now: Now, out: &mut Output) {
+        let submission = Submission {
+            job: JobLookup::Unknown,
+            extranonce: &[],
+            version: 0,
+            version_mask: 0,
+            ntime: 0,
+            nonce: 0,
+        };
+        let event = refusal(self.submitter(), &submission, RejectReason::Malformed, now);
+        out.events.push(Event::Share(Box::new(event)));
+    }
+
+    fn judge_submit(&mut self, submit: &Submit<'_>, now: Now) -> ShareEvent {
+        let Some(work) = self.work.clone() else {
+            return self.refused(submit, RejectReason::JobNotFound, now);
+        };
+        let lookup = match self.job_number(&submit.job_id) {
+            Some(number) => work.job(number),
+            None => JobLookup::Unknown,
+        };
+        let JobLookup::Live(published) = lookup else {
+            let reason = match lookup {
+                JobLookup::Retired => RejectReason::Stale,
+                _ => RejectReason::JobNotFound,
+            };
+            return self.refused(submit, reason, now);
+        };
+        let job = &published.job;
+        // Without BIP 310 a sixth parameter means nothing, but rented hash power comes with rolled versions that
+        // were negotiated elsewhere (an S21 behind MiningRigRentals): it is tried as if it had been granted.
+        let negotiated = self.asked_mask;
+        let mask = negotiated.unwrap_or(SV1_VERSION_MASK);
+        let bits = submit.version_bits.unwrap_or(0);
+        // Some clients send the whole version where bits are expected: the bits that the job has anyway are no harm.
+        let version = if job.version_rolling_allowed { (job.version & !mask) | bits } else { job.version | bits };
+        let submitter = self.submitter();
+        let submission = |version, mask| Submission {
+            job: JobLookup::Live(published),
+            extranonce: &submit.extranonce2,
+            version,
+            version_mask: mask,
+            ntime: submit.ntime,
+            nonce: submit.nonce,
+        };
+        let event = self.judge.judge(&self.settings, &work, submitter, &submission(version, mask), now);
+        let missed = event.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty);
+        if negotiated.is_none() && bits != 0 && missed {
+            return self.judge.judge(&self.settings, &work, submitter, &submission(job.version, 0), now);
+        }
+        event
+    }
+
+    /// Our number of the job that a miner names; the first job of a connection has a name of its own.
+    fn job_number(&self, job_id: &str) -> Option<JobNumber> {
+        match &self.first_job {
+            Some((own, number)) if **own == *job_id => Some(*number),
+            _ if job_id.len() > 16 => None,
+            _ => u64::from_str_radix(job_id, 16).ok().map(JobNumber),
+        }
+    }
+
+    fn refused(&self, submit: &Submit<'_>, reason: RejectReason, now: Now) -> ShareEvent {
+        let submission = Submission {
+            job: JobLookup::Unknown,
+            extranonce: &submit.extranonce2,
+            version: submit.version_bits.unwrap_or(0),
+            version_mask: 0,
+            ntime: submit.ntime,
+            nonce: submit.nonce,
+        };
+        refusal(self.submitter(), &submission, reason, now)
+    }
+}
+
+fn answer(id: RawId<'_>, verdict: Verdict, out: &mut Output) {
+    let Verdict::Rejected(reason) = verdict else {
+        render::boolean(&mut out.bytes, id, true);
+        return;
+    };
+    let (code, message) = match reason {
+        RejectReason::Stale => (ErrorCode::JobNotFound, "Stale share"),
+        RejectReason::JobNotFound => (ErrorCode::JobNotFound, "Job not found"),
+        RejectReason::Duplicate => (ErrorCode::Duplicate, "Duplicate share"),
+        RejectReason::LowDifficulty => (ErrorCode::LowDifficulty, "Low difficulty share"),
+        RejectReason::BadVersionBits => (ErrorCode::Other, "Version bits outside the mask"),
+        RejectReason::BadNtime => (ErrorCode::Other, "ntime out of range"),
+        RejectReason::BadExtranonce => (ErrorCode::Other, "Wrong extranonce2 length"),
+        RejectReason::Malformed => (ErrorCode::Other, "Malformed share"),
+        RejectReason::Unauthorised => (ErrorCode::Unauthorized, "Unauthorized worker"),
+        RejectReason::NotSubscribed => (ErrorCode::NotSubscribed, "Not subscribed"),
+    };
+    render::error_with(&mut out.bytes, id, code, message);
+}

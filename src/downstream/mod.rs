@@ -1,0 +1,282 @@
+//! The miners' side of the program: accepts connections and drives each with a task of its own.
+//!
+//! What a connection decides is in the `mining-server` crate; here are only sockets, timers and queues. A
+//! connection that panics is closed and counted, and nobody else notices.
+
+mod sv1;
+mod sv2;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mining_proxy::DownstreamKey;
+use mining_server::{CloseReason, DropReason, Event, Fate, Fault, Output, Settings};
+use stratum::sv2::keys::AuthoritySecretKey;
+use stratum::{ConnectionId, Now};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::latency::Latencies;
+use crate::owner::{Command, Mailbox, Owner};
+use crate::registry::SharedRegistry;
+use crate::shutdown::Shutdown;
+use crate::sink::{RecordSink, RecordWriter};
+
+/// A peer that takes longer to accept what we write is closed: a job that is this late is worth nothing.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The kernel gives up on a peer that acknowledges nothing for this long: half-open connections end here.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of a connection's read buffer while it has something to read; none while it is idle.
+const READ_BUFFER: usize = 4096;
+
+/// How long [`serve`] waits after accept failed, so that running out of file descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long connections have to end after the end was asked for.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// What all connections of one role share.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// What the state machines must know of the configuration.
+    pub settings: Arc<Settings>,
+    /// Who is who, and who holds which extranonce.
+    pub registry: SharedRegistry,
+    /// Where work comes from and shares go.
+    pub owner: Owner,
+    /// Where records go.
+    pub sink: RecordSink,
+    /// The clocks.
+    pub clock: Clock,
+    /// What is measured of answers and jobs.
+    pub latencies: Arc<Latencies>,
+    /// How many connections there are, and what became of them.
+    pub counts: Arc<ConnectionCounts>,
+    /// Limits the connections of all listeners together.
+    pub slots: Arc<Semaphore>,
+}
+
+/// Counts of connections, for metrics.
+#[derive(Debug, Default)]
+pub struct ConnectionCounts {
+    /// Open SV1 connections.
+    pub sv1: AtomicU64,
+    /// Open SV2 connections.
+    pub sv2: AtomicU64,
+    /// Connections accepted since the start.
+    pub accepted: AtomicU64,
+    /// Connections turned away because all slots were taken.
+    pub refused: AtomicU64,
+    /// Connections closed for what the peer did.
+    pub closed_for_fault: AtomicU64,
+    /// Connections that ended by a bug of ours.
+    pub panicked: AtomicU64,
+    next_id: AtomicU64,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// Lines of JSON.
+    Sv1,
+    /// Noise, with this authority key.
+    Sv2(Arc<AuthoritySecretKey>),
+}
+
+/// Accepts connections until the end is asked for, and then waits a moment for them to close.
+pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, mut shutdown: Shutdown) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.requested() => break,
+            Some(ended) = connections.join_next() => {
+                note_panic(&ended, &context);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => accept(&mut connections, stream, peer, &protocol, &context, &shutdown),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let ended = tokio::time::timeout(CLOSE_GRACE, async {
+        while let Some(ended) = connections.join_next().await {
+            note_panic(&ended, &context);
+        }
+    });
+    if ended.await.is_err() {
+        tracing::warn!(connections = connections.len(), "cut connections that did not close in time");
+    }
+}
+
+fn accept(
+    connections: &mut JoinSet<()>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    protocol: &Protocol,
+    context: &Context,
+    shutdown: &Shutdown,
+) {
+    let Ok(slot) = Arc::clone(&context.slots).try_acquire_owned() else {
+        context.counts.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%peer, "turned a connection away: downstream.max_connections is reached");
+        return;
+    };
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!(%peer, %error, "a connection was gone before it was served");
+        return;
+    }
+    context.counts.accepted.fetch_add(1, Ordering::Relaxed);
+    let id = ConnectionId(context.counts.next_id.fetch_add(1, Ordering::Relaxed) + 1);
+    let (context, protocol, shutdown) = (context.clone(), protocol.clone(), shutdown.clone());
+    connections.spawn(async move {
+        match protocol {
+            Protocol::Sv1 => sv1::drive(stream, peer, id, context, shutdown).await,
+            Protocol::Sv2(key) => Box::pin(sv2::drive(stream, peer, id, key, context, shutdown)).await,
+        }
+        drop(slot);
+    });
+}
+
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(TCP_USER_TIMEOUT))
+}
+
+fn note_panic(ended: &Result<(), tokio::task::JoinError>, context: &Context) {
+    if let Err(error) = ended {
+        context.counts.panicked.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%error, "a connection ended by a bug of ours; please report it");
+    }
+}
+
+/// What the drivers of both protocols do with what their state machines put out.
+struct Outlet {
+    id: ConnectionId,
+    owner: Owner,
+    writer: RecordWriter,
+    latencies: Arc<Latencies>,
+    clock: Clock,
+    mailbox: Arc<Mailbox>,
+    /// When what is being answered was read, if there is a share among it.
+    share_read: Option<Now>,
+    /// When the clean job that is being sent reached us.
+    clean_job_received: Option<Now>,
+}
+
+impl Outlet {
+    fn new(id: ConnectionId, context: &Context) -> Self {
+        Outlet {
+            id,
+            owner: context.owner.clone(),
+            writer: context.sink.writer(),
+            latencies: Arc::clone(&context.latencies),
+            clock: context.clock,
+            mailbox: Arc::new(Mailbox::default()),
+            share_read: None,
+            clean_job_received: None,
+        }
+    }
+
+    /// Passes the events on. A block is with its owner when this returns, before its miner is answered.
+    async fn dispatch(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            match event {
+                Event::Share(share) => {
+                    self.share_read.get_or_insert(share.record.judged);
+                    self.pass_share(share).await;
+                }
+                Event::OpenUpstream { channel, user_identity, hash_rate } => {
+                    let key = self.key(channel);
+                    let mailbox = Arc::clone(&self.mailbox);
+                    self.command(Command::Open { key, user_identity, hash_rate, mailbox }).await;
+                }
+                Event::CloseUpstream { channel } => {
+                    self.command(Command::Close { key: self.key(channel) }).await
+                }
+                Event::HashRate { channel, rate } => {
+                    self.command(Command::HashRate { key: self.key(channel), rate }).await;
+                }
+                Event::NewJobWanted { channel } => {
+                    self.command(Command::NewJobWanted { key: self.key(channel) }).await;
+                }
+                Event::Notice(notice) => tracing::info!(connection = self.id.0, "{notice}"),
+            }
+        }
+    }
+
+    async fn pass_share(&mut self, mut share: Box<mining_server::ShareEvent>) {
+        match &share.forward {
+            None => self.writer.share(share.record),
+            Some(forward) if forward.is_block => self.command(Command::Block(share)).await,
+            Some(_) => {
+                if let Err(refused) = self.owner.shares.try_send(share) {
+                    let full = matches!(refused, tokio::sync::mpsc::error::TrySendError::Full(_));
+                    share = refused.into_inner();
+                    let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
+                    share.record.fate = Fate::Dropped(reason);
+                    self.writer.share(share.record);
+                }
+            }
+        }
+    }
+
+    /// Tells the owner. That it is gone can only mean that the process ends.
+    async fn command(&self, command: Command) {
+        let _ = self.owner.commands.send(command).await;
+    }
+
+    fn key(&self, channel: stratum::ChannelId) -> DownstreamKey {
+        DownstreamKey { connection: self.id, channel }
+    }
+
+    /// Writes `bytes` and notes how long what is in them took.
+    async fn write(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        bytes: &[u8],
+    ) -> Result<(), CloseReason> {
+        if !bytes.is_empty() {
+            match tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(bytes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(CloseReason::downstream(format!("writing failed: {error}"))),
+                Err(_) => return Err(CloseReason::downstream("it reads too slowly")),
+            }
+        }
+        let now = self.clock.now();
+        if let Some(read) = self.share_read.take() {
+            self.latencies.share_ack.record(now.since(read));
+        }
+        if let Some(received) = self.clean_job_received.take() {
+            self.latencies.new_block.record(now.since(received));
+        }
+        Ok(())
+    }
+}
+
+/// Takes the output that is ready, so that the state machine's buffer can be used again.
+fn take_bytes(out: &mut Output) -> Vec<u8> {
+    std::mem::take(&mut out.bytes)
+}
+
+fn log_close(peer: SocketAddr, id: ConnectionId, who: &str, reason: &CloseReason, context: &Context) {
+    if reason.fault == Fault::Downstream {
+        context.counts.closed_for_fault.fetch_add(1, Ordering::Relaxed);
+    }
+    tracing::info!(%peer, connection = id.0, who, fault = ?reason.fault, "closed: {reason}");
+}

@@ -1,0 +1,209 @@
+//! Drives one SV2 connection: the Noise handshake, then frames.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mining_server::sv2::Sv2Connection;
+use mining_server::{CloseReason, Output, Work};
+use rand::rngs::OsRng;
+use stratum::ConnectionId;
+use stratum::sv2::frame::MAX_PAYLOAD_FROM_MINER;
+use stratum::sv2::keys::AuthoritySecretKey;
+use stratum::sv2::noise::{INITIATOR_MESSAGE_SIZE, Responder};
+use stratum::sv2::transport::{Decryptor, Encryptor};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Context, Outlet, READ_BUFFER, log_close};
+use crate::clock::Clock;
+use crate::owner::Delivery;
+use crate::shutdown::Shutdown;
+
+/// A peer that has not sent its 64 bytes of handshake by then speaks something else.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the certificate in our handshake is valid. It is made anew for each connection, and a miner's clock
+/// may be off.
+const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
+
+/// Serves one SV2 miner or proxy until its connection ends.
+pub(super) async fn drive(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    id: ConnectionId,
+    key: Arc<AuthoritySecretKey>,
+    context: Context,
+    mut shutdown: Shutdown,
+) {
+    let handshake =
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&mut stream, &key, context.clock)).await;
+    let late = || CloseReason::downstream("no Noise handshake in time");
+    let (encryptor, decryptor) = match handshake.map_err(|_| late()).and_then(|done| done) {
+        Ok(transport) => transport,
+        Err(reason) => {
+            log_close(peer, id, "", &reason, &context);
+            return;
+        }
+    };
+    context.counts.sv2.fetch_add(1, Ordering::Relaxed);
+    let connection = Sv2Connection::new(Arc::clone(&context.settings), id, context.clock.now());
+    let mut driver = Driver {
+        connection,
+        outlet: Outlet::new(id, &context),
+        registry: context.registry.clone(),
+        out: Output::default(),
+        encrypted: Vec::new(),
+        stream,
+        encryptor,
+        decryptor,
+        context,
+    };
+    let reason = driver.run(&mut shutdown).await;
+    driver.finish(peer, id, &reason).await;
+}
+
+async fn shake_hands(
+    stream: &mut TcpStream,
+    key: &AuthoritySecretKey,
+    clock: Clock,
+) -> Result<(Encryptor, Decryptor), CloseReason> {
+    let failed =
+        |error: std::io::Error| CloseReason::downstream(format!("the Noise handshake failed: {error}"));
+    let mut first = [0; INITIATOR_MESSAGE_SIZE];
+    stream.read_exact(&mut first).await.map_err(failed)?;
+    let responder = Responder::new(key, CERTIFICATE_VALIDITY, &mut OsRng);
+    let (reply, transport) = responder
+        .step(&first, clock.now().unix_seconds(), &mut OsRng)
+        .map_err(|error| CloseReason::downstream(format!("the Noise handshake failed: {error}")))?;
+    stream.write_all(&reply).await.map_err(failed)?;
+    Ok(transport.split(MAX_PAYLOAD_FROM_MINER))
+}
+
+struct Driver {
+    connection: Sv2Connection,
+    outlet: Outlet,
+    registry: crate::registry::SharedRegistry,
+    out: Output,
+    encrypted: Vec<u8>,
+    stream: TcpStream,
+    encryptor: Encryptor,
+    decryptor: Decryptor,
+    context: Context,
+}
+
+impl Driver {
+    async fn run(&mut self, shutdown: &mut Shutdown) -> CloseReason {
+        let mut work = self.context.owner.work.clone();
+        let mailbox = Arc::clone(&self.outlet.mailbox);
+        let mut buffer = Vec::new();
+        if let Some(work) = work.borrow_and_update().clone() {
+            self.take_work(&work);
+        }
+        loop {
+            let timeout = self.context.clock.instant(self.connection.next_timeout());
+            tokio::select! {
+                biased;
+                changed = work.changed() => {
+                    if changed.is_err() {
+                        return CloseReason::ours("the source of work has ended");
+                    }
+                    let newest = work.borrow_and_update().clone();
+                    if let Some(newest) = newest {
+                        self.take_work(&newest);
+                    }
+                }
+                () = mailbox.arrived() => self.take_deliveries(),
+                () = shutdown.requested() => return CloseReason::ours("the program is ending"),
+                readable = self.stream.readable() => {
+                    if let Err(reason) = readable.map_err(read_failed).and_then(|()| self.read(&mut buffer)) {
+                        return reason;
+                    }
+                }
+                () = tokio::time::sleep_until(timeout) => {
+                    self.connection.handle_timeout(self.context.clock.now(), &mut self.out);
+                }
+            }
+            if let Err(reason) = self.flush().await {
+                return reason;
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut Vec<u8>) -> Result<(), CloseReason> {
+        buffer.resize(READ_BUFFER, 0);
+        let length = match self.stream.try_read(buffer) {
+            Ok(0) => return Err(CloseReason::downstream("the miner closed the connection")),
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                *buffer = Vec::new();
+                return Ok(());
+            }
+            Err(error) => return Err(read_failed(error)),
+        };
+        let now = self.context.clock.now();
+        let mut input = &buffer[..length];
+        while self.out.close.is_none() {
+            match self.decryptor.next_frame(&mut input) {
+                Ok(None) => break,
+                Ok(Some(frame)) => {
+                    let (header, payload) = (frame.header, frame.payload);
+                    self.connection.handle_frame(header, payload, now, &mut self.registry, &mut self.out);
+                }
+                Err(error) => return Err(CloseReason::downstream(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_work(&mut self, work: &Arc<Work>) {
+        self.take_work_for(None, work);
+    }
+
+    fn take_work_for(&mut self, channel: Option<stratum::ChannelId>, work: &Arc<Work>) {
+        let before = self.out.bytes.len();
+        self.connection.handle_work(channel, work, self.context.clock.now(), &mut self.out);
+        if work.active().job.clean && self.out.bytes.len() > before {
+            self.outlet.clean_job_received = Some(work.active().job.received);
+        }
+    }
+
+    fn take_deliveries(&mut self) {
+        for (channel, delivery) in self.outlet.mailbox.take() {
+            match delivery {
+                Delivery::Work(work) => self.take_work_for(Some(channel), &work),
+                Delivery::OpenFailed(reason) => {
+                    let now = self.context.clock.now();
+                    self.connection.handle_open_failed(channel, &reason, now, &mut self.out);
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), CloseReason> {
+        self.outlet.dispatch(&mut self.out.events).await;
+        self.encrypted.clear();
+        self.encryptor
+            .encrypt_frames(&self.out.bytes, &mut self.encrypted)
+            .map_err(|error| CloseReason::ours(error.to_string()))?;
+        self.out.bytes.clear();
+        let encrypted = std::mem::take(&mut self.encrypted);
+        self.outlet.write(&mut self.stream, &encrypted).await?;
+        self.out.close.take().map_or(Ok(()), Err)
+    }
+
+    async fn finish(mut self, peer: SocketAddr, id: ConnectionId, reason: &CloseReason) {
+        let first = self.connection.user_identities().next().unwrap_or("(no channel)").to_owned();
+        let who = format!("{first} {} {}", self.connection.vendor(), self.connection.hardware_version());
+        let now = self.context.clock.now();
+        self.connection.handle_closed(now, &mut self.registry, &mut self.out);
+        self.outlet.dispatch(&mut self.out.events).await;
+        self.context.counts.sv2.fetch_sub(1, Ordering::Relaxed);
+        log_close(peer, id, &who, reason, &self.context);
+    }
+}
+
+fn read_failed(error: std::io::Error) -> CloseReason {
+    CloseReason::downstream(format!("reading failed: {error}"))
+}

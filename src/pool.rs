@@ -1,0 +1,173 @@
+//! The `pool` role: miners in, Bitcoin Core out.
+
+pub mod jobs;
+pub mod task;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bitcoin::Network;
+use mining_server::{Settings, ShareUse};
+use stratum::JobNumber;
+use template::CoinbaseRules;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::config::{DownstreamConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings};
+use crate::error::RunError;
+use crate::http::UpstreamState;
+use crate::node::{
+    self, BlockSource, BlockSubmitter, NodeClient, NodeClientSettings, SubmitterSettings,
+    TemplateSourceSettings, run_template_source,
+};
+use crate::owner::owner;
+use crate::role::{self, Role};
+use crate::shutdown::Shutdown;
+use jobs::{EXTRANONCE_SIZE, PoolJobs};
+use task::{PoolStatus, PoolTask};
+
+/// The wait before a node that did not answer at the start is asked again.
+const NODE_RETRY: Duration = Duration::from_secs(2);
+
+/// What a pool is made of once its node is known.
+pub struct PoolParts {
+    /// Where templates come from and blocks go.
+    pub source: BlockSource,
+    /// What that is called in metrics: host and port.
+    pub source_name: String,
+    /// What coinbases carry.
+    pub rules: CoinbaseRules,
+    /// Where miners come in.
+    pub downstream: DownstreamConfig,
+    /// How difficulties are set.
+    pub vardiff: VardiffSettings,
+    /// Shares that are acknowledged together.
+    pub share_batch_size: u32,
+}
+
+/// A running pool.
+pub struct Pool {
+    /// Its tasks.
+    pub role: Role,
+    /// How it goes.
+    pub status: Arc<PoolStatus>,
+}
+
+/// Runs a pool until the end is asked for.
+pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdown) -> Result<(), RunError> {
+    let clock = Clock::start();
+    let client = Arc::new(node_client(&config.node)?);
+    let network = tokio::select! {
+        () = shutdown.requested() => return Ok(()),
+        network = network_of(&client) => network?,
+    };
+    if config.node.network.is_some_and(|wanted| wanted != network) {
+        return Err(RunError::Failed(format!("node.network: the node is on {network}")));
+    }
+    let script = config
+        .coinbase_output
+        .script(network)
+        .map_err(|error| RunError::Failed(format!("pool.coinbase_address: {error}")))?;
+    let rules = coinbase_rules(script.into_bytes(), &config.coinbase_tag)?;
+    let parts = PoolParts {
+        source: node_source(client, config.blocks_dir.clone(), clock, shutdown.clone()),
+        source_name: node_name(&config.node),
+        rules,
+        downstream: config.downstream,
+        vardiff: config.vardiff,
+        share_batch_size: config.share_batch_size,
+    };
+    start(parts, listeners, clock, shutdown)?.role.run().await
+}
+
+/// Starts a pool and returns at once.
+pub fn start(
+    parts: PoolParts,
+    mut listeners: Listeners,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> Result<Pool, RunError> {
+    let mut role = Role::start(clock, shutdown.clone());
+    let (owner, inbox) = owner();
+    let status = Arc::new(PoolStatus::default());
+    let task = PoolTask {
+        jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),
+        source: parts.source,
+        inbox,
+        writer: role.observed.sink.writer(),
+        clock,
+        registry: role.observed.registry.clone(),
+        status: Arc::clone(&status),
+    };
+    role.spawn("pool", task::run(task, shutdown));
+    let settings = Settings {
+        share_batch_size: parts.share_batch_size,
+        ..role::settings(ShareUse::Keep, &parts.vardiff, &parts.downstream)
+    };
+    role.listen(&mut listeners, &parts.downstream, settings, owner)?;
+    let (name, watched) = (parts.source_name, Arc::clone(&status));
+    role.serve_metrics(&mut listeners, move || {
+        vec![UpstreamState { name: name.clone(), is_live: watched.live.load(Ordering::Relaxed) }]
+    })?;
+    Ok(Pool { role, status })
+}
+
+/// A client for the node that the configuration names.
+pub fn node_client(config: &NodeConfig) -> Result<NodeClient, RunError> {
+    let auth = match &config.auth {
+        NodeAuth::Cookie(path) => node::NodeAuth::CookieFile(path.clone()),
+        NodeAuth::Password { user, password, .. } => {
+            node::NodeAuth::UserPassword { user: user.clone(), password: password.clone() }
+        }
+    };
+    NodeClient::new(NodeClientSettings { url: config.rpc_url.to_string(), auth })
+        .map_err(|error| RunError::Failed(format!("node.rpc_url: {error}")))
+}
+
+/// Templates from a node, and blocks to it and to the folder `blocks_dir`.
+pub fn node_source(
+    client: Arc<NodeClient>,
+    blocks_dir: std::path::PathBuf,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> BlockSource {
+    let (publish, templates) = watch::channel(None);
+    let settings = SubmitterSettings { directory: blocks_dir, deadline: node::submitter::DEFAULT_DEADLINE };
+    let submitter = Arc::new(BlockSubmitter::new(Arc::clone(&client), settings));
+    tokio::spawn(run_template_source(client, TemplateSourceSettings::default(), clock, publish, shutdown));
+    BlockSource::Node { templates, submitter }
+}
+
+/// Coinbases that pay `script` and carry `tag`.
+pub fn coinbase_rules(script: Vec<u8>, tag: &str) -> Result<CoinbaseRules, RunError> {
+    CoinbaseRules::new(script, tag.as_bytes().to_vec(), EXTRANONCE_SIZE)
+        .map_err(|error| RunError::Failed(format!("pool.coinbase_tag: {error}")))
+}
+
+/// The chain that the node is on; asks until it answers.
+pub async fn network_of(client: &NodeClient) -> Result<Network, RunError> {
+    let mut waited = false;
+    loop {
+        match client.chain_info().await {
+            Ok(info) => {
+                let network = Network::from_core_arg(&info.chain);
+                let unknown =
+                    |_| RunError::Failed(format!("the node is on an unknown chain: {}", info.chain));
+                return network.map_err(unknown);
+            }
+            Err(error) if !waited => {
+                tracing::warn!(node = client.url(), "waiting for the node: {error}");
+                waited = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(NODE_RETRY).await;
+    }
+}
+
+/// Host and port of the node.
+pub fn node_name(config: &NodeConfig) -> String {
+    let host = config.rpc_url.host_str().unwrap_or_default();
+    format!("{host}:{}", config.rpc_url.port_or_known_default().unwrap_or_default())
+}

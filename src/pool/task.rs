@@ -1,0 +1,175 @@
+//! The owner of a pool's work: turns templates into jobs, and shares that are blocks into submissions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use mining_server::ShareEvent;
+use stratum::Now;
+use template::BlockTemplate;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::jobs::{FoundBlock, PoolJobs};
+use crate::clock::Clock;
+use crate::node::{BlockSource, SubmitOutcome};
+use crate::owner::{Command, OwnerInbox};
+use crate::registry::SharedRegistry;
+use crate::shutdown::Shutdown;
+use crate::sink::RecordWriter;
+
+/// Miners get fresh work at least this often: some drop a pool that says nothing for 90 seconds, and a difficulty
+/// change waits for the next job.
+pub const REFRESH_INTERVAL: Duration = Duration::from_secs(20);
+
+/// A connection that needs a new job gets one for everybody, but not more often than this.
+const WANTED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long submissions have to end when the program ends. The block is on the disk by then.
+const SUBMISSION_GRACE: Duration = Duration::from_secs(3);
+
+/// What the rest of the program may know of a pool.
+#[derive(Debug, Default)]
+pub struct PoolStatus {
+    /// Whether there is a template to mine on.
+    pub live: AtomicBool,
+    /// The height of the block that is being mined.
+    pub height: AtomicU64,
+    /// Shares that were blocks.
+    pub blocks_found: AtomicU64,
+    /// Blocks that the node took.
+    pub blocks_accepted: AtomicU64,
+    /// Blocks that the node refused, or never judged.
+    pub blocks_lost: AtomicU64,
+}
+
+/// What a pool's task needs.
+pub struct PoolTask {
+    /// Makes the jobs.
+    pub jobs: PoolJobs,
+    /// Where templates come from and blocks go.
+    pub source: BlockSource,
+    /// The queues of the connections.
+    pub inbox: OwnerInbox,
+    /// Where records go.
+    pub writer: RecordWriter,
+    /// The clocks.
+    pub clock: Clock,
+    /// Told which job is the oldest that counts.
+    pub registry: SharedRegistry,
+    /// Told how it goes.
+    pub status: Arc<PoolStatus>,
+}
+
+/// Serves until the end is asked for.
+pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
+    let mut templates = task.source.templates();
+    let mut submissions = JoinSet::new();
+    let mut last_job = task.clock.now();
+    if let Some(template) = newest(&mut templates) {
+        task.handle_template(template);
+    }
+    loop {
+        let refresh_at = task.clock.instant(last_job.monotonic + REFRESH_INTERVAL);
+        tokio::select! {
+            biased;
+            () = shutdown.requested() => break,
+            changed = templates.changed() => {
+                if changed.is_err() {
+                    tracing::error!("the source of templates has ended");
+                    break;
+                }
+                if let Some(template) = newest(&mut templates) {
+                    task.handle_template(template);
+                    last_job = task.clock.now();
+                }
+            }
+            command = task.inbox.commands.recv() => match command {
+                None => break,
+                Some(Command::Block(share)) => {
+                    if let Some(block) = task.handle_block(*share) {
+                        submissions.spawn(submit(task.source.clone(), Arc::clone(&task.status), block));
+                    }
+                }
+                Some(Command::NewJobWanted { .. }) => {
+                    let now = task.clock.now();
+                    if now.since(last_job) >= WANTED_INTERVAL {
+                        task.refresh(now);
+                        last_job = now;
+                    }
+                }
+                Some(Command::Open { .. } | Command::Close { .. } | Command::HashRate { .. }) => {}
+            },
+            share = task.inbox.shares.recv() => {
+                // A pool keeps its shares: only blocks come here, and they come as commands.
+                if let Some(share) = share {
+                    task.writer.share(share.record);
+                }
+            }
+            Some(_) = submissions.join_next() => {}
+            () = tokio::time::sleep_until(refresh_at) => {
+                last_job = task.clock.now();
+                task.refresh(last_job);
+            }
+        }
+    }
+    let ended =
+        tokio::time::timeout(SUBMISSION_GRACE, async { while submissions.join_next().await.is_some() {} });
+    if ended.await.is_err() {
+        tracing::error!("ended while a block was being submitted; it is on the disk");
+    }
+}
+
+impl PoolTask {
+    fn handle_template(&mut self, template: Arc<BlockTemplate>) {
+        let height = template.height;
+        match self.jobs.handle_template(template) {
+            Ok(()) => {
+                self.status.height.store(u64::from(height), Ordering::Relaxed);
+                self.publish();
+            }
+            Err(error) => tracing::error!(height, "no job from this template: {error}"),
+        }
+    }
+
+    fn refresh(&mut self, now: Now) {
+        if self.jobs.refresh(now) {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        let work = self.jobs.work().expect("a job was just made");
+        self.registry.set_oldest_live_job(work.oldest());
+        self.status.live.store(true, Ordering::Relaxed);
+        self.inbox.work.send_replace(Some(Arc::new(work)));
+    }
+
+    fn handle_block(&mut self, share: ShareEvent) -> Option<FoundBlock> {
+        self.status.blocks_found.fetch_add(1, Ordering::Relaxed);
+        let block = share.forward.as_ref().and_then(|forward| self.jobs.block(forward));
+        self.writer.share(share.record);
+        if block.is_none() {
+            self.status.blocks_lost.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("a block came for a job that had just retired");
+        }
+        block
+    }
+}
+
+async fn submit(source: BlockSource, status: Arc<PoolStatus>, block: FoundBlock) {
+    let hash = template::block_template::displayed(&block.hash);
+    let outcome = source.submit(block.height, block.bytes).await;
+    if outcome.is_accepted() {
+        status.blocks_accepted.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(height = block.height, hash, "block accepted");
+        return;
+    }
+    status.blocks_lost.fetch_add(1, Ordering::Relaxed);
+    let (SubmitOutcome::Rejected(reason) | SubmitOutcome::Failed(reason)) = outcome else { return };
+    tracing::error!(height = block.height, hash, "block not accepted: {reason}");
+}
+
+fn newest(templates: &mut watch::Receiver<Option<Arc<BlockTemplate>>>) -> Option<Arc<BlockTemplate>> {
+    templates.borrow_and_update().clone()
+}

@@ -1,0 +1,84 @@
+//! The `mining-proxy` role: miners in, pool out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mining_proxy::UpstreamConfig as UpstreamRules;
+use mining_server::{Settings, ShareUse};
+use stratum::{JobNumber, UpstreamId};
+
+use crate::clock::Clock;
+use crate::config::{Listeners, ProxyConfig};
+use crate::error::RunError;
+use crate::http::UpstreamState;
+use crate::owner::owner;
+use crate::role::{self, Role};
+use crate::shutdown::Shutdown;
+use crate::upstream::{self, UpstreamStatus, UpstreamTask};
+
+/// Miners get fresh work at least this often when the upstream sends none: cgminer drops a pool that says nothing
+/// for 90 seconds, and a difficulty change waits for the next job.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Runs a mining proxy until the end is asked for.
+pub async fn run(config: ProxyConfig, listeners: Listeners, shutdown: Shutdown) -> Result<(), RunError> {
+    start(&config, listeners, Clock::start(), shutdown)?.run().await
+}
+
+/// Starts a mining proxy and returns at once.
+pub fn start(
+    config: &ProxyConfig,
+    mut listeners: Listeners,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> Result<Role, RunError> {
+    // The first entry is the preferred one; the others wait for failover, which comes with job declaration.
+    let Some(preferred) = config.upstreams.first() else {
+        return Err(RunError::Failed("there is no upstream".to_owned()));
+    };
+    if config.upstreams.len() > 1 {
+        tracing::warn!("only the first upstream is used: failover to the others is not built yet");
+    }
+    let mut role = Role::start(clock, shutdown.clone());
+    let (owner, inbox) = owner();
+    let upstream_status = Arc::new(UpstreamStatus::default());
+    let name = format!("{}:{}", preferred.url.host, preferred.url.port);
+    let task = UpstreamTask {
+        config: rules(config, &preferred.user_identity),
+        url: preferred.url.clone(),
+        inbox,
+        writer: role.observed.sink.writer(),
+        clock,
+        latencies: Arc::clone(&role.observed.latencies),
+        registry: role.observed.registry.clone(),
+        status: Arc::clone(&upstream_status),
+    };
+    if !config.aggregate {
+        // Every device has a prefix of its own from the upstream: no reserved value can clash.
+        role.observed.registry.set_oldest_live_job(JobNumber(u64::MAX));
+    }
+    role.spawn("upstream", upstream::run(task, shutdown));
+    let settings = Settings {
+        channel_per_device: !config.aggregate,
+        ..role::settings(ShareUse::Forward, &config.vardiff, &config.downstream)
+    };
+    role.listen(&mut listeners, &config.downstream, settings, owner)?;
+    role.serve_metrics(&mut listeners, move || {
+        let is_live = upstream_status.live.load(Ordering::Relaxed);
+        vec![UpstreamState { name: name.clone(), is_live }]
+    })?;
+    Ok(role)
+}
+
+fn rules(config: &ProxyConfig, user_identity: &str) -> UpstreamRules {
+    UpstreamRules {
+        id: UpstreamId(0),
+        user_identity: user_identity.to_owned(),
+        aggregate: config.aggregate,
+        vendor: "Checkweigh".to_owned(),
+        hardware_version: "mining-proxy".to_owned(),
+        firmware: env!("CARGO_PKG_VERSION").to_owned(),
+        refresh_interval: REFRESH_INTERVAL,
+    }
+}

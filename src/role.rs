@@ -1,0 +1,208 @@
+//! What every role with miners is made of: listeners, the sink of its records, metrics, and supervision.
+//!
+//! A connection that panics is closed and counted. A panic of anything here, an owner of work or the sink, ends the
+//! role, and with it the process: what it owned cannot be trusted any more.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mining_server::{Settings, ShareUse};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::config::{DownstreamConfig, Listeners, VardiffSettings};
+use crate::downstream::{self, ConnectionCounts, Context, Protocol};
+use crate::error::RunError;
+use crate::http::{self, Sources, Status, UpstreamState};
+use crate::latency::Latencies;
+use crate::owner::Owner;
+use crate::registry::SharedRegistry;
+use crate::shutdown::Shutdown;
+use crate::sink::RecordSink;
+
+/// How long all tasks of a role have to end once the end was asked for.
+const END_GRACE: Duration = Duration::from_secs(4);
+
+/// What a running role lets the rest of the program see.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The records' sums.
+    pub sink: RecordSink,
+    /// Who is who.
+    pub registry: SharedRegistry,
+    /// What is measured.
+    pub latencies: Arc<Latencies>,
+    /// Connections.
+    pub counts: Arc<ConnectionCounts>,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// A running role: its tasks, and what can be seen of it.
+#[derive(Debug)]
+pub struct Role {
+    tasks: JoinSet<&'static str>,
+    shutdown: Shutdown,
+    /// What can be seen of it.
+    pub observed: Observed,
+    /// Where SV1 miners connect, where there is a listener for them.
+    pub sv1_address: Option<SocketAddr>,
+    /// Where SV2 miners connect, where there is a listener for them.
+    pub sv2_address: Option<SocketAddr>,
+}
+
+impl Role {
+    /// A role with nothing but its sink.
+    pub fn start(clock: Clock, shutdown: Shutdown) -> Self {
+        let (sink, sink_task) = RecordSink::start();
+        let registry = SharedRegistry::new(clock, sink.writer());
+        let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
+        let mut role =
+            Role { tasks: JoinSet::new(), shutdown, observed, sv1_address: None, sv2_address: None };
+        let mut end = role.shutdown.clone();
+        role.spawn("record sink", async move {
+            // The sink outlives every writer; at the end nobody asks it any more.
+            tokio::select! {
+                ended = sink_task => {
+                    if let Err(error) = ended {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                }
+                () = async { end.requested().await; tokio::time::sleep(END_GRACE / 2).await } => {}
+            }
+        });
+        role
+    }
+
+    /// Adds a task without which the role cannot go on.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    /// Lets miners in.
+    pub fn listen(
+        &mut self,
+        listeners: &mut Listeners,
+        config: &DownstreamConfig,
+        settings: Settings,
+        owner: Owner,
+    ) -> Result<(), RunError> {
+        let context = Context {
+            settings: Arc::new(settings),
+            registry: self.observed.registry.clone(),
+            owner,
+            sink: self.observed.sink.clone(),
+            clock: self.observed.clock,
+            latencies: Arc::clone(&self.observed.latencies),
+            counts: Arc::clone(&self.observed.counts),
+            slots: Arc::new(Semaphore::new(config.max_connections as usize)),
+        };
+        if let Some(listener) = listeners.sv1.take() {
+            let (listener, address) = listener_of(listener)?;
+            self.sv1_address = Some(address);
+            tracing::info!(%address, "SV1 miners may connect");
+            let (context, end) = (context.clone(), self.shutdown.clone());
+            self.spawn("SV1 listener", downstream::serve(listener, Protocol::Sv1, context, end));
+        }
+        if let (Some(listener), Some((_, key))) = (listeners.sv2.take(), &config.authority) {
+            let (listener, address) = listener_of(listener)?;
+            self.sv2_address = Some(address);
+            tracing::info!(%address, authority_key = %key.public(), "SV2 miners may connect");
+            let protocol = Protocol::Sv2(Arc::new(key.clone()));
+            self.spawn("SV2 listener", downstream::serve(listener, protocol, context, self.shutdown.clone()));
+        }
+        Ok(())
+    }
+
+    /// Serves metrics, if there is a listener for them. `upstreams` looks at what work comes from.
+    pub fn serve_metrics(
+        &mut self,
+        listeners: &mut Listeners,
+        upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+    ) -> Result<(), RunError> {
+        let Some(listener) = listeners.metrics.take() else { return Ok(()) };
+        let (listener, address) = listener_of(listener)?;
+        tracing::info!(%address, "metrics at /metrics, health at /healthz");
+        let counts = Arc::clone(&self.observed.counts);
+        let sources = Sources {
+            sink: self.observed.sink.clone(),
+            latencies: Arc::clone(&self.observed.latencies),
+            clock: self.observed.clock,
+            status: Arc::new(move || status(&counts, upstreams())),
+        };
+        let shutdown = self.shutdown.clone();
+        self.spawn("metrics", async move {
+            if let Err(error) = http::serve(listener, sources, shutdown).await {
+                tracing::error!(%error, "metrics are no longer served");
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits for the end. An error when a task ended that should not have.
+    pub async fn run(mut self) -> Result<(), RunError> {
+        let mut shutdown = self.shutdown.clone();
+        tokio::select! {
+            biased;
+            () = shutdown.requested() => {}
+            Some(ended) = self.tasks.join_next() => return Err(unexpected_end(ended)),
+        }
+        let mut failure = None;
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if ended.is_err() {
+                    failure.get_or_insert(unexpected_end(ended));
+                }
+            }
+        };
+        if tokio::time::timeout(END_GRACE, all).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// What the state machines of connections must know.
+pub fn settings(share_use: ShareUse, vardiff: &VardiffSettings, downstream: &DownstreamConfig) -> Settings {
+    Settings {
+        share_use,
+        vardiff_enabled: vardiff.enabled,
+        vardiff: vardiff.config,
+        channel_per_device: false,
+        proxy_protocol: downstream.proxy_protocol,
+        share_batch_size: 1,
+    }
+}
+
+fn listener_of(listener: std::net::TcpListener) -> Result<(TcpListener, SocketAddr), RunError> {
+    let listener = TcpListener::from_std(listener).map_err(RunError::io("use a listener"))?;
+    let address = listener.local_addr().map_err(RunError::io("find the address of a listener"))?;
+    Ok((listener, address))
+}
+
+fn status(counts: &ConnectionCounts, upstreams: Vec<UpstreamState>) -> Status {
+    Status {
+        sv1_connections: counts.sv1.load(Ordering::Relaxed),
+        sv2_connections: counts.sv2.load(Ordering::Relaxed),
+        connections_accepted: counts.accepted.load(Ordering::Relaxed),
+        connections_refused: counts.refused.load(Ordering::Relaxed),
+        connections_closed_for_fault: counts.closed_for_fault.load(Ordering::Relaxed),
+        connections_panicked: counts.panicked.load(Ordering::Relaxed),
+        upstreams,
+    }
+}
+
+fn unexpected_end(ended: Result<&'static str, tokio::task::JoinError>) -> RunError {
+    RunError::Failed(match ended {
+        Ok(name) => format!("the {name} ended too early"),
+        Err(error) => format!("a task ended by a bug of ours; please report it: {error}"),
+    })
+}

@@ -1,0 +1,410 @@
+//! Drives one upstream: dials it, keeps the Noise connection, and carries frames, shares and work between the
+//! state machine of the `mining-proxy` crate and the rest of the program.
+//!
+//! The task never waits for a connection of ours, and a slow pool never holds up work: what cannot be written is
+//! kept up to a bound, and then shares wait in their queue and are dropped there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mining_proxy::{Backoff, DownstreamKey, Endpoint, Feed, Upstream, UpstreamConfig, UpstreamOutput};
+use mining_server::{CloseReason, DropReason, Fate};
+use rand::RngCore;
+use rand::rngs::OsRng;
+use stratum::sv2::frame::MAX_PAYLOAD_FROM_UPSTREAM;
+use stratum::sv2::noise::{Initiator, RESPONDER_MESSAGE_SIZE};
+use stratum::sv2::transport::{Decryptor, Encryptor};
+use stratum::sv2::url::PoolUrl;
+use stratum::{HashRate, JobNumber};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::latency::Latencies;
+use crate::owner::{Command, Delivery, Mailbox, OwnerInbox};
+use crate::registry::SharedRegistry;
+use crate::shutdown::Shutdown;
+use crate::sink::RecordWriter;
+
+/// How long a pool has to accept a TCP connection and finish the handshake.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
+const MAX_UNWRITTEN: usize = 256 * 1024;
+
+/// Shares that are forwarded together at most, in one encryption pass and one write.
+const SHARE_BATCH: usize = 256;
+
+/// Bytes read at once from the pool.
+const READ_BUFFER: usize = 16 * 1024;
+
+/// How long the last frames have to leave when the program ends.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What the rest of the program may know of an upstream.
+#[derive(Debug, Default)]
+pub struct UpstreamStatus {
+    /// Whether work comes from it and shares go to it.
+    pub live: AtomicBool,
+}
+
+/// What an upstream's task needs.
+#[derive(Debug)]
+pub struct UpstreamTask {
+    /// What the state machine must know.
+    pub config: UpstreamConfig,
+    /// Where to dial.
+    pub url: PoolUrl,
+    /// The queues of the connections that this upstream serves.
+    pub inbox: OwnerInbox,
+    /// Where records go.
+    pub writer: RecordWriter,
+    /// The clocks.
+    pub clock: Clock,
+    /// What is measured.
+    pub latencies: Arc<Latencies>,
+    /// Told which job is the oldest that counts.
+    pub registry: SharedRegistry,
+    /// Told whether it is live.
+    pub status: Arc<UpstreamStatus>,
+}
+
+/// Serves one upstream until the end is asked for.
+pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
+    let now = task.clock.now();
+    let name = format!("{}:{}", task.url.host, task.url.port);
+    let mut driver = Driver {
+        upstream: Upstream::new(task.config.clone(), JobNumber::first(now), now),
+        out: UpstreamOutput::default(),
+        mailboxes: HashMap::new(),
+        backoff: Backoff::new(),
+        link: Link::Down { dial_at: now.monotonic },
+        unwritten: Vec::new(),
+        shares: Vec::with_capacity(SHARE_BATCH),
+        buffer: vec![0; READ_BUFFER],
+        redirect: None,
+        name,
+        task,
+    };
+    driver.run(&mut shutdown).await;
+    driver.farewell().await;
+}
+
+/// The transport, in one of its three states.
+enum Link {
+    Down { dial_at: Duration },
+    Dialling(JoinHandle<Result<Connected, String>>),
+    Up(Box<Connected>),
+}
+
+struct Connected {
+    endpoint: Endpoint,
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    encryptor: Encryptor,
+    decryptor: Decryptor,
+}
+
+/// Everything that can wake the task.
+enum Wake {
+    Read(std::io::Result<usize>),
+    Wrote(std::io::Result<usize>),
+    Dialled(Result<Connected, String>),
+    Command(Option<Command>),
+    Shares,
+    Time,
+    Dial,
+    Shutdown,
+}
+
+struct Driver {
+    upstream: Upstream,
+    out: UpstreamOutput,
+    mailboxes: HashMap<DownstreamKey, Arc<Mailbox>>,
+    backoff: Backoff,
+    link: Link,
+    unwritten: Vec<u8>,
+    shares: Vec<Box<mining_server::ShareEvent>>,
+    buffer: Vec<u8>,
+    /// Where the upstream asked us to go, tried once.
+    redirect: Option<Endpoint>,
+    name: String,
+    task: UpstreamTask,
+}
+
+impl Driver {
+    async fn run(&mut self, shutdown: &mut Shutdown) {
+        loop {
+            match self.wait(shutdown).await {
+                Wake::Shutdown => return,
+                Wake::Read(Ok(length)) if length > 0 => self.handle_read(length),
+                Wake::Read(Ok(_)) => self.disconnect("the pool closed the connection"),
+                Wake::Read(Err(error)) | Wake::Wrote(Err(error)) => self.disconnect(&error.to_string()),
+                Wake::Wrote(Ok(length)) => drop(self.unwritten.drain(..length)),
+                Wake::Dialled(result) => self.handle_dialled(result),
+                Wake::Command(None) => return,
+                Wake::Command(Some(command)) => self.handle_command(command),
+                Wake::Shares => self.handle_shares(),
+                Wake::Time => self.upstream.handle_timeout(self.task.clock.now(), &mut self.out),
+                Wake::Dial => self.dial(),
+            }
+            self.settle();
+        }
+    }
+
+    /// Waits for the next thing to do. Whatever comes from the upstream comes first: it may be a new block.
+    async fn wait(&mut self, shutdown: &mut Shutdown) -> Wake {
+        let timeout = self.upstream.next_timeout().map(|at| self.task.clock.instant(at));
+        let timer = async {
+            match timeout {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let room = self.unwritten.len() < MAX_UNWRITTEN;
+        let Driver { link, buffer, unwritten, shares, task, .. } = self;
+        let inbox = &mut task.inbox;
+        let link = async {
+            match link {
+                Link::Down { dial_at } => {
+                    tokio::time::sleep_until(task.clock.instant(*dial_at)).await;
+                    Wake::Dial
+                }
+                Link::Dialling(dialling) => {
+                    Wake::Dialled(dialling.await.unwrap_or_else(|error| Err(error.to_string())))
+                }
+                Link::Up(connected) => {
+                    let Connected { reader, writer, .. } = connected.as_mut();
+                    tokio::select! {
+                        biased;
+                        read = reader.read(buffer) => Wake::Read(read),
+                        wrote = writer.write(unwritten), if !unwritten.is_empty() => Wake::Wrote(wrote),
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.requested() => Wake::Shutdown,
+            wake = link => wake,
+            command = inbox.commands.recv() => Wake::Command(command),
+            _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
+            () = timer => Wake::Time,
+        }
+    }
+
+    fn handle_read(&mut self, length: usize) {
+        let now = self.task.clock.now();
+        let Link::Up(connected) = &mut self.link else { return };
+        let mut input = &self.buffer[..length];
+        loop {
+            match connected.decryptor.next_frame(&mut input) {
+                Ok(None) => return,
+                Ok(Some(frame)) => {
+                    self.upstream.handle_frame(frame.header, frame.payload, now, &mut self.out)
+                }
+                Err(error) => {
+                    self.out.close = Some(CloseReason::upstream(error.to_string()));
+                    self.upstream.handle_disconnected(now, &mut self.out);
+                    return;
+                }
+            }
+            if self.out.close.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        let now = self.task.clock.now();
+        let (upstream, out) = (&mut self.upstream, &mut self.out);
+        match command {
+            Command::Block(share) => {
+                tracing::info!(job = ?share.record.job, "a block was found by a device");
+                upstream.handle_share(*share, now, out);
+            }
+            Command::Open { key, user_identity, hash_rate, mailbox } => {
+                self.mailboxes.insert(key, mailbox);
+                upstream.handle_open(key, &user_identity, hash_rate, now, out);
+            }
+            Command::Close { key } => {
+                self.mailboxes.remove(&key);
+                upstream.handle_close(key, now, out);
+            }
+            Command::HashRate { key, rate } => {
+                let rate = Some(rate).filter(|rate| *rate > HashRate(0.0));
+                upstream.handle_hash_rate(key, rate, now, out);
+            }
+            Command::NewJobWanted { key } => {
+                let feed = if self.task.config.aggregate { Feed::Shared } else { Feed::Device(key) };
+                upstream.handle_new_job_wanted(feed);
+            }
+        }
+    }
+
+    fn handle_shares(&mut self) {
+        let now = self.task.clock.now();
+        for share in self.shares.drain(..) {
+            self.upstream.handle_share(*share, now, &mut self.out);
+        }
+    }
+
+    /// Passes on what the state machine put out, new work first.
+    fn settle(&mut self) {
+        for (feed, work) in self.out.publish.drain(..) {
+            match feed {
+                Feed::Shared => {
+                    self.task.status.live.store(work.live, Ordering::Relaxed);
+                    self.task.registry.set_oldest_live_job(work.oldest());
+                    self.task.inbox.work.send_replace(Some(work));
+                }
+                Feed::Device(key) => {
+                    if let Some(mailbox) = self.mailboxes.get(&key) {
+                        mailbox.put(key.channel, Delivery::Work(work));
+                    }
+                }
+            }
+        }
+        self.send();
+        for (key, reason) in self.out.open_failed.drain(..) {
+            if let Some(mailbox) = self.mailboxes.get(&key) {
+                mailbox.put(key.channel, Delivery::OpenFailed(reason));
+            }
+        }
+        for record in self.out.records.drain(..) {
+            if record.verdict == mining_server::Verdict::BlockFound && record.fate != Fate::Forwarded {
+                tracing::error!(fate = ?record.fate, "a block could not be forwarded");
+            }
+            self.task.writer.share(record);
+        }
+        for answer in self.out.answers.drain(..) {
+            self.task.writer.answer(answer);
+        }
+        for latency in self.out.ack_latencies.drain(..) {
+            self.task.latencies.upstream_ack.record(latency);
+        }
+        for notice in self.out.notices.drain(..) {
+            tracing::info!(upstream = self.name, "{notice}");
+        }
+        if let Some(reason) = self.out.close.take() {
+            self.redirect = self.out.reconnect_to.take();
+            self.go_down(&reason.to_string());
+        }
+    }
+
+    fn send(&mut self) {
+        if self.out.bytes.is_empty() {
+            return;
+        }
+        if let Link::Up(connected) = &mut self.link
+            && let Err(error) = connected.encryptor.encrypt_frames(&self.out.bytes, &mut self.unwritten)
+        {
+            self.out.close.get_or_insert(CloseReason::ours(error.to_string()));
+        }
+        self.out.bytes.clear();
+        // Most writes fit the socket's buffer: the frames leave now and not at the next turn.
+        if let Link::Up(connected) = &mut self.link
+            && let Ok(written) = connected.writer.try_write(&self.unwritten)
+        {
+            self.unwritten.drain(..written);
+        }
+    }
+
+    fn disconnect(&mut self, reason: &str) {
+        self.upstream.handle_disconnected(self.task.clock.now(), &mut self.out);
+        self.go_down(reason);
+    }
+
+    fn go_down(&mut self, reason: &str) {
+        let now = self.task.clock.now();
+        let delay = match self.redirect {
+            Some(_) => Duration::ZERO,
+            None => self.backoff.failed(now, OsRng.next_u32()),
+        };
+        self.task.status.live.store(false, Ordering::Relaxed);
+        let seconds = delay.as_secs_f32();
+        tracing::warn!(upstream = self.name, "disconnected: {reason}; dialling again in {seconds:.1} s");
+        self.unwritten.clear();
+        self.link = Link::Down { dial_at: now.monotonic + delay };
+    }
+
+    fn dial(&mut self) {
+        let endpoint = self
+            .redirect
+            .take()
+            .unwrap_or_else(|| Endpoint { host: self.task.url.host.clone(), port: self.task.url.port });
+        let (authority, clock) = (self.task.url.authority, self.task.clock);
+        self.link = Link::Dialling(tokio::spawn(async move {
+            match tokio::time::timeout(DIAL_TIMEOUT, connect(endpoint, authority, clock)).await {
+                Ok(result) => result,
+                Err(_) => Err("no connection in time".to_owned()),
+            }
+        }));
+    }
+
+    fn handle_dialled(&mut self, result: Result<Connected, String>) {
+        let now = self.task.clock.now();
+        match result {
+            Ok(connected) => {
+                tracing::info!(upstream = self.name, "connected");
+                self.backoff.connected(now);
+                self.upstream.handle_connected(&connected.endpoint, now, &mut self.out);
+                self.link = Link::Up(Box::new(connected));
+            }
+            Err(reason) => self.go_down(&reason),
+        }
+    }
+
+    /// Says goodbye to the upstream, and accounts for what was still on its way.
+    async fn farewell(&mut self) {
+        let now = self.task.clock.now();
+        while let Ok(share) = self.task.inbox.shares.try_recv() {
+            self.upstream.handle_share(*share, now, &mut self.out);
+        }
+        while let Ok(command) = self.task.inbox.commands.try_recv() {
+            self.handle_command(command);
+        }
+        self.upstream.handle_shutdown(now, &mut self.out);
+        self.settle();
+        if let Link::Up(connected) = &mut self.link {
+            let flushed = tokio::time::timeout(FAREWELL, connected.writer.write_all(&self.unwritten)).await;
+            if !matches!(flushed, Ok(Ok(()))) {
+                tracing::warn!(upstream = self.name, "the last frames did not leave in time");
+            }
+        }
+        self.upstream.handle_disconnected(now, &mut self.out);
+        self.out.close = None;
+        self.settle();
+        self.task.inbox.shares.close();
+        while let Ok(mut share) = self.task.inbox.shares.try_recv() {
+            share.record.fate = Fate::Dropped(DropReason::UpstreamLost);
+            self.task.writer.share(share.record);
+        }
+    }
+}
+
+async fn connect(
+    endpoint: Endpoint,
+    authority: Option<stratum::sv2::keys::AuthorityPublicKey>,
+    clock: Clock,
+) -> Result<Connected, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(text)?;
+    stream.set_nodelay(true).map_err(text)?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(text)?;
+    let initiator = Initiator::new(authority.as_ref(), &mut OsRng);
+    stream.write_all(&initiator.first()).await.map_err(text)?;
+    let mut reply = [0; RESPONDER_MESSAGE_SIZE];
+    stream.read_exact(&mut reply).await.map_err(|error| format!("the Noise handshake failed: {error}"))?;
+    let transport = initiator
+        .finish(&reply, clock.now().unix_seconds())
+        .map_err(|error| format!("the Noise handshake failed: {error}"))?;
+    let (encryptor, decryptor) = transport.split(MAX_PAYLOAD_FROM_UPSTREAM);
+    let (reader, writer) = stream.into_split();
+    Ok(Connected { endpoint, reader, writer, encryptor, decryptor })
+}
