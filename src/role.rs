@@ -12,7 +12,7 @@ use std::time::Duration;
 use mining_server::{Settings, ShareUse};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
 use crate::config::{DownstreamConfig, Listeners, VardiffSettings};
@@ -47,6 +47,8 @@ pub struct Observed {
 #[derive(Debug)]
 pub struct Role {
     tasks: JoinSet<&'static str>,
+    /// Outlives all writers of records, so that it is waited for last.
+    sink_task: JoinHandle<()>,
     shutdown: Shutdown,
     /// What can be seen of it.
     pub observed: Observed,
@@ -62,21 +64,8 @@ impl Role {
         let (sink, sink_task) = RecordSink::start();
         let registry = SharedRegistry::new(clock, sink.writer());
         let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
-        let mut role =
-            Role { tasks: JoinSet::new(), shutdown, observed, sv1_address: None, sv2_address: None };
-        let mut end = role.shutdown.clone();
-        role.spawn("record sink", async move {
-            // The sink outlives every writer; at the end nobody asks it any more.
-            tokio::select! {
-                ended = sink_task => {
-                    if let Err(error) = ended {
-                        std::panic::resume_unwind(error.into_panic());
-                    }
-                }
-                () = async { end.requested().await; tokio::time::sleep(END_GRACE / 2).await } => {}
-            }
-        });
-        role
+        let tasks = JoinSet::new();
+        Role { tasks, sink_task, shutdown, observed, sv1_address: None, sv2_address: None }
     }
 
     /// Adds a task without which the role cannot go on.
@@ -154,6 +143,7 @@ impl Role {
             biased;
             () = shutdown.requested() => {}
             Some(ended) = self.tasks.join_next() => return Err(unexpected_end(ended)),
+            ended = &mut self.sink_task => return Err(unexpected_end(ended.map(|()| "record sink"))),
         }
         let mut failure = None;
         let all = async {
@@ -165,6 +155,11 @@ impl Role {
         };
         if tokio::time::timeout(END_GRACE, all).await.is_err() {
             tracing::warn!("some tasks did not end in time");
+        }
+        // An answer means that the sink has everything that was written before it was asked.
+        if self.observed.sink.overview(self.observed.clock.now()).await.is_err() {
+            let ended = self.sink_task.await;
+            failure.get_or_insert(unexpected_end(ended.map(|()| "record sink")));
         }
         failure.map_or(Ok(()), Err)
     }

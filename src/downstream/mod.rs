@@ -254,7 +254,7 @@ impl Outlet {
         if !bytes.is_empty() {
             match tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(bytes)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(CloseReason::downstream(format!("writing failed: {error}"))),
+                Ok(Err(error)) => return Err(CloseReason::gone(format!("writing failed: {error}"))),
                 Err(_) => return Err(CloseReason::downstream("it reads too slowly")),
             }
         }

@@ -90,7 +90,7 @@ impl Driver {
     fn read(&mut self, buffer: &mut Vec<u8>) -> Result<(), CloseReason> {
         buffer.resize(READ_BUFFER, 0);
         match self.stream.try_read(buffer) {
-            Ok(0) => Err(CloseReason::downstream("the miner closed the connection")),
+            Ok(0) => Err(CloseReason::gone("the miner closed the connection")),
             Ok(length) => {
                 let now = self.context.clock.now();
                 self.connection.handle_bytes(&buffer[..length], now, &mut self.registry, &mut self.out);
@@ -145,5 +145,5 @@ impl Driver {
 }
 
 fn read_failed(error: std::io::Error) -> CloseReason {
-    CloseReason::downstream(format!("reading failed: {error}"))
+    CloseReason::gone(format!("reading failed: {error}"))
 }

@@ -134,7 +134,7 @@ impl Driver {
     fn read(&mut self, buffer: &mut Vec<u8>) -> Result<(), CloseReason> {
         buffer.resize(READ_BUFFER, 0);
         let length = match self.stream.try_read(buffer) {
-            Ok(0) => return Err(CloseReason::downstream("the miner closed the connection")),
+            Ok(0) => return Err(CloseReason::gone("the miner closed the connection")),
             Ok(length) => length,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 *buffer = Vec::new();
@@ -205,5 +205,5 @@ impl Driver {
 }
 
 fn read_failed(error: std::io::Error) -> CloseReason {
-    CloseReason::downstream(format!("reading failed: {error}"))
+    CloseReason::gone(format!("reading failed: {error}"))
 }

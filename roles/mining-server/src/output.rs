@@ -116,6 +116,8 @@ pub enum Fault {
     Upstream,
     /// Ours, or the operator's choice.
     Ours,
+    /// Nobody's: miners come and go, and networks fail.
+    Nobody,
 }
 
 /// Why a connection ends. Says enough to be logged as it is.
@@ -131,6 +133,11 @@ impl CloseReason {
     /// The peer did something that no miner does.
     pub fn downstream(what: impl Into<String>) -> Self {
         CloseReason { fault: Fault::Downstream, what: what.into() }
+    }
+
+    /// The peer or the network ended it, as they may.
+    pub fn gone(what: impl Into<String>) -> Self {
+        CloseReason { fault: Fault::Nobody, what: what.into() }
     }
 
     /// The upstream leaves us nothing else.
