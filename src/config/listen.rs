@@ -1,0 +1,130 @@
+//! Binds the listeners of a configuration: all of them, with every failure named by its key.
+//!
+//! It never accepts a connection.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::problem::Problem;
+
+/// Connections that the system keeps until we accept them. A farm's miners all dial at once when the power comes
+/// back; the system lowers the number to its own limit (`net.core.somaxconn`). More of them dial again later.
+pub const BACKLOG: i32 = 4096;
+
+/// Which listener an address is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenKey {
+    /// SV1 miners.
+    Sv1,
+    /// SV2 miners and proxies.
+    Sv2,
+    /// `/metrics` and `/healthz`.
+    Metrics,
+}
+
+impl ListenKey {
+    /// The dotted key of its address.
+    pub const fn key(self) -> &'static str {
+        match self {
+            ListenKey::Sv1 => "downstream.sv1_listen",
+            ListenKey::Sv2 => "downstream.sv2_listen",
+            ListenKey::Metrics => "metrics.listen",
+        }
+    }
+}
+
+/// An address that a configuration names.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenAddress {
+    /// What listens there.
+    pub of: ListenKey,
+    /// Where. Port 0 lets the system choose one.
+    pub address: SocketAddr,
+    /// The line of its key, counted from 1.
+    pub line: Option<usize>,
+}
+
+/// Bound and listening sockets in non-blocking mode, ready for `tokio::net::TcpListener::from_std`.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For SV1 miners.
+    pub sv1: Option<TcpListener>,
+    /// For SV2 miners and proxies.
+    pub sv2: Option<TcpListener>,
+    /// For `/metrics` and `/healthz`.
+    pub metrics: Option<TcpListener>,
+}
+
+/// Binds every address. Tries all of them even when some fail, and then returns all failures.
+pub fn bind_listeners(addresses: &[ListenAddress]) -> Result<Listeners, Vec<Problem>> {
+    let mut listeners = Listeners::default();
+    let mut problems = Vec::new();
+    for ListenAddress { of, address, line } in addresses {
+        let slot = match of {
+            ListenKey::Sv1 => &mut listeners.sv1,
+            ListenKey::Sv2 => &mut listeners.sv2,
+            ListenKey::Metrics => &mut listeners.metrics,
+        };
+        match bind(*address) {
+            Ok(listener) => *slot = Some(listener),
+            Err(error) => problems.push(Problem {
+                key: of.key().to_owned(),
+                line: *line,
+                what: format!("cannot listen on {address}: {}", in_words(&error)),
+            }),
+        }
+    }
+    if problems.is_empty() { Ok(listeners) } else { Err(problems) }
+}
+
+/// Binds one address with address reuse, so that a restart need not wait for the last connections of the
+/// process before to be forgotten.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // On Windows the same option would let two processes share the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The usual failures without the system's numbers and capital letters.
+fn in_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::AddrInUse => "the address is in use".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "this machine does not have the address".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listener_that_fails_is_named() {
+        let holder = bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let taken = holder.local_addr().expect("bound");
+        // 192.0.2.0/24 is for documentation (RFC 5737): no machine has it.
+        let foreign = "192.0.2.1:3333".parse().expect("an address");
+        let listen = |of, address| ListenAddress { of, address, line: Some(3) };
+        let problems = bind_listeners(&[
+            listen(ListenKey::Sv1, taken),
+            listen(ListenKey::Sv2, "127.0.0.1:0".parse().expect("an address")),
+            listen(ListenKey::Metrics, foreign),
+        ])
+        .expect_err("two cannot be bound");
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["downstream.sv1_listen", "metrics.listen"]);
+        assert!(problems[0].what.contains("in use"), "{}", problems[0]);
+        assert_eq!(
+            problems[1].what,
+            "cannot listen on 192.0.2.1:3333: this machine does not have the address"
+        );
+    }
+}

@@ -1,0 +1,24 @@
+//! The configuration files of the roles: read, checked as a whole, and printed back.
+//!
+//! A file is walked key by key, and every fault is collected: an operator corrects one list instead of meeting one
+//! fault per start. What comes out is a checked type per role ([`ProxyConfig`], [`PoolConfig`]) in which addresses,
+//! ranges, URLs and keys are already values; nobody else parses a text of the configuration again.
+//!
+//! This module never talks to the network, except that [`listen`] binds the listeners, and never prints a secret.
+
+mod file;
+pub mod listen;
+mod load;
+mod parts;
+mod pool;
+mod problem;
+mod proxy;
+mod reader;
+mod render;
+
+pub use listen::Listeners;
+pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};
+pub use parts::{DownstreamConfig, LogConfig, LogFormat, VardiffSettings};
+pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork};
+pub use problem::{Note, Problem, Problems};
+pub use proxy::{ProxyConfig, UpstreamConfig};

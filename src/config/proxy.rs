@@ -1,0 +1,106 @@
+//! The configuration of the mining proxy.
+
+use std::net::SocketAddr;
+
+use stratum::sv2::PoolUrl;
+
+use super::load::{Role, RoleConfig};
+use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
+use super::reader::{Findings, Section};
+use super::render::Page;
+
+/// More upstreams than any farm has contracts for; each costs a connection and a set of metrics.
+const MAX_UPSTREAMS: usize = 16;
+
+/// SV2 carries a user identity as a text of at most 255 bytes (STR0_255).
+const MAX_USER_IDENTITY: usize = 255;
+
+/// What a mining proxy is told.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Where miners come in.
+    pub downstream: DownstreamConfig,
+    /// Where work comes from, in order of preference; at least one, at most 16.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// One upstream channel for all devices; if not, each device has its own.
+    pub aggregate: bool,
+    /// How the difficulties of channels are controlled.
+    pub vardiff: VardiffSettings,
+    /// Where `/metrics` and `/healthz` are served, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// What is logged.
+    pub log: LogConfig,
+}
+
+/// One `[[upstream]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// Where it is, and the key that it must prove to hold.
+    pub url: PoolUrl,
+    /// The account that channels are opened for; with a channel per device, the worker name follows it.
+    pub user_identity: String,
+}
+
+impl RoleConfig for ProxyConfig {
+    const ROLE: Role = Role::MiningProxy;
+
+    fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
+        let downstream = DownstreamConfig::read(document, findings);
+        let upstreams = read_upstreams(document, findings);
+        let mut channels = document.section(findings, "channels");
+        let aggregate = channels.boolean(findings, "aggregate").unwrap_or(true);
+        channels.finish(findings);
+        let vardiff = VardiffSettings::read(document, findings);
+        let metrics_listen = read_metrics(document, findings);
+        let log = LogConfig::read(document, findings);
+        Some(ProxyConfig { downstream: downstream?, upstreams, aggregate, vardiff, metrics_listen, log })
+    }
+
+    fn effective(&self) -> String {
+        let mut page = Page::default();
+        self.downstream.render(&mut page);
+        for upstream in &self.upstreams {
+            page.section("[[upstream]]");
+            page.key("url", upstream.url.to_string());
+            page.key("user_identity", upstream.user_identity.clone());
+        }
+        page.section("[channels]");
+        page.key("aggregate", self.aggregate);
+        self.vardiff.render(&mut page);
+        render_metrics(self.metrics_listen, &mut page);
+        self.log.render(&mut page);
+        page.finish()
+    }
+}
+
+fn read_upstreams(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<UpstreamConfig> {
+    let place = document.place_of(findings, "upstream");
+    let mut upstreams = Vec::new();
+    let mut present = 0;
+    for mut section in document.sections(findings, "upstream") {
+        present += usize::from(section.is_present());
+        section.require(findings, "url");
+        section.require(findings, "user_identity");
+        let url = section
+            .parsed(findings, "url", |text| text.parse::<PoolUrl>().map_err(|error| error.to_string()));
+        let user_identity = section.parsed(findings, "user_identity", |text| match text.len() {
+            0 => Err("is empty".to_owned()),
+            1..=MAX_USER_IDENTITY => Ok(text.to_owned()),
+            length => Err(format!("has {length} bytes; SV2 has room for {MAX_USER_IDENTITY}")),
+        });
+        if url.as_ref().is_some_and(|url| url.authority.is_none()) {
+            let what = "has no authority key: whoever answers at this address is trusted";
+            findings.note(section.place_of(findings, "url"), what);
+        }
+        section.finish(findings);
+        if let (Some(url), Some(user_identity)) = (url, user_identity) {
+            upstreams.push(UpstreamConfig { url, user_identity });
+        }
+    }
+    match present {
+        0 => findings.problem(place, "at least one [[upstream]] is needed"),
+        1..=MAX_UPSTREAMS => {}
+        _ => findings.problem(place, format!("has {present} entries; at most {MAX_UPSTREAMS} are possible")),
+    }
+    upstreams
+}

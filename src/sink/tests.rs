@@ -1,0 +1,151 @@
+//! The sink as its writers and askers see it.
+
+use std::time::Duration;
+
+use mining_server::{DropReason, Fate, RejectReason, UpstreamVerdict, Verdict};
+use stratum::{ChannelId, ConnectionId, Difficulty, SequenceNumber, UpstreamChannelId, UpstreamId, Work};
+
+use super::*;
+
+fn at(seconds: u64) -> Now {
+    Now::simulated(Duration::from_secs(1_800_000_000), Duration::from_secs(seconds))
+}
+
+fn share(device: u32, verdict: Verdict, fate: Fate) -> ShareRecord {
+    let is_accepted = !matches!(verdict, Verdict::Rejected(_));
+    ShareRecord {
+        judged: at(100),
+        device: Some(DeviceId(device)),
+        connection: ConnectionId(1),
+        channel: ChannelId(0),
+        upstream: Some(UpstreamId(0)),
+        upstream_channel: Some(UpstreamChannelId(7)),
+        job: None,
+        verdict,
+        fate,
+        sequence_number: None,
+        credited: Work(if is_accepted { 1000 } else { 0 }),
+        upstream_work: Work(if fate == Fate::Forwarded { 5000 } else { 0 }),
+        difficulty: Some(Difficulty(f64::from(device))),
+        job_age_ms: 0,
+        version: 0,
+        ntime: 0,
+        nonce: 0,
+        rollable: Default::default(),
+    }
+}
+
+fn answer(verdict: UpstreamVerdict) -> UpstreamAnswer {
+    UpstreamAnswer { received: at(101), upstream: UpstreamId(0), channel: UpstreamChannelId(7), verdict }
+}
+
+/// Every verdict with every fate that goes with it, once.
+fn one_of_each(device: u32) -> Vec<ShareRecord> {
+    let rejected = RejectReason::ALL.map(|reason| share(device, Verdict::Rejected(reason), Fate::Refused));
+    let fates = [Fate::BelowUpstreamTarget, Fate::Forwarded, Fate::Kept];
+    let dropped = DropReason::ALL.map(Fate::Dropped);
+    let fates = fates.into_iter().chain(dropped);
+    let accepted =
+        fates.flat_map(|fate| [Verdict::Accepted, Verdict::BlockFound].map(|v| share(device, v, fate)));
+    rejected.into_iter().chain(accepted).collect()
+}
+
+#[tokio::test]
+async fn records_add_up() {
+    let (sink, _task) = RecordSink::start();
+    let mut writer = sink.writer();
+    writer.device(DeviceId(3), "farm.rig3", at(90));
+    for device in [2, 3, 3] {
+        one_of_each(device).into_iter().for_each(|share| writer.share(share));
+    }
+    let last = SequenceNumber(4);
+    writer.answer(answer(UpstreamVerdict::Acknowledged { last, count: 3, shares_sum: 3 }));
+    writer
+        .answer(answer(UpstreamVerdict::Rejected { sequence_number: last, code: "stale-share".to_owned() }));
+    writer.answer(answer(UpstreamVerdict::Lost { count: 2 }));
+
+    let Snapshot { totals, devices, untracked, hash_rate_1m, .. } =
+        sink.snapshot(at(120)).await.expect("alive");
+    assert_eq!(totals.violation(), None);
+    assert_eq!(totals.upstreams_answer_too_much(), None);
+    assert_eq!((totals.shares.submitted, totals.shares.accepted, totals.shares.blocks), (66, 36, 18));
+    assert_eq!(totals.shares.rejected, [3; 10]);
+    assert_eq!(totals.shares.dropped, [6; 3]);
+    assert_eq!((totals.shares.forwarded, totals.shares.kept, totals.shares.below_upstream_target), (6, 6, 6));
+    assert_eq!((totals.shares.credited, totals.shares.forwarded_work), (Work(36_000), Work(30_000)));
+    assert_eq!((totals.answers.acknowledged, totals.answers.refused, totals.answers.lost), (3, 1, 2));
+    assert_eq!(totals.upstreams[&UpstreamId(0)], totals.answers);
+    assert_eq!(totals.refused_by_code["stale-share"], 1);
+    assert_eq!((totals.folded, untracked), (0, ShareSums::default()));
+
+    assert_eq!(devices.len(), 2);
+    assert_eq!(devices[1].name.as_deref(), Some("farm.rig3"));
+    assert_eq!((devices[1].first_seen, devices[1].last_share), (at(90), Some(at(100))));
+    assert_eq!(devices[1].best_difficulty, Some(Difficulty(3.0)));
+    assert_eq!((devices[0].shares.submitted, devices[1].shares.submitted), (22, 44));
+    let rate = devices[1].hash_rate_10m.expect("it mined");
+    assert_eq!((rate.rate.0, rate.window), (24_000.0 / 30.0, Duration::from_secs(30)));
+    assert!(hash_rate_1m.is_some());
+    assert_eq!(sink.recent().await.expect("alive").len(), 69);
+
+    writer.answer(answer(UpstreamVerdict::Acknowledged { last, count: 1, shares_sum: 1 }));
+    let totals = sink.overview(at(120)).await.expect("alive").totals;
+    assert_eq!(totals.violation(), None);
+    assert!(totals.upstreams_answer_too_much().is_some());
+}
+
+/// The sink's task does not run while this test does not wait: the queue is full after [`QUEUE`] records.
+#[tokio::test(flavor = "current_thread")]
+async fn a_full_queue_costs_detail_and_no_totals() {
+    let (sink, _task) = RecordSink::start();
+    let mut writer = sink.writer();
+    let count = QUEUE + 1000;
+    for number in 0..count {
+        writer.share(share(number as u32 % 300, Verdict::Accepted, Fate::Forwarded));
+    }
+    let code = "too-late".to_owned();
+    writer.answer(answer(UpstreamVerdict::Rejected { sequence_number: SequenceNumber(1), code }));
+    writer.device(DeviceId(5), "named.late", at(100));
+
+    // Another writer goes away with what it could not send.
+    let mut leaving = sink.writer();
+    leaving.share(share(5, Verdict::Rejected(RejectReason::Stale), Fate::Refused));
+    drop(leaving);
+
+    // Asking waits for room, which lets the sink work; the first writer still holds its sums.
+    let totals = sink.overview(at(100)).await.expect("alive").totals;
+    assert_eq!(totals.shares.submitted, QUEUE as u64 + 1, "the queue and the writer that left");
+    writer.flush();
+    let Snapshot { totals, devices, .. } = sink.snapshot(at(100)).await.expect("alive");
+    assert_eq!(totals.violation(), None);
+    assert_eq!((totals.shares.submitted, totals.shares.forwarded), (count as u64 + 1, count as u64));
+    assert_eq!(totals.shares.credited, Work(1000 * count as u128));
+    assert_eq!((totals.answers.refused, totals.refused_by_code["too-late"]), (1, 1));
+    assert_eq!(totals.folded, 1000 + 1 + 1);
+    // Folded shares of up to 256 devices keep their names.
+    let by_device: u64 = devices.iter().map(|device| device.shares.submitted).sum();
+    assert!(by_device < totals.shares.submitted && by_device > QUEUE as u64, "{by_device}");
+    assert_eq!(devices[5].name.as_deref(), Some("named.late"));
+    assert_eq!(sink.recent().await.expect("alive").len(), RECENT);
+
+    // With room again, detail is kept again.
+    writer.share(share(1, Verdict::Accepted, Fate::Kept));
+    assert_eq!(sink.overview(at(100)).await.expect("alive").totals.folded, 1002);
+}
+
+#[tokio::test]
+#[should_panic(expected = "does not go with")]
+async fn a_share_that_contradicts_itself_is_a_bug() {
+    let (sink, _task) = RecordSink::start();
+    sink.writer().share(share(1, Verdict::Accepted, Fate::Refused));
+}
+
+#[tokio::test]
+async fn the_sink_ends_with_its_last_handle() {
+    let (sink, task) = RecordSink::start();
+    let other = sink.clone();
+    drop(sink);
+    assert!(other.overview(at(1)).await.is_ok());
+    drop(other);
+    task.await.expect("it ends in order");
+}

@@ -1,0 +1,360 @@
+//! Configurations as operators meet them: the example files, and all mistakes at once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use checkweigh::config::{
+    CoinbaseOutput, NodeAuth, PoolConfig, ProxyConfig, RoleConfig, known_keys, load, load_and_listen, read,
+};
+
+/// The public key of the secret key below: the pair of the reference implementation's example configurations.
+const PUBLIC_KEY: &str = "9auqWEzQDVyd2oe1JVGFLMLHZtCo2FFqZwtKA5gd9xbuEu7PH72";
+const SECRET_KEY: &str = "mkDLTBBRxdBv998612qipDYoTK3YUrqLe8uWw7gu3iXbSrn2n";
+const PASSWORD: &str = "correct-horse-battery";
+/// The address of BIP 173's first example.
+const ADDRESS: &str = "BC1QW508D6QEJXTDG4Y5R3ZARVARY0C5XW7KV8F3T4";
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
+    fs::read_to_string(path).expect("the example is there")
+}
+
+/// A folder with the files that a configuration may name.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in [("authority.key", SECRET_KEY), ("node-password", PASSWORD)] {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("{text}\n")).expect("a file");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("own file");
+        }
+    }
+    folder
+}
+
+/// What is wrong with a text, without the file's name.
+fn problems<C: RoleConfig + std::fmt::Debug>(text: &str, path: &Path) -> Vec<String> {
+    let problems = read::<C>(text, path).expect_err("something is wrong");
+    problems.list.iter().map(ToString::to_string).collect()
+}
+
+fn pool_example() -> String {
+    example("pool.toml")
+        .replace("# coinbase_address = \"bc1q...\"", &format!("coinbase_address = \"{ADDRESS}\""))
+}
+
+#[test]
+fn the_example_of_the_proxy_loads() {
+    let loaded = read::<ProxyConfig>(&example("mining-proxy.toml"), Path::new("p.toml")).expect("an example");
+    assert!(loaded.notes.is_empty(), "{:?}", loaded.notes);
+    let config = loaded.config;
+    assert_eq!(config.downstream.sv1_listen, Some("0.0.0.0:3333".parse().expect("an address")));
+    assert_eq!((config.downstream.sv2_listen, config.downstream.max_connections), (None, 10_000));
+    assert!(config.aggregate && config.vardiff.enabled && !config.downstream.proxy_protocol);
+    assert_eq!((config.vardiff.config.minimum_exponent, config.vardiff.config.initial_exponent), (0, 10));
+    assert_eq!(config.vardiff.config.shares_per_minute, 8.0);
+    assert_eq!(config.upstreams.len(), 1);
+    assert_eq!(
+        (config.upstreams[0].url.host.as_str(), config.upstreams[0].url.port),
+        ("pool.example", 34254)
+    );
+    assert_eq!(config.metrics_listen, Some("127.0.0.1:9840".parse().expect("an address")));
+}
+
+#[test]
+fn the_example_of_the_pool_lacks_only_who_is_paid() {
+    let found = problems::<PoolConfig>(&example("pool.toml"), Path::new("pool.toml"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("pool: needs coinbase_address or coinbase_script"), "{found:?}");
+    let loaded =
+        read::<PoolConfig>(&pool_example(), Path::new("/etc/checkweigh/pool.toml")).expect("filled in");
+    assert!(loaded.notes.is_empty(), "{:?}", loaded.notes);
+    let config = loaded.config;
+    assert!(
+        matches!(config.node.auth, NodeAuth::Cookie(file) if file == Path::new("/var/lib/bitcoind/.cookie"))
+    );
+    let script =
+        config.coinbase_output.script(bitcoin::Network::Bitcoin).expect("an address of the main chain");
+    assert_eq!(script.to_hex_string(), "0014751e76e8199196d454941c45d1b3a323f1433bd6");
+    assert!(config.coinbase_output.script(bitcoin::Network::Regtest).is_err());
+    assert_eq!((config.coinbase_tag.as_str(), config.share_batch_size), ("/checkweigh/", 10));
+    assert_eq!(config.blocks_dir, Path::new("/etc/checkweigh/blocks"));
+}
+
+#[test]
+fn the_examples_have_every_key_and_no_other() {
+    has_every_key::<ProxyConfig>("mining-proxy.toml");
+    has_every_key::<PoolConfig>("pool.toml");
+}
+
+fn has_every_key<C: RoleConfig>(name: &str) {
+    let mut section = String::new();
+    let mut keys = Vec::new();
+    for line in example(name).lines() {
+        if line.starts_with('[') {
+            section = line.trim_matches(['[', ']']).to_owned();
+        } else if let Some(key) = key_of(line) {
+            keys.push(format!("{section}.{key}"));
+        }
+    }
+    let mut known = known_keys::<C>();
+    keys.sort();
+    known.sort();
+    assert_eq!(keys, known, "the keys of {name} on the left, those that the program knows on the right");
+}
+
+/// The key that a line sets, or would set if it were not commented out.
+fn key_of(line: &str) -> Option<&str> {
+    let (key, _) = line.trim_start_matches("# ").split_once(" = ")?;
+    key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_').then_some(key)
+}
+
+/// What the examples show in comments has the right form, too.
+#[test]
+fn every_commented_key_can_be_uncommented() {
+    let folder = folder();
+    let lone = ["is missing", "cannot stand beside", "not a Bitcoin address", "is not hexadecimal"];
+    let check = |text: &str, found: &dyn Fn(&str, &Path) -> Vec<String>| {
+        let path = folder.path().join("x.toml");
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("# ")) {
+            if key_of(line).is_none() {
+                continue;
+            }
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines[number] = &line[2..];
+            for problem in found(&lines.join("\n"), &path) {
+                assert!(lone.iter().any(|lone| problem.contains(lone)), "{line}: {problem}");
+            }
+        }
+    };
+    check(&example("mining-proxy.toml"), &|text, path| match read::<ProxyConfig>(text, path) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
+    });
+    check(&pool_example(), &|text, path| match read::<PoolConfig>(text, path) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
+    });
+}
+
+#[test]
+fn all_mistakes_are_named_at_once_with_key_and_line() {
+    let text = "\
+[downstream]
+sv1_lisen = \"0.0.0.0:3333\"
+sv2_listen = \"everywhere\"
+max_connections = 0
+proxy_protocol = \"yes\"
+
+[[upstream]]
+url = \"stratum+tcp://pool.example:3333\"
+user_identity = \"\"
+[[upstream]]
+url = \"stratum2+tcp://pool.example:3333/abc\"
+
+[vardiff]
+shares_per_minute = 1e9
+minimum_difficulty = 64
+initial_difficulty = 1
+
+[metrics]
+[colour]
+red = 1
+";
+    let found = problems::<ProxyConfig>(text, Path::new("p.toml"));
+    let expected = [
+        "line 1: downstream.authority_secret_key_file: is missing: sv2_listen needs it",
+        "line 2: downstream.sv1_lisen: unknown key; did you mean `sv1_listen`?",
+        "line 3: downstream.sv2_listen: \"everywhere\" is not an address and port",
+        "line 4: downstream.max_connections: 0 is not from 1 to 1000000",
+        "line 5: downstream.proxy_protocol: must be true or false, not of the type string",
+        "line 8: upstream[0].url: an SV2 address starts with stratum2+tcp://",
+        "line 9: upstream[0].user_identity: is empty",
+        "line 10: upstream[1].user_identity: is missing",
+        "line 11: upstream[1].url: the authority key of an SV2 address",
+        "line 14: vardiff.shares_per_minute: 1000000000 is not from 0.1 to 600",
+        "line 16: vardiff.initial_difficulty: is below minimum_difficulty",
+        "line 18: metrics.listen: is missing",
+        "line 19: colour: unknown key; known here: downstream, upstream, channels, vardiff, metrics, log",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found} is not {expected}...");
+    }
+}
+
+#[test]
+fn an_empty_file_says_what_is_needed() {
+    assert_eq!(
+        problems::<ProxyConfig>("", Path::new("p.toml")),
+        ["downstream: needs sv1_listen, sv2_listen or both", "upstream: at least one [[upstream]] is needed"]
+    );
+    assert_eq!(
+        problems::<PoolConfig>("", Path::new("p.toml")),
+        [
+            "downstream: needs sv1_listen, sv2_listen or both",
+            "node: needs cookie_file, or user and password_file",
+            "pool: needs coinbase_address or coinbase_script: who is paid for blocks",
+        ]
+    );
+}
+
+#[test]
+fn what_is_not_toml_is_shown_with_its_lines() {
+    let found = problems::<ProxyConfig>("[downstream]\nsv1_listen =\nsv2_listen = 'x\n", Path::new("p.toml"));
+    assert!(found.iter().any(|problem| problem.starts_with("line 3: ")), "{found:?}");
+    assert!(found.iter().any(|problem| problem.starts_with("line 2: ")), "{found:?}");
+    let found = problems::<ProxyConfig>("[log]\nfilter = \"info\"\nfilter = \"warn\"\n", Path::new("p.toml"));
+    assert!(found[0].contains("duplicate key"), "{found:?}");
+}
+
+#[test]
+fn the_ways_to_pay_and_to_log_in_exclude_each_other() {
+    let folder = folder();
+    let path = folder.path().join("pool.toml");
+    let text = pool_example()
+        .replace("# user = ", "user = ")
+        .replace("# coinbase_script = \"0014...\"", "coinbase_script = \"00\"")
+        .replace("rpc_url = \"http://", "rpc_url = \"http://me:hunter2@");
+    let found = problems::<PoolConfig>(&text, &path);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("node.rpc_url: must not contain a user or password"), "{found:?}");
+    assert!(found[1].contains("node.user: cannot stand beside cookie_file"), "{found:?}");
+    assert!(found[2].contains("pool.coinbase_script: cannot stand beside coinbase_address"), "{found:?}");
+    assert!(!found.iter().any(|problem| problem.contains("hunter2")), "{found:?}");
+
+    let text = pool_example().replace("# network = \"main\"", "network = \"regtest\"");
+    let found = problems::<PoolConfig>(&text, &path);
+    assert!(found[0].contains("pool.coinbase_address") && found[0].contains("regtest"), "{found:?}");
+}
+
+/// A pool that uses every secret.
+fn secretive_pool(folder: &Path) -> (String, PathBuf) {
+    let text = pool_example()
+        .replace("# sv2_listen", "sv2_listen")
+        .replace("# authority_secret_key_file", "authority_secret_key_file")
+        .replace("cookie_file = ", "# ")
+        .replace("# user = ", "user = ")
+        .replace("# password_file = ", "password_file = ")
+        .replace("# format = ", "format = ");
+    (text, folder.join("pool.toml"))
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let folder = folder();
+    let (text, path) = secretive_pool(folder.path());
+    let loaded = read::<PoolConfig>(&text, &path).expect("complete");
+    assert!(loaded.notes.is_empty(), "{:?}", loaded.notes);
+    for shown in [format!("{loaded:?}"), loaded.config.effective()] {
+        assert!(!shown.contains(PASSWORD), "{shown}");
+        assert!(!shown.contains(SECRET_KEY), "{shown}");
+    }
+    let effective = loaded.config.effective();
+    assert!(effective.contains("# password: <hidden>"), "{effective}");
+    assert!(effective.contains("# authority secret key: <hidden>"), "{effective}");
+    assert!(effective.contains(PUBLIC_KEY), "{effective}");
+}
+
+#[test]
+fn the_effective_configuration_loads_to_itself() {
+    let folder = folder();
+    let (text, path) = secretive_pool(folder.path());
+    let effective = read::<PoolConfig>(&text, &path).expect("complete").config.effective();
+    let again = read::<PoolConfig>(&effective, Path::new("elsewhere.toml")).expect("what was printed loads");
+    assert_eq!(again.config.effective(), effective);
+    assert!(matches!(again.config.coinbase_output, CoinbaseOutput::Address(_)));
+
+    let text = example("mining-proxy.toml")
+        .replace("# minimum_difficulty = 1.0", "minimum_difficulty = 0.001")
+        .replace("# filter = ", "filter = ");
+    let loaded = read::<ProxyConfig>(&text, Path::new("p.toml")).expect("complete");
+    assert_eq!(loaded.notes.len(), 1);
+    assert!(
+        loaded.notes[0].to_string().contains("0.001 is rounded down to 0.0009765625"),
+        "{}",
+        loaded.notes[0]
+    );
+    let effective = loaded.config.effective();
+    let again = read::<ProxyConfig>(&effective, Path::new("p.toml")).expect("what was printed loads");
+    assert!(again.notes.is_empty());
+    assert_eq!(again.config.effective(), effective);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_secret_that_others_can_read_is_noted() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder();
+    let key = folder.path().join("authority.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("own file");
+    let (text, path) = secretive_pool(folder.path());
+    let loaded = read::<PoolConfig>(&text, &path).expect("complete");
+    assert_eq!(loaded.notes.len(), 1);
+    assert!(loaded.notes[0].to_string().contains("chmod 600"), "{}", loaded.notes[0]);
+}
+
+#[test]
+fn secret_files_that_hold_no_secret_are_named() {
+    let folder = folder();
+    fs::write(folder.path().join("authority.key"), PUBLIC_KEY).expect("a file");
+    fs::remove_file(folder.path().join("node-password")).expect("a file");
+    let (text, path) = secretive_pool(folder.path());
+    let found = problems::<PoolConfig>(&text, &path);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].contains("downstream.authority_secret_key_file") && found[0].contains("authority.key"),
+        "{found:?}"
+    );
+    assert!(found[1].contains("node.password_file: cannot read"), "{found:?}");
+}
+
+#[test]
+fn listeners_that_fail_are_listed_with_all_other_mistakes() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let text = example("mining-proxy.toml")
+        .replace("0.0.0.0:3333", &taken.local_addr().expect("bound").to_string())
+        .replace("127.0.0.1:9840", "192.0.2.1:9840")
+        .replace("# shares_per_minute = 8.0", "shares_per_minute = \"many\"");
+    fs::write(&path, text).expect("a file");
+    let problems = load_and_listen::<ProxyConfig>(&path).expect_err("three mistakes");
+    let keys: Vec<&str> = problems.list.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["downstream.sv1_listen", "vardiff.shares_per_minute", "metrics.listen"]);
+    assert!(
+        problems.to_string().contains("downstream.sv1_listen: cannot listen on 127.0.0.1:"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn listeners_are_bound_and_two_on_one_address_are_a_mistake() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    let text = example("mining-proxy.toml")
+        .replace("0.0.0.0:3333", "127.0.0.1:0")
+        .replace("127.0.0.1:9840", "127.0.0.1:0");
+    fs::write(&path, &text).expect("a file");
+    let (_, listeners) = load_and_listen::<ProxyConfig>(&path).expect("free ports");
+    assert!(listeners.sv1.is_some() && listeners.metrics.is_some() && listeners.sv2.is_none());
+
+    fs::write(&path, text.replace("127.0.0.1:0", "127.0.0.1:3333")).expect("a file");
+    let problems = load::<ProxyConfig>(&path).expect_err("one address twice");
+    assert!(
+        problems
+            .to_string()
+            .contains("metrics.listen: 127.0.0.1:3333 is the address of downstream.sv1_listen")
+    );
+}
+
+#[test]
+fn files_that_are_none_are_named() {
+    let folder = folder();
+    let problems = load::<ProxyConfig>(&folder.path().join("absent.toml")).expect_err("no file");
+    assert!(problems.to_string().contains("cannot read"), "{problems}");
+    let problems = load::<ProxyConfig>(folder.path()).expect_err("a folder");
+    assert!(problems.to_string().contains("is not a file"), "{problems}");
+}
