@@ -97,7 +97,7 @@ pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
 /// The transport, in one of its three states.
 enum Link {
     Down { dial_at: Duration },
-    Dialling(JoinHandle<Result<Connected, String>>),
+    Dialling(JoinHandle<Result<Box<Connected>, String>>),
     Up(Box<Connected>),
 }
 
@@ -113,7 +113,7 @@ struct Connected {
 enum Wake {
     Read(std::io::Result<usize>),
     Wrote(std::io::Result<usize>),
-    Dialled(Result<Connected, String>),
+    Dialled(Result<Box<Connected>, String>),
     Command(Option<Command>),
     Shares,
     Time,
@@ -128,6 +128,7 @@ struct Driver {
     backoff: Backoff,
     link: Link,
     unwritten: Vec<u8>,
+    #[expect(clippy::vec_box, reason = "they come boxed out of their queue")]
     shares: Vec<Box<mining_server::ShareEvent>>,
     buffer: Vec<u8>,
     /// Where the upstream asked us to go, tried once.
@@ -149,7 +150,10 @@ impl Driver {
                 Wake::Command(None) => return,
                 Wake::Command(Some(command)) => self.handle_command(command),
                 Wake::Shares => self.handle_shares(),
-                Wake::Time => self.upstream.handle_timeout(self.task.clock.now(), &mut self.out),
+                Wake::Time => {
+                    self.upstream.handle_timeout(self.task.clock.now(), &mut self.out);
+                    self.task.writer.flush();
+                }
                 Wake::Dial => self.dial(),
             }
             self.settle();
@@ -346,14 +350,14 @@ impl Driver {
         }));
     }
 
-    fn handle_dialled(&mut self, result: Result<Connected, String>) {
+    fn handle_dialled(&mut self, result: Result<Box<Connected>, String>) {
         let now = self.task.clock.now();
         match result {
             Ok(connected) => {
                 tracing::info!(upstream = self.name, "connected");
                 self.backoff.connected(now);
                 self.upstream.handle_connected(&connected.endpoint, now, &mut self.out);
-                self.link = Link::Up(Box::new(connected));
+                self.link = Link::Up(connected);
             }
             Err(reason) => self.go_down(&reason),
         }
@@ -391,7 +395,7 @@ async fn connect(
     endpoint: Endpoint,
     authority: Option<stratum::sv2::keys::AuthorityPublicKey>,
     clock: Clock,
-) -> Result<Connected, String> {
+) -> Result<Box<Connected>, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(text)?;
     stream.set_nodelay(true).map_err(text)?;
@@ -406,5 +410,5 @@ async fn connect(
         .map_err(|error| format!("the Noise handshake failed: {error}"))?;
     let (encryptor, decryptor) = transport.split(MAX_PAYLOAD_FROM_UPSTREAM);
     let (reader, writer) = stream.into_split();
-    Ok(Connected { endpoint, reader, writer, encryptor, decryptor })
+    Ok(Box::new(Connected { endpoint, reader, writer, encryptor, decryptor }))
 }

@@ -54,8 +54,7 @@ fn screen(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
     let height = demo.pool.status.height.load(Ordering::Relaxed);
     let _ = writeln!(
         text,
-        "Checkweigh demo: {} -> SV1 -> mining-proxy -> SV2 -> pool -> block {height}\n",
-        "CPU miners"
+        "Checkweigh demo: CPU miners -> SV1 -> mining-proxy -> SV2 -> pool -> block {height}\n"
     );
     let _ = writeln!(text, "{}\n", line(demo, snapshot, elapsed));
     let _ = writeln!(
