@@ -98,14 +98,16 @@ struct Demo {
     figures: Arc<MinerFigures>,
     miners: std::thread::JoinHandle<()>,
     stop_miners: crate::shutdown::ShutdownTrigger,
-    stop_roles: crate::shutdown::ShutdownTrigger,
+    stop_proxy: crate::shutdown::ShutdownTrigger,
+    stop_pool: crate::shutdown::ShutdownTrigger,
     chain: Option<DevChain>,
 }
 
 impl Demo {
     async fn start(options: &DemoOptions) -> Result<Self, RunError> {
         let clock = Clock::start();
-        let (stop_roles, end) = shutdown();
+        let (stop_pool, end) = shutdown();
+        let (stop_proxy, proxy_end) = shutdown();
         let speeds = speeds(options.miners);
         let (source, source_name, chain) = source(options, &speeds, clock, &end).await?;
         let vardiff = vardiff(&speeds);
@@ -140,13 +142,17 @@ impl Demo {
             metrics_listen: None,
             log: LogConfig::default(),
         };
-        let proxy =
-            proxy::start(&config, Listeners { sv1: Some(listen()?), ..Listeners::default() }, clock, end)?;
+        let proxy = proxy::start(
+            &config,
+            Listeners { sv1: Some(listen()?), ..Listeners::default() },
+            clock,
+            proxy_end,
+        )?;
         let proxy_address = proxy.sv1_address.expect("it was given a listener");
         let figures = Arc::<MinerFigures>::default();
         let (stop_miners, miners_end) = shutdown();
         let miners = start_miners(proxy_address, &speeds, Arc::clone(&figures), miners_end)?;
-        Ok(Demo { clock, pool, proxy, figures, miners, stop_miners, stop_roles, chain })
+        Ok(Demo { clock, pool, proxy, figures, miners, stop_miners, stop_proxy, stop_pool, chain })
     }
 
     /// Stops the miners, takes stock, and then stops the rest.
@@ -159,8 +165,10 @@ impl Demo {
         }
         let observed = self.proxy.observed.clone();
         let summary = Summary::of(&observed, &self.pool.status, &self.figures, self.chain.as_ref()).await?;
-        self.stop_roles.trigger();
+        // The proxy says goodbye to a pool that is still there.
+        self.stop_proxy.trigger();
         self.proxy.run().await?;
+        self.stop_pool.trigger();
         self.pool.role.run().await?;
         Ok(summary)
     }
