@@ -142,7 +142,12 @@ impl Role {
         tokio::select! {
             biased;
             () = shutdown.requested() => {}
-            Some(ended) = self.tasks.join_next() => return Err(unexpected_end(ended)),
+            Some(ended) = self.tasks.join_next() => {
+                // The tasks hear of the end one after the other: one may have ended before this one heard of it.
+                if ended.is_err() || !shutdown.is_requested() {
+                    return Err(unexpected_end(ended));
+                }
+            }
             ended = &mut self.sink_task => return Err(unexpected_end(ended.map(|()| "record sink"))),
         }
         let mut failure = None;

@@ -32,7 +32,8 @@ impl Shutdown {
 
     /// Whether the end was asked for.
     pub fn is_requested(&self) -> bool {
-        *self.0.borrow()
+        // As in `requested`, a trigger that is gone asks for the same.
+        *self.0.borrow() || self.0.has_changed().is_err()
     }
 }
 
