@@ -195,9 +195,10 @@ impl Driver {
             biased;
             () = shutdown.requested() => Wake::Shutdown,
             wake = link => wake,
+            // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
+            () = timer => Wake::Time,
             command = inbox.commands.recv() => Wake::Command(command),
             _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
-            () = timer => Wake::Time,
         }
     }
 

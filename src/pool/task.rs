@@ -66,11 +66,14 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
     let mut templates = task.source.templates();
     let mut submissions = JoinSet::new();
     let mut last_job = task.clock.now();
+    // Somebody waits for a new job: it comes as soon as the interval permits.
+    let mut wanted = false;
     if let Some(template) = newest(&mut templates) {
         task.handle_template(template);
     }
     loop {
-        let refresh_at = task.clock.instant(last_job.monotonic + REFRESH_INTERVAL);
+        let interval = if wanted { WANTED_INTERVAL } else { REFRESH_INTERVAL };
+        let refresh_at = task.clock.instant(last_job.monotonic + interval);
         tokio::select! {
             biased;
             () = shutdown.requested() => break,
@@ -91,13 +94,7 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
                         submissions.spawn(submit(task.source.clone(), Arc::clone(&task.status), block));
                     }
                 }
-                Some(Command::NewJobWanted { .. }) => {
-                    let now = task.clock.now();
-                    if now.since(last_job) >= WANTED_INTERVAL {
-                        task.refresh(now);
-                        last_job = now;
-                    }
-                }
+                Some(Command::NewJobWanted { .. }) => wanted = true,
                 Some(Command::Open { .. } | Command::Close { .. } | Command::HashRate { .. }) => {}
             },
             share = task.inbox.shares.recv() => {
@@ -110,6 +107,7 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
             () = tokio::time::sleep_until(refresh_at) => {
                 last_job = task.clock.now();
                 task.refresh(last_job);
+                wanted = false;
             }
         }
     }

@@ -3,8 +3,6 @@
 //! A judge belongs to one SV2 channel or one SV1 connection and has one owner. It never answers the miner and
 //! never forwards anything: it says what is true of a share, and the protocols put that into words.
 
-use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -17,13 +15,10 @@ use stratum::{
 
 use crate::output::{ForwardShare, ShareEvent};
 use crate::record::{DropReason, Fate, RejectReason, ShareRecord, Verdict};
+use crate::seen::SeenShares;
+pub use crate::seen::{MAX_SEEN_SHARES, NEW_JOB_WANTED_AFTER};
 use crate::settings::{Settings, ShareUse, VARDIFF_INTERVAL};
 use crate::work::{JobLookup, Work};
-
-/// Shares of one tip that a channel remembers, to refuse them the second time: half an hour at ten a second,
-/// far beyond any share rate that vardiff allows, and at most 300 KiB. When they are full the channel's jobs are
-/// retired and it needs a new one.
-pub const MAX_SEEN_SHARES: usize = 16_384;
 
 /// Difficulty changes that a channel remembers within the life of its jobs. When one more comes, the oldest two
 /// become one at the easier difficulty, which never refuses a share that was good.
@@ -73,7 +68,7 @@ pub struct Judge {
     upstream_exponent: i32,
     /// The hardest difficulty exponent that the miner accepts (SV2 `max_target`), or the easiest of all.
     minimum_exponent: i32,
-    seen: HashSet<u64, BuildHasherDefault<ShareHasher>>,
+    seen: SeenShares,
     /// The epoch and tip that `seen` is about.
     seen_tip: (Epoch, TipNumber),
     /// The oldest job that this channel may submit for: earlier ones were not sent to it, or their shares can no
@@ -81,23 +76,6 @@ pub struct Judge {
     oldest: JobNumber,
     newest: JobNumber,
     next_check: Duration,
-}
-
-/// A share's hash is as good as random in its low bytes: nothing is gained by hashing it again.
-#[derive(Debug, Default)]
-struct ShareHasher(u64);
-
-impl Hasher for ShareHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("only u64 keys are hashed");
-    }
-    fn write_u64(&mut self, value: u64) {
-        // The low bytes are random; the table takes its bucket from the low bits and its tag from the high ones.
-        self.0 = value;
-    }
 }
 
 impl Judge {
@@ -111,7 +89,7 @@ impl Judge {
             difficulties: ArrayVec::new(),
             upstream_exponent: i32::MAX,
             minimum_exponent: i32::MIN,
-            seen: HashSet::default(),
+            seen: SeenShares::default(),
             seen_tip: (Epoch(0), TipNumber(0)),
             oldest: JobNumber(u64::MAX),
             newest: JobNumber(0),
@@ -168,8 +146,10 @@ impl Judge {
         // one overtook.
         if (job.epoch, job.tip.number) != self.seen_tip {
             self.seen_tip = (job.epoch, job.tip.number);
-            self.seen = HashSet::default();
+            self.seen.start(job.number, job.min_ntime);
             self.oldest = job.number;
+        } else if let Some(oldest) = self.seen.note_job(job.number, job.min_ntime) {
+            self.oldest = self.oldest.max(oldest);
         }
         self.oldest = self.oldest.min(job.number).max(work.oldest());
         self.newest = job.number;
@@ -229,7 +209,7 @@ impl Judge {
             record.verdict = Verdict::Rejected(RejectReason::LowDifficulty);
             return event;
         }
-        if !self.remember(&hash) {
+        if !self.seen.insert(&hash, submission.ntime) {
             record.verdict = Verdict::Rejected(RejectReason::Duplicate);
             return event;
         }
@@ -254,16 +234,15 @@ impl Judge {
         self.vardiff.hash_rate(now.monotonic)
     }
 
-    /// True when no more shares can be remembered; the jobs sent so far are then retired and the channel needs a
-    /// new one. Asked after each share.
-    pub fn is_full(&self) -> bool {
-        self.seen.len() >= MAX_SEEN_SHARES
-    }
-
-    /// Retires every job sent so far, and forgets their shares.
-    pub fn retire_jobs(&mut self) {
-        self.oldest = self.newest.next();
-        self.seen = HashSet::default();
+    /// Whether the channel should ask for a new job, because it will soon be able to remember no more shares of
+    /// those that it has. Asked after each share. When it comes too late, all jobs sent so far are retired.
+    pub fn wants_job(&mut self) -> bool {
+        if self.seen.is_full() {
+            self.oldest = self.newest.next();
+            self.seen.clear(self.oldest);
+            return true;
+        }
+        self.seen.wants_job()
     }
 
     fn job_of<'a>(&self, submission: &Submission<'a>) -> Result<&'a Job, RejectReason> {
@@ -288,7 +267,8 @@ impl Judge {
             return Err(RejectReason::BadVersionBits);
         }
         let latest = now.unix_seconds().max(job.min_ntime).saturating_add(MAX_NTIME_AHEAD);
-        if submission.ntime < job.min_ntime || submission.ntime > latest {
+        let ntime = submission.ntime;
+        if ntime < job.min_ntime || ntime > latest || !self.seen.can_tell(ntime) {
             return Err(RejectReason::BadNtime);
         }
         Ok(())
@@ -298,12 +278,6 @@ impl Judge {
     fn judging_exponent(&self, job: JobNumber) -> i32 {
         let own = self.difficulties.iter().rposition(|(first, _)| *first <= job).unwrap_or(0);
         self.difficulties[own..].iter().map(|(_, exponent)| *exponent).min().unwrap_or(i32::MAX)
-    }
-
-    /// False when the share came before.
-    fn remember(&mut self, hash: &Hash) -> bool {
-        let (words, _) = hash.as_chunks::<8>();
-        self.seen.insert(u64::from_le_bytes(words[0]))
     }
 
     fn accept(

@@ -12,6 +12,7 @@
 pub mod judge;
 pub mod output;
 pub mod record;
+mod seen;
 pub mod settings;
 pub mod sv1;
 pub mod sv2;

@@ -24,8 +24,7 @@ impl Sv1Connection {
         answer(id, event.record.verdict, out);
         out.events.push(Event::Share(Box::new(event)));
         self.check_difficulty(now, out);
-        if self.judge.is_full() {
-            self.judge.retire_jobs();
+        if self.judge.wants_job() {
             out.events.push(Event::NewJobWanted { channel: SV1_CHANNEL });
         }
     }

@@ -99,8 +99,7 @@ impl Sv2Connection {
             }
         }
         out.events.push(Event::Share(Box::new(event)));
-        if channel.judge.is_full() {
-            channel.judge.retire_jobs();
+        if channel.judge.wants_job() {
             out.events.push(Event::NewJobWanted { channel: id });
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mining_server::judge::MAX_SEEN_SHARES;
+use mining_server::judge::{MAX_SEEN_SHARES, NEW_JOB_WANTED_AFTER};
 use mining_server::{Event, Fate, RejectReason, Settings, Verdict};
 use stratum::sv2::Message;
 use stratum::sv2::messages::*;
@@ -287,28 +287,82 @@ fn a_silent_device_is_given_an_easier_difficulty() {
     assert!(told.maximum_target > opened.target);
 }
 
-#[test]
-fn a_full_memory_asks_for_a_new_job() {
+fn flooding() -> (Source, Driver, Opened) {
     let mut source = Source::new();
     source.upstream_target = Target::MAX;
     let settings = Settings { vardiff_enabled: false, share_batch_size: 1000, ..settings() };
-    let (mut driver, opened) = one_channel(settings, &mut source);
+    let (driver, opened) = one_channel(settings, &mut source);
     assert_eq!(opened.target, Target::MAX);
-    let job = &source.work().active().job.clone();
-    let mut share = find_share(&opened, job, Target::MAX, 0, 0);
-    for nonce in 0..MAX_SEEN_SHARES as u32 {
+    (source, driver, opened)
+}
+
+/// Submits `count` different shares of the active job. Returns the last one.
+fn flood(source: &Source, driver: &mut Driver, opened: &Opened, count: usize) -> SubmitSharesExtended {
+    let job = source.work().active().job.clone();
+    let mut share = find_share(opened, &job, Target::MAX, 0, 0);
+    // Rolled ahead, so that the next jobs' lowest times do not rule it out.
+    share.ntime += 600;
+    for nonce in 0..count as u32 {
         share.nonce = nonce;
         driver.send(share.clone());
     }
+    share
+}
+
+fn jobs_wanted(driver: &Driver) -> usize {
+    driver.events.iter().filter(|event| matches!(event, Event::NewJobWanted { .. })).count()
+}
+
+#[test]
+fn a_flood_asks_for_new_jobs_and_loses_no_share() {
+    let (mut source, mut driver, opened) = flooding();
+    let mut floods = Vec::new();
+    for generation in 1..=3 {
+        let share = flood(&source, &mut driver, &opened, NEW_JOB_WANTED_AFTER + 100);
+        assert_eq!(jobs_wanted(&driver), generation);
+        assert_eq!(driver.send(share.clone()).last(), Some(&error(&opened, 0, "duplicate-share")));
+        let refused =
+            driver.shares().iter().filter(|share| share.record.verdict != Verdict::Accepted).count();
+        assert_eq!(refused, 1, "nothing but the duplicate");
+        driver.wait(seconds(2));
+        let work = source.job(driver.now);
+        driver.work(&work);
+        // What was on its way when the job came still counts.
+        let mut late = share.clone();
+        late.nonce += 1;
+        driver.send(late);
+        assert_eq!(driver.shares().last().expect("judged").record.verdict, Verdict::Accepted);
+        floods.push(share);
+    }
+    // A job of two generations ago is over, and its shares do not count again under a later job.
+    let mut again = floods.remove(0);
+    let over = error(&opened, 0, "stale-share");
+    assert_eq!(driver.send(again.clone()).last(), Some(&over));
+    again.job_id = JobId(source.work().active().job.number.0 as u32);
+    driver.send(again);
+    let verdicts = driver.shares().into_iter().map(|share| share.record.verdict).collect::<Vec<_>>();
+    assert_eq!(verdicts, [RejectReason::Stale, RejectReason::BadNtime].map(Verdict::Rejected));
+}
+
+#[test]
+fn a_full_memory_retires_its_jobs() {
+    let (mut source, mut driver, opened) = flooding();
+    let share = flood(&source, &mut driver, &opened, MAX_SEEN_SHARES);
     assert_eq!(driver.shares().len(), MAX_SEEN_SHARES);
-    let wanted = driver.events.iter().filter(|event| matches!(event, Event::NewJobWanted { .. })).count();
-    assert_eq!(wanted, 1);
+    assert_eq!(jobs_wanted(&driver), 2);
     // Nothing is accepted twice: the job is over for this channel.
-    assert_eq!(driver.send(share.clone()).last(), Some(&error(&opened, 0, "stale-share")));
+    assert_eq!(driver.send(share).last(), Some(&error(&opened, 0, "stale-share")));
+    driver.wait(seconds(2));
     let work = source.job(driver.now);
-    assert_eq!(driver.work(&work).len(), 1);
-    driver.send(find_share(&opened, &work.active().job, Target::MAX, 0, 1));
-    assert_eq!(driver.shares().last().expect("judged").record.verdict, Verdict::Accepted);
+    driver.work(&work);
+    // A time that the forgotten shares may have had tells nothing; a later one does.
+    let mut next = find_share(&opened, &work.active().job, Target::MAX, 0, 1);
+    driver.send(next.clone());
+    next.ntime += 600;
+    driver.send(next);
+    let verdicts = verdicts(&driver.shares());
+    let refused = Verdict::Rejected(RejectReason::BadNtime);
+    assert_eq!(verdicts[verdicts.len() - 2..], [refused, Verdict::Accepted]);
 }
 
 fn update(opened: &Opened, nominal_hash_rate: f32, maximum_target: Target) -> UpdateChannel {
