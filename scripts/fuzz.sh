@@ -41,12 +41,14 @@ failed=()
 for target in "${targets[@]}"; do
   corpus=$cache/corpus/$target
   crashes=$cache/crashes/$target/
-  mkdir -p "$corpus" "$crashes" "seeds/$target"
+  mkdir -p "$corpus" "$crashes"
+  inputs=("$corpus")
+  [ -d "seeds/$target" ] && inputs+=("seeds/$target")
   log=$cache/$target.log
   echo "fuzzing $target for $seconds seconds" >&2
   # -timeout: one input that takes seconds is a denial of service; -rss_limit_mb: so is one that takes the memory.
-  if "$binaries/$target" -max_total_time="$seconds" -max_len=8192 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
-    -artifact_prefix="$crashes" "$corpus" "seeds/$target" >"$log" 2>&1; then
+  if "$binaries/$target" -max_total_time="$seconds" -max_len=8192 -len_control=10 -timeout=10 \
+    -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$crashes" "${inputs[@]}" >"$log" 2>&1; then
     grep -E '^(stat::number_of_executed_units|stat::average_exec_per_sec|stat::peak_rss_mb)' "$log" >&2
     grep -E 'DONE' "$log" | tail -n 1 >&2
   else

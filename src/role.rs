@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
 use crate::config::{DownstreamConfig, Listeners, VardiffSettings};
-use crate::downstream::{self, ConnectionCounts, Context, Protocol};
+use crate::downstream::{self, ConnectionCounts, Context, Patience, Protocol};
 use crate::error::RunError;
 use crate::http::{self, Sources, Status, UpstreamState};
 use crate::latency::Latencies;
@@ -93,6 +93,7 @@ impl Role {
             latencies: Arc::clone(&self.observed.latencies),
             counts: Arc::clone(&self.observed.counts),
             slots: Arc::new(Semaphore::new(config.max_connections as usize)),
+            patience: Patience::default(),
         };
         if let Some(listener) = listeners.sv1.take() {
             let (listener, address) = listener_of(listener)?;

@@ -27,9 +27,6 @@ use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::{RecordSink, RecordWriter};
 
-/// A peer that takes longer to accept what we write is closed: a job that is this late is worth nothing.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The kernel gives up on a peer that acknowledges nothing for this long: half-open connections end here.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -41,6 +38,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long connections have to end after the end was asked for.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a connection waits for its peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the peer to accept what we write: a job that is this late is worth nothing.
+    pub write: Duration,
+    /// For the handshake of an SV2 peer: who has not sent its 64 bytes by then speaks something else.
+    pub handshake: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { write: Duration::from_secs(10), handshake: Duration::from_secs(10) }
+    }
+}
 
 /// What all connections of one role share.
 #[derive(Clone, Debug)]
@@ -61,6 +73,8 @@ pub struct Context {
     pub counts: Arc<ConnectionCounts>,
     /// Limits the connections of all listeners together.
     pub slots: Arc<Semaphore>,
+    /// How long they wait for their peers.
+    pub patience: Patience,
 }
 
 /// Counts of connections, for metrics.
@@ -172,6 +186,7 @@ struct Outlet {
     writer: RecordWriter,
     latencies: Arc<Latencies>,
     clock: Clock,
+    patience: Patience,
     mailbox: Arc<Mailbox>,
     /// When what is being answered was read, if there is a share among it.
     share_read: Option<Now>,
@@ -187,6 +202,7 @@ impl Outlet {
             writer: context.sink.writer(),
             latencies: Arc::clone(&context.latencies),
             clock: context.clock,
+            patience: context.patience,
             mailbox: Arc::new(Mailbox::default()),
             share_read: None,
             clean_job_received: None,
@@ -252,7 +268,7 @@ impl Outlet {
         bytes: &[u8],
     ) -> Result<(), CloseReason> {
         if !bytes.is_empty() {
-            match tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(bytes)).await {
+            match tokio::time::timeout(self.patience.write, stream.write_all(bytes)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(CloseReason::gone(format!("writing failed: {error}"))),
                 Err(_) => return Err(CloseReason::downstream("it reads too slowly")),

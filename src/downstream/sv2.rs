@@ -21,9 +21,6 @@ use crate::clock::Clock;
 use crate::owner::Delivery;
 use crate::shutdown::Shutdown;
 
-/// A peer that has not sent its 64 bytes of handshake by then speaks something else.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long the certificate in our handshake is valid. It is made anew for each connection, and a miner's clock
 /// may be off.
 const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
@@ -38,7 +35,7 @@ pub(super) async fn drive(
     mut shutdown: Shutdown,
 ) {
     let handshake =
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&mut stream, &key, context.clock)).await;
+        tokio::time::timeout(context.patience.handshake, shake_hands(&mut stream, &key, context.clock)).await;
     let late = || CloseReason::downstream("no Noise handshake in time");
     let (encryptor, decryptor) = match handshake.map_err(|_| late()).and_then(|done| done) {
         Ok(transport) => transport,

@@ -51,6 +51,7 @@ pub(crate) struct Source {
     pub(crate) rollable_size: usize,
     pub(crate) version_rolling_allowed: bool,
     pub(crate) upstream_target: Target,
+    pub(crate) nbits: u32,
 }
 
 impl Source {
@@ -67,6 +68,7 @@ impl Source {
             rollable_size: 12,
             version_rolling_allowed: true,
             upstream_target: Target::from_difficulty_exponent(-10),
+            nbits: 0x1d00_ffff,
         }
     }
 
@@ -92,8 +94,8 @@ impl Source {
             tip: Tip {
                 number: TipNumber(self.tip),
                 previous_hash: [self.tip as u8; 32],
-                nbits: 0x1d00_ffff,
-                network_target: Target::from_compact(0x1d00_ffff),
+                nbits: self.nbits,
+                network_target: Target::from_compact(self.nbits),
             },
             clean,
             version: 0x2000_0000,

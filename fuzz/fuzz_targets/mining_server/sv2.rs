@@ -1,0 +1,313 @@
+//! An SV2 connection.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use arbitrary::Arbitrary;
+use mining_server::{Event, Settings, Verdict};
+use stratum::sv2::messages::*;
+use stratum::sv2::{FrameHeader, Message};
+use stratum::{ChannelId, JobId, RequestId, SequenceNumber, Target};
+
+use crate::records::Records;
+use crate::support::{Driver, Opened, Source, setup_connection};
+use crate::{Change, change, target};
+
+/// The longest run: more finds nothing new and is slow.
+const MAX_OPERATIONS: usize = 300;
+
+#[derive(Debug, Arbitrary)]
+pub(crate) enum Operation<'a> {
+    Frame { extension: u8, channel_msg: bool, message_type: u8, payload: &'a [u8] },
+    SetUp { flags: u8 },
+    Open { standard: bool, rate: f32, max: i8, size: u8 },
+    Update { channel: u8, rate: f32, max: i8 },
+    Close { channel: u8 },
+    Submit { channel: u8, job: u8, nonce: u8, ntime: i16, version: u32, extranonce: u8, odd_size: Option<u8> },
+    Work(Change),
+    OpenFailed { channel: u8 },
+    Wait(u16),
+}
+
+/// One open channel as its peer sees it.
+struct Channel {
+    opened: Opened,
+    accepted: u64,
+    acknowledged: u64,
+    /// Of the accepted and the acknowledged shares.
+    difficulty: f64,
+    told_difficulty: u64,
+    jobs: Vec<(JobId, u32)>,
+}
+
+struct Run {
+    settings: Settings,
+    driver: Driver,
+    source: Source,
+    has_work: bool,
+    channels: HashMap<ChannelId, Channel>,
+    /// With a channel per device: wishes that were not answered yet.
+    wanted: Vec<ChannelId>,
+    records: Records,
+    operation: u32,
+}
+
+pub(crate) fn run(settings: Settings, operations: &[Operation<'_>]) {
+    let mut run = Run {
+        driver: Driver::new(settings.clone()),
+        settings,
+        source: Source::new(),
+        has_work: false,
+        channels: HashMap::new(),
+        wanted: Vec::new(),
+        records: Records::default(),
+        operation: 0,
+    };
+    for operation in operations.iter().take(MAX_OPERATIONS) {
+        run.apply(operation);
+        if run.driver.closed.is_some() {
+            break;
+        }
+        assert_eq!(run.driver.connection.channel_count(), run.channels.len());
+    }
+    run.finish();
+}
+
+impl Run {
+    fn apply(&mut self, operation: &Operation<'_>) {
+        self.operation += 1;
+        let messages = match operation {
+            Operation::Frame { .. } => self.frame(operation),
+            Operation::SetUp { flags } => self.driver.send(setup_connection(u32::from(flags % 8))),
+            Operation::Open { .. } => self.open(operation),
+            Operation::Update { channel, rate, max } => self.driver.send(UpdateChannel {
+                channel_id: self.channel(*channel),
+                nominal_hash_rate: *rate,
+                maximum_target: target(*max),
+            }),
+            Operation::Close { channel } => {
+                let channel_id = self.channel(*channel);
+                let messages = self.driver.send(CloseChannel { channel_id, reason_code: "x".to_owned() });
+                // Its shares were judged before it went.
+                self.settle(messages);
+                self.channels.retain(|id, open| *id != channel_id && open.opened.group != channel_id);
+                Vec::new()
+            }
+            Operation::Submit { .. } => self.submit(operation),
+            Operation::Work(what) => self.publish(*what),
+            Operation::OpenFailed { channel } if self.settings.channel_per_device => {
+                let channel = self.channel(*channel);
+                self.driver.open_failed(channel, "failed")
+            }
+            Operation::OpenFailed { .. } => Vec::new(),
+            Operation::Wait(tenths) => self.driver.wait(Duration::from_millis(u64::from(*tenths) * 100)),
+        };
+        self.settle(messages);
+        self.answer_wish();
+    }
+
+    fn frame(&mut self, operation: &Operation<'_>) -> Vec<Message> {
+        let Operation::Frame { extension, channel_msg, message_type, payload } = operation else {
+            unreachable!("the caller looked")
+        };
+        let header = FrameHeader {
+            extension_type: u16::from(extension % 4),
+            channel_msg: *channel_msg,
+            message_type: *message_type,
+            payload_length: payload.len() as u32,
+        };
+        // A well-formed message that opens or closes channels would escape our count.
+        if matches!(message_type, 0x10 | 0x13 | 0x18) && header.extension_type == 0 {
+            return Vec::new();
+        }
+        let mut frame = header.to_bytes().to_vec();
+        frame.extend_from_slice(payload);
+        self.driver.send_frame(&frame)
+    }
+
+    fn open(&mut self, operation: &Operation<'_>) -> Vec<Message> {
+        let Operation::Open { standard, rate, max, size } = operation else {
+            unreachable!("the caller looked")
+        };
+        let request_id = RequestId(self.operation);
+        let user_identity = format!("account.{}", self.operation % 5);
+        let (nominal_hash_rate, max_target) = (*rate, if *max > 100 { Target::MAX } else { target(*max) });
+        if *standard {
+            let open = OpenStandardMiningChannel { request_id, user_identity, nominal_hash_rate, max_target };
+            return self.driver.send(open);
+        }
+        self.driver.send(OpenExtendedMiningChannel {
+            request_id,
+            user_identity,
+            nominal_hash_rate,
+            max_target,
+            min_extranonce_size: u16::from(size % 40),
+        })
+    }
+
+    fn submit(&mut self, operation: &Operation<'_>) -> Vec<Message> {
+        let Operation::Submit { channel, job, nonce, ntime, version, extranonce, odd_size } = operation
+        else {
+            unreachable!("the caller looked")
+        };
+        let channel_id = self.channel(*channel);
+        let open = self.channels.get(&channel_id);
+        let newest =
+            |open: &Channel| open.jobs.len().checked_sub(1 + usize::from(job % 4)).map(|at| open.jobs[at]);
+        let (job_id, time) =
+            open.and_then(newest).unwrap_or((JobId(u32::from(*job)), self.driver.now.unix_seconds()));
+        let ntime = time.wrapping_add_signed(i32::from(*ntime) / 64);
+        let sequence_number = SequenceNumber(self.operation);
+        let nonce = u32::from(nonce % 16);
+        let version = 0x2000_0000 ^ (version & 0x1fff_ffff);
+        let size = odd_size.map_or(open.map_or(8, |open| open.opened.size), |size| usize::from(size % 33));
+        if size == 0 {
+            let share = SubmitSharesStandard { channel_id, sequence_number, job_id, nonce, ntime, version };
+            return self.driver.send(share);
+        }
+        let mut rolled = vec![0; size];
+        rolled[size - 1] = extranonce % 4;
+        self.driver.send(SubmitSharesExtended {
+            channel_id,
+            sequence_number,
+            job_id,
+            nonce,
+            ntime,
+            version,
+            extranonce: rolled,
+            user_identity: None,
+        })
+    }
+
+    fn publish(&mut self, what: Change) -> Vec<Message> {
+        let Some(work) = change(&mut self.source, self.has_work, what, self.driver.now) else {
+            return Vec::new();
+        };
+        self.has_work = true;
+        if !self.settings.channel_per_device {
+            return self.driver.work(&work);
+        }
+        let mut ids: Vec<_> = self.channels.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter().flat_map(|id| self.driver.work_of(Some(id), &work)).collect()
+    }
+
+    /// With a channel per device, every third wish for an upstream channel comes true at once.
+    fn answer_wish(&mut self) {
+        if self.has_work
+            && self.operation.is_multiple_of(3)
+            && let Some(channel) = self.wanted.pop()
+        {
+            let messages = self.driver.work_of(Some(channel), &self.source.work());
+            self.settle(messages);
+        }
+    }
+
+    /// Takes what the last call put out.
+    fn settle(&mut self, messages: Vec<Message>) {
+        for event in std::mem::take(&mut self.driver.events) {
+            match event {
+                Event::Share(share) => {
+                    let work = self.has_work.then(|| self.source.work());
+                    self.records.take(&self.settings, work.as_deref(), &share);
+                    if matches!(share.record.verdict, Verdict::Accepted | Verdict::BlockFound) {
+                        let channel =
+                            self.channels.get_mut(&share.record.channel).expect("its channel is open");
+                        channel.accepted += 1;
+                        let unit = Target::DIFFICULTY_1.work().0 as f64;
+                        channel.difficulty += (share.record.credited.0 as f64 / unit).log2().round().exp2();
+                    }
+                }
+                Event::OpenUpstream { channel, hash_rate, .. } => {
+                    assert!(self.settings.channel_per_device && hash_rate.0.is_finite());
+                    self.wanted.push(channel);
+                }
+                Event::CloseUpstream { channel } => self.wanted.retain(|wanted| *wanted != channel),
+                Event::HashRate { rate, .. } => assert!(rate.0.is_finite() && rate.0 >= 0.0),
+                Event::NewJobWanted { .. } | Event::Notice(_) => {}
+            }
+        }
+        messages.into_iter().for_each(|message| self.hear(message));
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::OpenExtendedMiningChannelSuccess(success) => self.opened(Opened::from(success)),
+            Message::OpenStandardMiningChannelSuccess(success) => self.opened(Opened::from(success)),
+            Message::NewMiningJob(job) => self.job(job.channel_id, job.job_id, job.min_ntime),
+            Message::NewExtendedMiningJob(job) => self.job(job.channel_id, job.job_id, job.min_ntime),
+            Message::SubmitSharesSuccess(success) => {
+                let channel = self.channels.get_mut(&success.channel_id).expect("its channel is open");
+                assert!(success.new_submits_accepted_count > 0);
+                channel.acknowledged += u64::from(success.new_submits_accepted_count);
+                channel.told_difficulty += success.new_shares_sum;
+                assert!(channel.acknowledged <= channel.accepted, "more is acknowledged than was accepted");
+                let told = channel.told_difficulty as f64;
+                assert!(told <= channel.difficulty * 1.000_001, "{told} of {}", channel.difficulty);
+            }
+            Message::CloseChannel(close) => {
+                self.channels.remove(&close.channel_id).expect("it was open");
+            }
+            _ => (),
+        }
+    }
+
+    fn opened(&mut self, opened: Opened) {
+        for other in self.channels.values() {
+            assert!(![opened.channel, opened.group].contains(&other.opened.channel), "an id came twice");
+            assert_ne!(other.opened.prefix[..4], opened.prefix[..4], "two channels overlap");
+        }
+        let id = opened.channel;
+        let channel = Channel {
+            opened,
+            accepted: 0,
+            acknowledged: 0,
+            difficulty: 0.0,
+            told_difficulty: 0,
+            jobs: Vec::new(),
+        };
+        self.channels.insert(id, channel);
+    }
+
+    fn job(&mut self, address: ChannelId, job: JobId, min_ntime: Option<u32>) {
+        let time = min_ntime.unwrap_or(self.driver.now.unix_seconds());
+        let mut hearers = 0;
+        for channel in self.channels.values_mut() {
+            if channel.opened.channel == address || channel.opened.group == address {
+                assert!(channel.jobs.iter().all(|(id, _)| *id != job), "a job id came twice");
+                channel.jobs.push((job, time));
+                hearers += 1;
+            }
+        }
+        assert!(hearers > 0, "a job for nobody");
+    }
+
+    /// An open channel or group, or a number that may be none.
+    fn channel(&self, seed: u8) -> ChannelId {
+        let mut ids: Vec<_> =
+            self.channels.values().flat_map(|open| [open.opened.channel, open.opened.group]).collect();
+        ids.sort_unstable();
+        match ids.len() {
+            0 => ChannelId(u32::from(seed)),
+            _ if seed > 250 => ChannelId(u32::from(seed)),
+            length => ids[usize::from(seed) % length],
+        }
+    }
+
+    fn finish(mut self) {
+        if self.driver.closed.is_none() {
+            let messages = self.driver.wait(Duration::from_secs(2));
+            self.settle(messages);
+        }
+        if self.driver.closed.is_none() {
+            for channel in self.channels.values() {
+                assert_eq!(channel.acknowledged, channel.accepted, "an accepted share was not acknowledged");
+                let told = channel.told_difficulty as f64;
+                let rest = channel.difficulty - told;
+                assert!(rest < 1.0 + channel.difficulty * 1e-6, "{rest} of difficulty was not told");
+            }
+        }
+        self.driver.close();
+        assert!(self.driver.registry.held.is_empty(), "a reserved value was lost");
+    }
+}
