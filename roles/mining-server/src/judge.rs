@@ -133,6 +133,17 @@ impl Judge {
         wanted.min(self.upstream_exponent).max(self.minimum_exponent)
     }
 
+    /// The difficulty exponent that we would choose if no upstream had a say. Meaningful before the first job, when
+    /// nothing is known of the upstream's target.
+    pub fn own_exponent(&self) -> i32 {
+        self.vardiff.exponent().max(self.minimum_exponent)
+    }
+
+    /// The difficulty exponent that the miner was told last; `None` before its first job.
+    pub fn told_exponent(&self) -> Option<i32> {
+        self.difficulties.last().map(|(_, exponent)| *exponent)
+    }
+
     /// Whether everything that was sent before must be dropped when `job` is sent.
     pub fn is_clean(&self, job: &Job) -> bool {
         (job.epoch, job.tip.number) != self.seen_tip
@@ -155,8 +166,7 @@ impl Judge {
         self.newest = job.number;
         let exponent = self.exponent(settings);
         self.forget_old_difficulties();
-        let told = self.difficulties.last().map(|(_, exponent)| *exponent);
-        if told == Some(exponent) {
+        if self.told_exponent() == Some(exponent) {
             return None;
         }
         if self.difficulties.is_full() {
@@ -220,6 +230,11 @@ impl Judge {
     /// Looks at the difficulty. True when it changed, so that the next job will carry another one.
     pub fn check_difficulty(&mut self, settings: &Settings, now: Now) -> bool {
         self.next_check = now.monotonic + VARDIFF_INTERVAL;
+        if self.newest == JobNumber(0) {
+            // A miner without work is silent, which says nothing of its speed.
+            self.vardiff.set_exponent(self.vardiff.exponent(), now.monotonic);
+            return false;
+        }
         settings.vardiff_enabled
             && self.vardiff.check(&settings.vardiff, self.upstream_exponent.min(223), now.monotonic).is_some()
     }

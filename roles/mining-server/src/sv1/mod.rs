@@ -12,6 +12,7 @@
 //! Only when a whole batch of lines is answered does the first job go out: no notification ever comes between a
 //! `mining.configure` and its answer, which cgminer reads as the very next line.
 
+mod firmware;
 mod submit;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use stratum::job::{EXTRANONCE2_SIZE, RESERVED_SIZE, SV1_VERSION_MASK};
 use stratum::sv1::line::{LineBuffer, MAX_LINE_BYTES};
 use stratum::sv1::render::{self, ErrorCode, Grant};
 use stratum::sv1::request::{Call, Configure, RawId, Request, RequestError, password_options};
-use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, JobNumber, Now, Target};
+use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, Job, JobNumber, Now, Target};
 
 use crate::judge::{Judge, Submitter};
 use crate::output::{CloseReason, Event, Output, Registry};
@@ -34,6 +35,10 @@ pub const SV1_CHANNEL: ChannelId = ChannelId(0);
 /// A hash rate estimate is told again when it moved by more than this share: the sum over many devices does not
 /// need the noise of each.
 const HASH_RATE_STEP: f64 = 0.1;
+
+/// Once a miner mines, its suggestions count this often at most. Each starts vardiff anew, so that a miner which
+/// always has a new one would hold it still for ever.
+const SUGGESTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The device of a connection that authorises with an empty name.
 const UNNAMED: &str = "(unnamed)";
@@ -54,8 +59,11 @@ pub struct Sv1Connection {
     asked_mask: Option<u32>,
     /// The mask that it was last told.
     told_mask: u32,
-    wants_extranonce: bool,
+    /// The last suggestion that counted.
     last_suggestion: Option<i32>,
+    next_suggestion: Duration,
+    /// The operator was told that this miner rolls bits which it must not roll.
+    reported_bits: bool,
     /// The first job went out under an id of its own.
     first_job: Option<(Box<str>, JobNumber)>,
     told_rate: HashRate,
@@ -82,8 +90,9 @@ impl Sv1Connection {
             user_agent: None,
             asked_mask: None,
             told_mask: 0,
-            wants_extranonce: false,
             last_suggestion: None,
+            next_suggestion: now.monotonic,
+            reported_bits: false,
             first_job: None,
             told_rate: HashRate(0.0),
             opened: now.monotonic,
@@ -146,7 +155,9 @@ impl Sv1Connection {
             self.check_difficulty(now, out);
         }
         if self.is_ready() && now.monotonic >= self.last_sent + KEEPALIVE {
-            render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(self.current_exponent()));
+            // The one that it knows: a new one goes only with the job from which on it counts.
+            let exponent = self.judge.told_exponent().unwrap_or(self.judge.own_exponent());
+            render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(exponent));
         }
         self.note_sent(before, now, out);
     }
@@ -184,7 +195,7 @@ impl Sv1Connection {
     }
 
     /// The miner's address as a load balancer named it (PROXY protocol).
-    pub fn proxied_source(&self) -> Option<std::net::SocketAddr> {
+    pub fn proxied_source(&self) -> Option<core::net::SocketAddr> {
         self.lines.proxied_source()
     }
 
@@ -204,13 +215,24 @@ impl Sv1Connection {
                 if method == "mining.submit" {
                     self.refuse_malformed(now, out);
                 }
-                render::error_with(&mut out.bytes, id, ErrorCode::Other, &format!("{parameter} is missing or malformed"));
+                render::error_with(
+                    &mut out.bytes,
+                    id,
+                    ErrorCode::Other,
+                    &format!("{parameter} is missing or malformed"),
+                );
             }
             Err(error) => out.close = Some(CloseReason::downstream(error.to_string())),
         }
     }
 
-    fn handle_request(&mut self, request: &Request<'_>, now: Now, registry: &mut dyn Registry, out: &mut Output) {
+    fn handle_request(
+        &mut self,
+        request: &Request<'_>,
+        now: Now,
+        registry: &mut dyn Registry,
+        out: &mut Output,
+    ) {
         let id = request.id;
         match &request.call {
             Call::Submit(submit) => self.handle_submit(id, submit, now, out),
@@ -228,10 +250,8 @@ impl Sv1Connection {
                 self.suggest(target.difficulty(), now);
                 render::boolean(&mut out.bytes, id, true);
             }
-            Call::ExtranonceSubscribe => {
-                self.wants_extranonce = true;
-                render::boolean(&mut out.bytes, id, true);
-            }
+            // Granted and never used: a new upstream prefix is part of coinb1, and extranonce1 stays as it is.
+            Call::ExtranonceSubscribe => render::boolean(&mut out.bytes, id, true),
             Call::Ping => render::pong(&mut out.bytes, id),
             Call::Pong | Call::Response(_) => {}
             Call::GetTransactions | Call::Capabilities | Call::MultiVersion | Call::Unknown(_) => {
@@ -249,9 +269,8 @@ impl Sv1Connection {
             self.told_mask = if allowed { mask } else { 0 };
         }
         if let Some(minimum) = configure.minimum_difficulty.flatten() {
-            self.judge.set_minimum_exponent(exponent_of(Difficulty(minimum)));
+            self.judge.set_minimum_exponent(exponent_from(Difficulty(minimum)));
         }
-        self.wants_extranonce |= configure.subscribe_extranonce;
         let grant = Grant {
             version_mask: configure.version_rolling.map(|_| self.told_mask),
             minimum_difficulty: configure.minimum_difficulty.flatten().is_some(),
@@ -288,10 +307,8 @@ impl Sv1Connection {
         self.user = Some(name.into());
         self.device = Some(registry.device(name));
         if self.settings.channel_per_device {
-            let rate = HashRate::of_shares(
-                Target::from_difficulty_exponent(self.current_exponent()).work(),
-                self.settings.vardiff.shares_per_minute,
-            );
+            let work = Target::from_difficulty_exponent(self.judge.own_exponent()).work();
+            let rate = HashRate::of_shares(work, self.settings.vardiff.shares_per_minute);
             let user_identity = name.to_owned();
             out.events.push(Event::OpenUpstream { channel: SV1_CHANNEL, user_identity, hash_rate: rate });
         }
@@ -301,10 +318,14 @@ impl Sv1Connection {
     /// undo what the shares have shown.
     fn suggest(&mut self, difficulty: Difficulty, now: Now) {
         let exponent = exponent_of(difficulty);
-        if self.last_suggestion != Some(exponent) {
-            self.last_suggestion = Some(exponent);
-            self.judge.suggest(&self.settings, exponent, now);
+        if self.last_suggestion == Some(exponent) || now.monotonic < self.next_suggestion {
+            return;
         }
+        self.last_suggestion = Some(exponent);
+        if self.first_job.is_some() {
+            self.next_suggestion = now.monotonic + SUGGESTION_INTERVAL;
+        }
+        self.judge.suggest(&self.settings, exponent, now);
     }
 
     fn start_mining(&mut self, now: Now, out: &mut Output) {
@@ -316,6 +337,7 @@ impl Sv1Connection {
         let job_id = format!("{}{:08x}", active.notify.job_id(), u32::from_be_bytes(self.judge.reserved()));
         self.first_job = Some((job_id.as_str().into(), active.job.number));
         self.send_job(&active, Some(&job_id), out);
+        self.report_long_coinbase(&active.job, out);
         self.tell_hash_rate(now, out);
     }
 
@@ -328,14 +350,32 @@ impl Sv1Connection {
         }
         if let Some(asked) = self.asked_mask {
             let mask = if job.version_rolling_allowed { asked } else { 0 };
-            if mask != self.told_mask {
+            // Some firmware needs it besides the grant, and an S21 drops a pool that sends it before the answer to
+            // authorize: so once with the first job, and then whenever it changes.
+            if mask != self.told_mask || own_id.is_some() {
                 self.told_mask = mask;
                 render::set_version_mask(&mut out.bytes, mask);
             }
         }
         match own_id {
             None if clean == job.clean => out.bytes.extend_from_slice(published.notify.as_bytes()),
-            own_id => published.notify.write_with(own_id.unwrap_or(published.notify.job_id()), clean, &mut out.bytes),
+            own_id => published.notify.write_with(
+                own_id.unwrap_or(published.notify.job_id()),
+                clean,
+                &mut out.bytes,
+            ),
+        }
+    }
+
+    /// An ASIC that cannot hold a job's coinbase mines nothing or crashes, and says nothing about it.
+    fn report_long_coinbase(&self, job: &Job, out: &mut Output) {
+        let user_agent = self.user_agent().unwrap_or_default();
+        let length = job.coinbase_prefix.len() + job.rollable_size + job.coinbase_suffix.len();
+        if let Some(limit) = firmware::longest_coinbase(user_agent)
+            && length > limit
+        {
+            let notice = format!("the coinbase has {length} bytes; {user_agent:?} is known to take {limit}");
+            out.events.push(Event::Notice(notice));
         }
     }
 
@@ -371,6 +411,11 @@ impl Sv1Connection {
             self.last_sent = now.monotonic;
         }
     }
+}
+
+/// The smallest power of two that is no easier than `difficulty`, as an exponent.
+fn exponent_from(difficulty: Difficulty) -> i32 {
+    difficulty.0.log2().ceil().clamp(-32.0, 223.0) as i32
 }
 
 /// The greatest power of two that is no harder than `difficulty`, as an exponent.

@@ -22,6 +22,9 @@ impl Sv1Connection {
             self.judge_submit(submit, now)
         };
         answer(id, event.record.verdict, out);
+        if event.record.verdict == Verdict::Rejected(RejectReason::BadVersionBits) {
+            self.report_bits(submit.version_bits.unwrap_or(0), out);
+        }
         out.events.push(Event::Share(Box::new(event)));
         self.check_difficulty(now, out);
         if self.judge.wants_job() {
@@ -65,7 +68,8 @@ impl Sv1Connection {
         let mask = negotiated.unwrap_or(SV1_VERSION_MASK);
         let bits = submit.version_bits.unwrap_or(0);
         // Some clients send the whole version where bits are expected: the bits that the job has anyway are no harm.
-        let version = if job.version_rolling_allowed { (job.version & !mask) | bits } else { job.version | bits };
+        let version =
+            if job.version_rolling_allowed { (job.version & !mask) | bits } else { job.version | bits };
         let submitter = self.submitter();
         let submission = |version, mask| Submission {
             job: JobLookup::Live(published),
@@ -76,11 +80,28 @@ impl Sv1Connection {
             nonce: submit.nonce,
         };
         let event = self.judge.judge(&self.settings, &work, submitter, &submission(version, mask), now);
-        let missed = event.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty);
-        if negotiated.is_none() && bits != 0 && missed {
-            return self.judge.judge(&self.settings, &work, submitter, &submission(job.version, 0), now);
+        let missed = matches!(
+            event.record.verdict,
+            Verdict::Rejected(RejectReason::LowDifficulty | RejectReason::BadVersionBits)
+        );
+        if negotiated.is_some() || bits == 0 || !missed {
+            return event;
         }
-        event
+        let without = self.judge.judge(&self.settings, &work, submitter, &submission(job.version, 0), now);
+        // If neither reading is a share, the one that was meant says why.
+        if without.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty) { event } else { without }
+    }
+
+    /// A miner that does not follow its mask mines for nothing: the operator should see it, once.
+    fn report_bits(&mut self, bits: u32, out: &mut Output) {
+        if std::mem::replace(&mut self.reported_bits, true) {
+            return;
+        }
+        let user_agent = self.user_agent().unwrap_or_default();
+        let mask = self.told_mask;
+        let notice =
+            format!("{user_agent:?} rolls the version bits {bits:08x}; it was told the mask {mask:08x}");
+        out.events.push(Event::Notice(notice));
     }
 
     /// Our number of the job that a miner names; the first job of a connection has a name of its own.

@@ -1,0 +1,9 @@
+//! SV1 connections in virtual time, played with the exact bytes of the firmware that is named beside them.
+
+mod difficulty;
+mod handshake;
+mod ids;
+mod jobs;
+mod shares;
+mod support;
+mod version_rolling;
