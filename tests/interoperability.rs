@@ -1,0 +1,359 @@
+//! The reference implementation's translator mines through our pool: its process, its channels, its idea of a share.
+//!
+//! `translator_sv2` 0.6.0 takes SV1 miners in and speaks SV2 over Noise to our pool on the development chain.
+//! What it refuses or misreads is seen here, because it checks every share with code that is not ours before it
+//! passes it on.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use checkweigh::clock::Clock;
+use checkweigh::config::listen::bind;
+use checkweigh::config::{DownstreamConfig, Listeners, VardiffSettings};
+use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
+use checkweigh::miner::{self, MinerFigures, MinerOptions};
+use checkweigh::node::BlockSource;
+use checkweigh::pool::{self, Pool, PoolParts};
+use checkweigh::shutdown::{Shutdown, ShutdownTrigger, shutdown};
+use checkweigh::sink::Snapshot;
+use mining_server::RejectReason;
+use stratum::HashRate;
+use stratum::sv2::AuthoritySecretKey;
+use stratum::vardiff::{EASIEST_EXPONENT, VardiffConfig};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, interval, timeout};
+
+/// How long any awaited event may take on a busy machine; each takes seconds on an idle one.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Paid for blocks: anybody could spend it.
+const OP_TRUE: u8 = 0x51;
+
+/// How often the pool's sums are looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Miners behind the translator.
+const MINERS: u16 = 3;
+
+/// Hashes per second of each.
+const HASH_RATE: f64 = 40_000.0;
+
+/// What each miner should find, so that a test takes seconds.
+const SHARES_PER_MINUTE: f64 = 120.0;
+
+/// Shares of all miners for one block of the chain.
+const SHARES_PER_BLOCK: f64 = 25.0;
+
+/// Accepted shares after which a test has seen enough.
+const ENOUGH_SHARES: u64 = 100;
+
+/// Blocks after which a test has seen enough: the second one builds on the first, so the translator and its miners
+/// have followed a tip of their own making.
+const ENOUGH_BLOCKS: u64 = 2;
+
+/// The translator sets its miners' difficulties itself...
+const VARDIFF: &str = "enable_vardiff = true";
+
+/// ...or hands ours on.
+const DIFFICULTY_OF_THE_POOL: &str = "enable_vardiff = false";
+
+/// Why the chain refuses a block that was found on an older tip.
+const LATE_BLOCK: &str = "inconclusive-not-best-prevblk";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_translator_mines_with_one_channel_for_all_devices() {
+    // It asks for an extension, which we refuse, and goes on without.
+    let mode = "aggregate_channels = true\nsupported_extensions = [2]";
+    let stack = Stack::start(mode, VARDIFF).await;
+    let seen = stack.mine_enough(1).await;
+    let names: Vec<&str> = seen.devices.iter().filter_map(|device| device.name.as_deref()).collect();
+    assert_eq!(names.len(), 1, "one channel is one device: {names:?}");
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_translator_mines_with_a_channel_per_device() {
+    let stack = Stack::start("aggregate_channels = false", DIFFICULTY_OF_THE_POOL).await;
+    let seen = stack.mine_enough(usize::from(MINERS)).await;
+    for device in &seen.devices {
+        let name = device.name.as_deref().expect("a channel has a user identity");
+        assert!(name.starts_with("account.farm"), "{name} is not of the account");
+    }
+    stack.stop().await;
+}
+
+/// The translator comes back to a pool that was gone, and its miners mine on.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_translator_survives_a_restart_of_the_pool() {
+    let stack = Stack::start("aggregate_channels = true", VARDIFF).await;
+    stack.mine_enough(1).await;
+    let stack = stack.restart_pool().await;
+    stack.mine_enough(1).await;
+    stack.stop().await;
+}
+
+/// A pool on a development chain, the translator's process, and its miners.
+struct Stack {
+    clock: Clock,
+    chain: DevChain,
+    pool: RunningPool,
+    translator: Translator,
+    stop_miners: ShutdownTrigger,
+    miners: JoinHandle<()>,
+}
+
+impl Stack {
+    async fn start(mode: &str, difficulty: &str) -> Self {
+        let clock = Clock::start();
+        let hashes_per_share = HASH_RATE * 60.0 / SHARES_PER_MINUTE;
+        let settings = DevChainSettings {
+            seed: u64::from(std::process::id()),
+            nbits: nbits_for_hashes((hashes_per_share * SHARES_PER_BLOCK) as u64),
+            transactions: 20,
+        };
+        let chain = DevChain::new(settings, clock);
+        let pool = RunningPool::start(&chain, clock, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let translator = Translator::start(mode, difficulty, pool.address).await;
+        let (stop_miners, end) = shutdown();
+        let miners = tokio::spawn(mine(translator.address, end));
+        Stack { clock, chain, pool, translator, stop_miners, miners }
+    }
+
+    /// Waits until `devices` devices have shares and there is enough of all, and checks what there is to check.
+    async fn mine_enough(&self, devices: usize) -> Snapshot {
+        let deadline = Instant::now() + DEADLINE;
+        let mut look = interval(LOOK);
+        loop {
+            look.tick().await;
+            let seen = self.pool.snapshot(self.clock).await;
+            self.check(&seen);
+            let shares = &seen.totals.shares;
+            let mining = seen.devices.iter().filter(|device| device.shares.accepted > 0).count();
+            let blocks = self.pool.pool.status.blocks_accepted.load(Ordering::Relaxed);
+            if shares.accepted >= ENOUGH_SHARES && blocks >= ENOUGH_BLOCKS && mining == devices {
+                return seen;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{mining} devices mine and {blocks} blocks were accepted after {DEADLINE:?}: {shares:?}"
+            );
+        }
+    }
+
+    /// Neither side may have refused anything but what was late for a new tip.
+    fn check(&self, seen: &Snapshot) {
+        for (reason, count) in seen.totals.shares.rejected_by_reason() {
+            assert!(count == 0 || reason == RejectReason::Stale, "{count} shares refused: {reason:?}");
+        }
+        if let Some(reason) = self.chain.summary().last_rejection {
+            assert_eq!(reason, LATE_BLOCK, "the chain refused a block of ours");
+        }
+        self.translator.check();
+    }
+
+    /// Ends the pool and starts another at the same address, on the same chain.
+    async fn restart_pool(self) -> Self {
+        let address = self.pool.address;
+        self.pool.stop().await;
+        let pool = RunningPool::start(&self.chain, self.clock, address);
+        Stack { pool, ..self }
+    }
+
+    async fn stop(self) {
+        self.stop_miners.trigger();
+        self.miners.await.expect("miners do not panic");
+        self.translator.stop().await;
+        self.pool.stop().await;
+    }
+}
+
+/// A pool, and what ends it.
+struct RunningPool {
+    pool: Pool,
+    address: SocketAddr,
+    stop: ShutdownTrigger,
+}
+
+impl RunningPool {
+    fn start(chain: &DevChain, clock: Clock, listen: SocketAddr) -> Self {
+        let (stop, end) = shutdown();
+        let initial_exponent = HashRate(HASH_RATE).difficulty_exponent(SHARES_PER_MINUTE);
+        let config = VardiffConfig {
+            shares_per_minute: SHARES_PER_MINUTE,
+            minimum_exponent: EASIEST_EXPONENT,
+            initial_exponent,
+        };
+        let parts = PoolParts {
+            source: BlockSource::Development(chain.clone()),
+            source_name: "development chain".to_owned(),
+            rules: pool::coinbase_rules(vec![OP_TRUE], "interoperability").expect("short enough"),
+            downstream: DownstreamConfig {
+                sv1_listen: None,
+                sv2_listen: None,
+                authority: Some((PathBuf::new(), authority_key())),
+                proxy_protocol: false,
+                max_connections: 100,
+            },
+            vardiff: VardiffSettings { enabled: true, config },
+            share_batch_size: 4,
+        };
+        let listeners = Listeners { sv2: Some(bind(listen).expect("a free port")), ..Listeners::default() };
+        let pool = pool::start(parts, listeners, clock, end).expect("the pool starts");
+        let address = pool.role.sv2_address.expect("it has a listener and a key");
+        RunningPool { pool, address, stop }
+    }
+
+    async fn snapshot(&self, clock: Clock) -> Snapshot {
+        self.pool.role.observed.sink.snapshot(clock.now()).await.expect("the sink runs")
+    }
+
+    async fn stop(self) {
+        self.stop.trigger();
+        self.pool.role.run().await.expect("the pool ends in order");
+    }
+}
+
+fn authority_key() -> AuthoritySecretKey {
+    AuthoritySecretKey::from_bytes([7; 32]).expect("the bytes are a key")
+}
+
+/// The translator's process; killed when dropped.
+struct Translator {
+    process: Child,
+    /// Where SV1 miners connect.
+    address: SocketAddr,
+    /// Lines of its log that tell of something that must not be.
+    complaints: Arc<Mutex<Vec<String>>>,
+    _folder: TempDir,
+}
+
+impl Translator {
+    async fn start(mode: &str, difficulty: &str, pool: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the configuration");
+        let address = private_address();
+        let config = folder.path().join("translator.toml");
+        std::fs::write(&config, configuration(mode, difficulty, pool, address)).expect("the folder is ours");
+        let mut process = Command::new(peers().await.join("translator_sv2"))
+            .arg("-c")
+            .arg(&config)
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the script installed it");
+        let mut log = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let ready = timeout(DEADLINE, wait_for(&mut log, "listening on"));
+        ready.await.expect("the translator starts in time");
+        let complaints = Arc::<Mutex<Vec<String>>>::default();
+        tokio::spawn(read_log(log, Arc::clone(&complaints)));
+        Translator { process, address, complaints, _folder: folder }
+    }
+
+    fn check(&self) {
+        let complaints = self.complaints.lock().expect("nothing panics while it holds the lock");
+        assert!(complaints.is_empty(), "the translator complains: {complaints:#?}");
+    }
+
+    async fn stop(mut self) {
+        assert_eq!(self.process.try_wait().expect("it can be asked"), None, "it runs to the end of the test");
+        self.process.kill().await.expect("it can be killed");
+    }
+}
+
+/// The folder of the reference implementation's programs.
+async fn peers() -> PathBuf {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/reference-peers.sh");
+    let output = Command::new(script).arg("translator_sv2").stderr(Stdio::inherit()).output();
+    let output = output.await.expect("the script runs");
+    assert!(output.status.success(), "{script} failed: {:?}", output.status);
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
+}
+
+/// An address for a program that cannot be told to let the system choose its port: of its own for each test and
+/// each test process, so that nobody else can have taken the port.
+fn private_address() -> SocketAddr {
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(3333);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, 64 | high & 0x3f, middle, low.max(1));
+    SocketAddr::from((address, NEXT_PORT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn configuration(mode: &str, difficulty: &str, pool: SocketAddr, listen: SocketAddr) -> String {
+    let mut text = format!(
+        "downstream_address = \"{}\"\n\
+         downstream_port = {}\n\
+         max_supported_version = 2\n\
+         min_supported_version = 2\n\
+         downstream_extranonce2_size = 4\n\
+         {mode}\n\
+         [downstream_difficulty_config]\n\
+         min_individual_miner_hashrate = {HASH_RATE:.1}\n\
+         shares_per_minute = {SHARES_PER_MINUTE:.1}\n\
+         {difficulty}\n\
+         job_keepalive_interval_secs = 60\n",
+        listen.ip(),
+        listen.port(),
+    );
+    // The pool stands there twice: an upstream that was lost is never dialled again.
+    for _ in 0..2 {
+        write!(
+            text,
+            "[[upstreams]]\n\
+             address = \"{}\"\n\
+             port = {}\n\
+             authority_pubkey = \"{}\"\n\
+             user_identity = \"account.farm\"\n",
+            pool.ip(),
+            pool.port(),
+            authority_key().public(),
+        )
+        .expect("a text takes everything");
+    }
+    text
+}
+
+async fn wait_for(log: &mut Lines<BufReader<ChildStdout>>, text: &str) {
+    while let Some(line) = log.next_line().await.expect("the log can be read") {
+        eprintln!("[translator] {line}");
+        if line.contains(text) {
+            return;
+        }
+    }
+    panic!("the translator ended before it said {text:?}");
+}
+
+/// Reads the log to its end, so that the translator never waits for us.
+async fn read_log(mut log: Lines<BufReader<ChildStdout>>, complaints: Arc<Mutex<Vec<String>>>) {
+    while let Ok(Some(line)) = log.next_line().await {
+        eprintln!("[translator] {line}");
+        let refused = line.contains("SubmitSharesError(") && !line.contains("error_code=stale-share");
+        let failed = ["OpenMiningChannelError(", "UpdateChannelError(", "panic"];
+        if refused || failed.iter().any(|text| line.contains(text)) {
+            let mut complaints = complaints.lock().expect("nothing panics while it holds the lock");
+            // A test ends at the first one.
+            if complaints.len() < 10 {
+                complaints.push(line);
+            }
+        }
+    }
+}
+
+/// Runs the miners until the end is asked for.
+async fn mine(server: SocketAddr, end: Shutdown) {
+    let figures = Arc::<MinerFigures>::default();
+    let mut miners = JoinSet::new();
+    for number in 1..=MINERS {
+        let options = MinerOptions { server, user: format!("account.miner{number}"), hash_rate: HASH_RATE };
+        miners.spawn(miner::mine(options, Arc::clone(&figures), end.clone()));
+    }
+    miners.join_all().await;
+}
