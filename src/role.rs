@@ -28,6 +28,9 @@ use crate::sink::RecordSink;
 /// How long all tasks of a role have to end once the end was asked for.
 const END_GRACE: Duration = Duration::from_secs(4);
 
+/// Open files besides the connections of miners: listeners, the node, upstreams, metrics, the standard streams.
+const OTHER_FILES: u64 = 100;
+
 /// What a running role lets the rest of the program see.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -95,6 +98,7 @@ impl Role {
             slots: Arc::new(Semaphore::new(config.max_connections as usize)),
             patience: Patience::default(),
         };
+        raise_open_files(config.max_connections);
         if let Some(listener) = listeners.sv1.take() {
             let (listener, address) = listener_of(listener)?;
             self.sv1_address = Some(address);
@@ -180,6 +184,19 @@ pub fn settings(share_use: ShareUse, vardiff: &VardiffSettings, downstream: &Dow
         channel_per_device: false,
         proxy_protocol: downstream.proxy_protocol,
         share_batch_size: 1,
+    }
+}
+
+/// Every connection needs an open file, and systems start processes with room for a thousand.
+fn raise_open_files(connections: u32) {
+    let wanted = u64::from(connections) + OTHER_FILES;
+    let limit = rlimit::increase_nofile_limit(wanted).unwrap_or(0);
+    if limit < wanted {
+        tracing::warn!(
+            limit,
+            wanted,
+            "downstream.max_connections needs more open files than the system allows (LimitNOFILE of systemd, ulimit -n)"
+        );
     }
 }
 

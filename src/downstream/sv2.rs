@@ -120,6 +120,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(timeout) => {
                     self.connection.handle_timeout(self.context.clock.now(), &mut self.out);
+                    self.outlet.writer.flush();
                 }
             }
             if let Err(reason) = self.flush().await {
