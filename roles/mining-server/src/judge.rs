@@ -215,7 +215,9 @@ impl Judge {
         record.difficulty = Some(Difficulty::of_hash(&hash));
         let is_block = job.tip.network_target.is_met_by(&hash);
         let exponent = self.judging_exponent(job.number);
-        if !is_block && !Target::from_difficulty_exponent(exponent).is_met_by(&hash) {
+        let own_target = Target::from_difficulty_exponent(exponent);
+        let meets_own_target = own_target.is_met_by(&hash);
+        if !is_block && !meets_own_target {
             record.verdict = Verdict::Rejected(RejectReason::LowDifficulty);
             return event;
         }
@@ -223,7 +225,12 @@ impl Judge {
             record.verdict = Verdict::Rejected(RejectReason::Duplicate);
             return event;
         }
-        self.accept(settings, work, &mut event, job, &Accepted { exponent, hash, is_block }, now);
+        if meets_own_target {
+            self.vardiff.on_share(&settings.vardiff, exponent, now.monotonic);
+        }
+        // Where blocks are easier than the miner's shares (regtest, testnets), a block proves what the network asked.
+        let judged_by = if meets_own_target { own_target } else { job.tip.network_target };
+        accept(settings, work, &mut event, job, &Accepted { credited: judged_by.work(), hash, is_block });
         event
     }
 
@@ -295,45 +302,6 @@ impl Judge {
         self.difficulties[own..].iter().map(|(_, exponent)| *exponent).min().unwrap_or(i32::MAX)
     }
 
-    fn accept(
-        &mut self,
-        settings: &Settings,
-        work: &Work,
-        event: &mut ShareEvent,
-        job: &Job,
-        accepted: &Accepted,
-        now: Now,
-    ) {
-        self.vardiff.on_share(&settings.vardiff, accepted.exponent, now.monotonic);
-        let worth_forwarding = job.upstream_target.is_met_by(&accepted.hash);
-        let record = &mut event.record;
-        record.verdict = if accepted.is_block { Verdict::BlockFound } else { Verdict::Accepted };
-        record.credited = Target::from_difficulty_exponent(accepted.exponent).work();
-        record.upstream_work = if worth_forwarding { job.upstream_target.work() } else { WorkSum(0) };
-        record.fate = match settings.share_use {
-            ShareUse::Keep => Fate::Kept,
-            ShareUse::Forward if !worth_forwarding && !accepted.is_block => Fate::BelowUpstreamTarget,
-            ShareUse::Forward if job.epoch != work.epoch => Fate::Dropped(DropReason::EpochEnded),
-            ShareUse::Forward if !work.live => Fate::Dropped(DropReason::UpstreamLost),
-            ShareUse::Forward => Fate::Forwarded,
-        };
-        if record.fate == Fate::Forwarded || (record.fate == Fate::Kept && accepted.is_block) {
-            event.forward = Some(ForwardShare {
-                epoch: job.epoch,
-                origin: job.origin,
-                job: job.number,
-                connection: record.connection,
-                channel: record.channel,
-                version: record.version,
-                ntime: record.ntime,
-                nonce: record.nonce,
-                rollable: record.rollable.clone(),
-                hash: accepted.hash,
-                is_block: accepted.is_block,
-            });
-        }
-    }
-
     fn forget_old_difficulties(&mut self) {
         while self.difficulties.len() > 1 && self.difficulties[1].0 <= self.oldest {
             self.difficulties.remove(0);
@@ -341,9 +309,41 @@ impl Judge {
     }
 }
 
+/// Completes the record of a share that is good, and says where it goes.
+fn accept(settings: &Settings, work: &Work, event: &mut ShareEvent, job: &Job, accepted: &Accepted) {
+    let worth_forwarding = job.upstream_target.is_met_by(&accepted.hash);
+    let record = &mut event.record;
+    record.verdict = if accepted.is_block { Verdict::BlockFound } else { Verdict::Accepted };
+    record.credited = accepted.credited;
+    record.upstream_work = if worth_forwarding { job.upstream_target.work() } else { WorkSum(0) };
+    record.fate = match settings.share_use {
+        ShareUse::Keep => Fate::Kept,
+        ShareUse::Forward if !worth_forwarding && !accepted.is_block => Fate::BelowUpstreamTarget,
+        ShareUse::Forward if job.epoch != work.epoch => Fate::Dropped(DropReason::EpochEnded),
+        ShareUse::Forward if !work.live => Fate::Dropped(DropReason::UpstreamLost),
+        ShareUse::Forward => Fate::Forwarded,
+    };
+    if record.fate == Fate::Forwarded || (record.fate == Fate::Kept && accepted.is_block) {
+        event.forward = Some(ForwardShare {
+            epoch: job.epoch,
+            origin: job.origin,
+            job: job.number,
+            connection: record.connection,
+            channel: record.channel,
+            version: record.version,
+            ntime: record.ntime,
+            nonce: record.nonce,
+            rollable: record.rollable.clone(),
+            hash: accepted.hash,
+            is_block: accepted.is_block,
+        });
+    }
+}
+
 /// A share that met its target.
 struct Accepted {
-    exponent: i32,
+    /// The work of the target that it was judged by.
+    credited: WorkSum,
     hash: Hash,
     is_block: bool,
 }

@@ -49,30 +49,41 @@ pub(super) struct Unacknowledged {
     difficulty: f64,
 }
 
+impl Unacknowledged {
+    fn add(&mut self, sequence_number: SequenceNumber, credited: WorkSum) {
+        self.count += 1;
+        self.last = sequence_number;
+        self.difficulty += difficulty_of(credited);
+    }
+
+    /// The acknowledgement of everything that waits; `None` when nothing does.
+    fn take(&mut self, channel_id: ChannelId) -> Option<SubmitSharesSuccess> {
+        if self.count == 0 {
+            return None;
+        }
+        let whole = self.difficulty.floor();
+        self.difficulty -= whole;
+        Some(SubmitSharesSuccess {
+            channel_id,
+            last_sequence_number: self.last,
+            new_submits_accepted_count: std::mem::take(&mut self.count),
+            // Saturates, as float to integer conversions do.
+            new_shares_sum: whole as u64,
+        })
+    }
+}
+
 impl Channel {
     /// Counts a share that was credited this work as accepted but not yet acknowledged.
     pub(super) fn accept(&mut self, sequence_number: SequenceNumber, credited: WorkSum) {
-        self.unacknowledged.count += 1;
-        self.unacknowledged.last = sequence_number;
-        self.unacknowledged.difficulty += difficulty_of(credited);
+        self.unacknowledged.add(sequence_number, credited);
     }
 
     /// Acknowledges what waits for it, if anything does.
     pub(super) fn acknowledge(&mut self, out: &mut Output) {
-        let waiting = &mut self.unacknowledged;
-        if waiting.count == 0 {
-            return;
+        if let Some(message) = self.unacknowledged.take(self.id) {
+            send(message, out);
         }
-        let whole = waiting.difficulty.floor();
-        waiting.difficulty -= whole;
-        let message = SubmitSharesSuccess {
-            channel_id: self.id,
-            last_sequence_number: waiting.last,
-            new_submits_accepted_count: std::mem::take(&mut waiting.count),
-            // Saturates, as float to integer conversions do.
-            new_shares_sum: whole as u64,
-        };
-        send(message, out);
     }
 
     /// Publishes our estimate of the hash rate where it has changed noticeably. An unknown one says nothing.
@@ -113,6 +124,21 @@ mod tests {
         const LONGEST_IDENTITY: usize = 255;
         assert!(MAX_CHANNELS * (size_of::<Channel>() + LONGEST_IDENTITY) <= 16 << 20);
         assert!(MAX_PENDING_OPENS * (size_of::<PendingOpen>() + LONGEST_IDENTITY) <= 2 << 20);
+    }
+
+    #[test]
+    fn sums_are_whole_and_lose_nothing() {
+        let mut waiting = Unacknowledged::default();
+        let half = Target::from_difficulty_exponent(-1).work();
+        let told: Vec<_> = (0..4)
+            .map(|number| {
+                waiting.add(SequenceNumber(number), half);
+                let told = waiting.take(ChannelId(2)).expect("a share waits");
+                (told.last_sequence_number.0, told.new_submits_accepted_count, told.new_shares_sum)
+            })
+            .collect();
+        assert_eq!(told, [(0, 1, 0), (1, 1, 1), (2, 1, 0), (3, 1, 1)]);
+        assert_eq!(waiting.take(ChannelId(2)), None);
     }
 
     #[test]

@@ -54,63 +54,6 @@ fn accepted_shares_are_acknowledged_together() {
 }
 
 #[test]
-fn sums_are_whole_and_lose_nothing() {
-    let mut source = Source::new();
-    source.upstream_target = difficulty(-1);
-    let settings = Settings { vardiff_enabled: false, share_batch_size: 1, ..settings() };
-    let (mut driver, opened) = one_channel(settings, &mut source);
-    assert_eq!(opened.target, difficulty(-1));
-    // Shares of difficulty 1/2 cannot be ground in a test, but a network target that every hash meets makes
-    // blocks of all, and blocks are credited at the channel's difficulty.
-    let mut easy = stratum::job::JobParts {
-        number: stratum::JobNumber(0x1_0000_0002),
-        ..parts_of(&source.work().active().job)
-    };
-    easy.tip.network_target = Target::MAX;
-    let work =
-        mining_server::Work { jobs: vec![published(stratum::Job::new(easy))], ..(*source.work()).clone() };
-    driver.work(&work.clone().into());
-    let job = &work.active().job;
-    let sums: Vec<_> = (0..4)
-        .map(|sequence| driver.send(find_share(&opened, job, Target::MAX, u64::from(sequence), sequence)))
-        .collect();
-    assert_eq!(
-        sums,
-        [0, 1, 0, 1]
-            .iter()
-            .enumerate()
-            .map(|(n, sum)| vec![success(&opened, n as u32, 1, *sum)])
-            .collect::<Vec<_>>()
-    );
-    assert_eq!(verdicts(&driver.shares()), [Verdict::BlockFound; 4]);
-}
-
-fn parts_of(job: &stratum::Job) -> stratum::job::JobParts {
-    let job = job.clone();
-    stratum::job::JobParts {
-        number: job.number,
-        epoch: job.epoch,
-        origin: job.origin,
-        tip: job.tip,
-        clean: job.clean,
-        version: job.version,
-        version_rolling_allowed: job.version_rolling_allowed,
-        min_ntime: job.min_ntime,
-        coinbase_prefix: job.coinbase_prefix,
-        coinbase_suffix: job.coinbase_suffix,
-        rollable_size: job.rollable_size,
-        merkle_path: job.merkle_path,
-        upstream_target: job.upstream_target,
-        received: job.received,
-    }
-}
-
-fn published(job: stratum::Job) -> std::sync::Arc<mining_server::PublishedJob> {
-    let notify = stratum::sv1::render::NotifyLine::render(&job);
-    std::sync::Arc::new(mining_server::PublishedJob { job, notify })
-}
-
-#[test]
 fn refusals_come_at_once_and_after_what_was_accepted_before() {
     let mut source = Source::new();
     let (mut driver, opened) = one_channel(settings(), &mut source);
