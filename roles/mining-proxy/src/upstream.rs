@@ -523,8 +523,9 @@ impl Upstream {
     }
 
     fn schedule(&mut self, at: Duration) {
-        let ticks = at.as_millis().div_ceil(TICK.as_millis()) as u64;
-        let at = Duration::from_millis(ticks.saturating_mul(TICK.as_millis() as u64));
+        // Never down, not by a nanosecond: a timer that rings too early has nothing to do and rings again at once.
+        let ticks = at.as_nanos().div_ceil(TICK.as_nanos()).min(u128::from(u32::MAX)) as u32;
+        let at = TICK.saturating_mul(ticks);
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 }
@@ -564,4 +565,28 @@ fn nominal(rates: &BTreeMap<DownstreamKey, HashRate>, feed: Feed) -> Nominal {
 /// Estimates of a device that cannot be added up are none.
 fn sane(rate: HashRate) -> HashRate {
     if rate.0.is_finite() && rate.0 > 0.0 { rate } else { HashRate(0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_never_rings_before_it_is_due() {
+        let config = UpstreamConfig {
+            id: stratum::UpstreamId(0),
+            user_identity: String::new(),
+            aggregate: true,
+            vendor: String::new(),
+            hardware_version: String::new(),
+            firmware: String::new(),
+            refresh_interval: Duration::from_secs(20),
+        };
+        let now = Now::simulated(Duration::ZERO, Duration::ZERO);
+        let mut upstream = Upstream::new(config, JobNumber(1), now);
+        upstream.schedule(Duration::new(20, 1));
+        assert_eq!(upstream.next_timeout(), Some(Duration::from_millis(20_250)));
+        upstream.schedule(Duration::from_secs(20));
+        assert_eq!(upstream.next_timeout(), Some(Duration::from_secs(20)));
+    }
 }

@@ -92,12 +92,22 @@ pub struct JobBook {
     live: bool,
     upstream_target: Target,
     jobs: VecDeque<Arc<PublishedJob>>,
+    /// A job that was not added because its headers had been hashed: the next refresh is made of it.
+    base: Option<Job>,
 }
 
 impl JobBook {
     /// An empty book, whose first job will have the number `first`.
     pub fn new(first: JobNumber) -> Self {
-        JobBook { first, next: first, epoch: Epoch(0), live: false, upstream_target: Target::MAX, jobs: VecDeque::new() }
+        JobBook {
+            first,
+            next: first,
+            epoch: Epoch(0),
+            live: false,
+            upstream_target: Target::MAX,
+            jobs: VecDeque::new(),
+            base: None,
+        }
     }
 
     /// The number that the next job must carry.
@@ -107,20 +117,35 @@ impl JobBook {
 
     /// Adds a job, which becomes the active one. `parts.number` must be [`JobBook::next_number`]. A clean job
     /// retires all others.
+    ///
+    /// A job that differs from the active one by no later time is not added yet: an upstream that moves the time on
+    /// as [`JobBook::refresh`] did before would otherwise have miners hash headers twice, and be refused for it. Its
+    /// target comes with the next refresh.
     pub fn add(&mut self, parts: JobParts) -> &Arc<PublishedJob> {
-        self.add_job(Job::new(parts))
+        let job = Job::new(parts);
+        assert_eq!(job.number, self.next, "jobs are numbered by their book");
+        let repeats = |active: &Arc<PublishedJob>| {
+            !job.clean && active.job.is_same_work(&job) && job.min_ntime <= active.job.min_ntime
+        };
+        let repeated = self.jobs.back().is_some_and(repeats);
+        if repeated {
+            self.base = Some(job);
+        } else {
+            self.add_job(job);
+        }
+        self.jobs.back().expect("a job was added, now or before")
     }
 
     /// Makes the active job anew with the time moved on, so that miners have something fresh to hash and hear
     /// from us. The time moves by what has passed since the job came, which SV2 permits. False when there is no job yet or not a second has passed.
     pub fn refresh(&mut self, now: Now) -> bool {
-        let Some(active) = self.jobs.back() else { return false };
-        let seconds = now.since(active.job.received).as_secs() as u32;
+        let Some(active) = self.jobs.back().map(|active| &active.job) else { return false };
+        let seconds = now.since(active.received).as_secs() as u32;
         if seconds == 0 {
             return false;
         }
-        let min_ntime = active.job.min_ntime.saturating_add(seconds);
-        let job = active.job.refreshed(self.next, min_ntime, now);
+        let min_ntime = active.min_ntime.saturating_add(seconds);
+        let job = self.base.as_ref().unwrap_or(active).refreshed(self.next, min_ntime, now);
         self.add_job(job);
         true
     }
@@ -151,9 +176,9 @@ impl JobBook {
         })
     }
 
-    fn add_job(&mut self, job: Job) -> &Arc<PublishedJob> {
-        assert_eq!(job.number, self.next, "jobs are numbered by their book");
+    fn add_job(&mut self, job: Job) {
         self.next = self.next.next();
+        self.base = None;
         if job.clean {
             self.jobs.clear();
         } else if self.jobs.len() == MAX_LIVE_JOBS {
@@ -161,6 +186,70 @@ impl JobBook {
         }
         let notify = NotifyLine::render(&job);
         self.jobs.push_back(Arc::new(PublishedJob { job, notify }));
-        self.jobs.back().expect("a job was added")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use stratum::job::{JobOrigin, Tip};
+    use stratum::{TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId};
+
+    use super::*;
+
+    fn at(seconds: u64) -> Now {
+        Now::simulated(Duration::from_secs(1_700_000_000), Duration::from_secs(seconds))
+    }
+
+    fn parts(book: &JobBook, now: Now, exponent: i32) -> JobParts {
+        let (nbits, coinbase) = (0x1d00_ffff, vec![1; 50]);
+        JobParts {
+            number: book.next_number(),
+            epoch: Epoch(1),
+            origin: JobOrigin {
+                upstream: UpstreamId(0),
+                channel: UpstreamChannelId(1),
+                job: UpstreamJobId(now.unix_seconds()),
+                template: None,
+            },
+            tip: Tip {
+                number: TipNumber(1),
+                previous_hash: [1; 32],
+                nbits,
+                network_target: Target::from_compact(nbits),
+            },
+            clean: book.work().is_none(),
+            version: 0x2000_0000,
+            version_rolling_allowed: true,
+            min_ntime: now.unix_seconds(),
+            coinbase_prefix: coinbase.clone(),
+            coinbase_suffix: coinbase,
+            rollable_size: 16,
+            merkle_path: vec![],
+            upstream_target: Target::from_difficulty_exponent(exponent),
+            received: now,
+        }
+    }
+
+    /// The upstream moves the time on in the second in which we did.
+    #[test]
+    fn no_header_is_hashed_twice_and_no_target_is_missed() {
+        let mut book = JobBook::new(JobNumber(7));
+        book.add(parts(&book, at(0), 3));
+        assert!(book.refresh(at(20)));
+        book.add(parts(&book, at(20), 5));
+        let work = book.work().expect("there is a job");
+        assert_eq!(work.active().job.number, JobNumber(8), "nothing new to hash");
+        assert!(book.refresh(at(40)));
+        let work = book.work().expect("there is a job");
+        let job = &work.active().job;
+        assert_eq!((job.number, job.min_ntime), (JobNumber(9), at(40).unix_seconds()));
+        assert_eq!(job.upstream_target, Target::from_difficulty_exponent(5));
+        assert_eq!(job.origin.job, UpstreamJobId(at(20).unix_seconds()));
+        book.add(JobParts { received: at(41), ..parts(&book, at(30), 5) });
+        assert_eq!(book.next_number(), JobNumber(10), "it comes late, and its time was hashed before");
+        book.add(parts(&book, at(41), 5));
+        assert_eq!(book.next_number(), JobNumber(11), "another time is another header");
     }
 }

@@ -177,6 +177,16 @@ impl Job {
         Job { number, min_ntime, received, clean: false, ..self.clone() }
     }
 
+    /// Whether miners would hash the headers of `other`, but for the time: its number and target may differ.
+    pub fn is_same_work(&self, other: &Job) -> bool {
+        (self.epoch, self.tip) == (other.epoch, other.tip)
+            && (self.version, self.version_rolling_allowed) == (other.version, other.version_rolling_allowed)
+            && self.rollable_size == other.rollable_size
+            && self.coinbase_prefix == other.coinbase_prefix
+            && self.coinbase_suffix == other.coinbase_suffix
+            && self.merkle_path == other.merkle_path
+    }
+
     /// The block hash of a share, in internal byte order. Allocates nothing.
     ///
     /// Panics when `rolled.extranonce` is longer than the room that the job leaves for it.
