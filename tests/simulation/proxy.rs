@@ -1,0 +1,341 @@
+//! The proxy: its miners' side, its upstream, and the driver between them, as the program has it. Work is published
+//! before frames are sent, frames are sent before anything is recorded, and who writes slowly loses shares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mining_proxy::{Backoff, DownstreamKey, Endpoint, Feed, Upstream, UpstreamConfig, UpstreamOutput};
+use mining_server::{Fate, Settings, ShareRecord};
+use stratum::sv2::Message;
+use stratum::{HashRate, JobNumber, Now, Target, UpstreamId};
+
+use crate::frames::{Frames, messages};
+use crate::net::{End, LinkId, Net, Place, What};
+use crate::server::{Command, Delivery, Server};
+use crate::witness::Submission;
+
+/// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
+const MAX_UNWRITTEN: usize = 4 * 1024;
+
+/// Shares that are forwarded together at most.
+const SHARE_BATCH: usize = 16;
+
+#[derive(Debug)]
+enum State {
+    Down,
+    Dialling,
+    Up(LinkId),
+}
+
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) server: Server,
+    pub(crate) upstream: Upstream,
+    out: UpstreamOutput,
+    state: State,
+    frames: Frames,
+    unwritten: Vec<u8>,
+    backoff: Backoff,
+    timer: Duration,
+    mailboxes: BTreeSet<DownstreamKey>,
+    /// Since when each device wants a channel of its own, and since when it has had work.
+    pub(crate) wanted: BTreeMap<DownstreamKey, Duration>,
+    pub(crate) served: BTreeMap<DownstreamKey, Duration>,
+    redirected: bool,
+    /// During which session with the upstream each job was published first.
+    lives: BTreeMap<JobNumber, Option<LinkId>>,
+    /// Since when there has been a session with the upstream, if there is one.
+    pub(crate) up_since: Option<Duration>,
+    /// False while the pool cannot be reached.
+    pub(crate) can_reach: bool,
+    pub(crate) dials: u64,
+}
+
+impl Proxy {
+    pub(crate) fn new(settings: Settings, now: Now) -> Self {
+        let config = UpstreamConfig {
+            id: UpstreamId(0),
+            user_identity: "account.farm".to_owned(),
+            aggregate: !settings.channel_per_device,
+            vendor: "Checkweigh".to_owned(),
+            hardware_version: "mining-proxy".to_owned(),
+            firmware: "simulated".to_owned(),
+            refresh_interval: Duration::from_secs(20),
+        };
+        let mut server = Server::new(Place::Proxy, settings, now);
+        if !config.aggregate {
+            server.registry.oldest_live_job = JobNumber(u64::MAX);
+        }
+        Proxy {
+            server,
+            upstream: Upstream::new(config, JobNumber::first(now), now),
+            out: UpstreamOutput::default(),
+            state: State::Down,
+            frames: Frames::default(),
+            unwritten: Vec::new(),
+            backoff: Backoff::new(),
+            timer: Duration::MAX,
+            mailboxes: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+            served: BTreeMap::new(),
+            redirected: false,
+            lives: BTreeMap::new(),
+            up_since: None,
+            can_reach: true,
+            dials: 0,
+        }
+    }
+
+    pub(crate) fn link(&self) -> Option<LinkId> {
+        match self.state {
+            State::Up(link) => Some(link),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn dial(&mut self, net: &mut Net) {
+        self.state = State::Dialling;
+        self.dials += 1;
+        let wait = net.dice.between(Duration::from_millis(5), Duration::from_millis(600));
+        net.after(wait, What::Dialled);
+    }
+
+    /// Returns the new session for the pool to accept.
+    pub(crate) fn dialled(&mut self, net: &mut Net) -> Option<LinkId> {
+        if !self.can_reach {
+            self.go_down(net);
+            return None;
+        }
+        let link = net.open(Place::Pool, None);
+        self.state = State::Up(link);
+        self.up_since = Some(net.now.monotonic);
+        self.frames = Frames::default();
+        self.backoff.connected(net.now);
+        let endpoint = Endpoint { host: "pool.example".to_owned(), port: 34254 };
+        self.upstream.handle_connected(&endpoint, net.now, &mut self.out);
+        self.settle(net);
+        Some(link)
+    }
+
+    pub(crate) fn readable(&mut self, link: LinkId, net: &mut Net) {
+        let Some(piece) = net.read(link, End::Client) else { return };
+        if self.link() != Some(link) {
+            return;
+        }
+        self.frames.push(&piece);
+        while let Some((header, payload)) = self.frames.next() {
+            let message = Message::decode(header, &payload).expect("pools of simulations are well-formed");
+            note_answer(link, &message, net);
+            self.upstream.handle_frame(header, &payload, net.now, &mut self.out);
+            if self.out.close.is_some() {
+                break;
+            }
+        }
+        self.settle(net);
+    }
+
+    pub(crate) fn gone(&mut self, link: LinkId, net: &mut Net) {
+        if self.link() == Some(link) {
+            self.upstream.handle_disconnected(net.now, &mut self.out);
+            self.go_down(net);
+            self.settle(net);
+        }
+    }
+
+    /// Takes a few commands, then shares, then looks at the time.
+    pub(crate) fn wake(&mut self, net: &mut Net) {
+        self.server.owner_wakes = false;
+        for _ in 0..1 + net.dice.below(8) {
+            let Some(command) = self.server.commands.pop_front() else { break };
+            self.handle_command(command, net);
+            self.settle(net);
+        }
+        if self.server.commands.is_empty() && self.unwritten.len() < MAX_UNWRITTEN {
+            for _ in 0..SHARE_BATCH {
+                let Some(share) = self.server.shares.pop_front() else { break };
+                self.upstream.handle_share(*share, net.now, &mut self.out);
+            }
+            self.settle(net);
+        }
+        self.upstream.handle_timeout(net.now, &mut self.out);
+        let next = self.upstream.next_timeout();
+        assert!(next.is_none_or(|at| at > net.now.monotonic), "what was due was done: {next:?}");
+        self.settle(net);
+        if !self.server.commands.is_empty() || !self.server.shares.is_empty() {
+            self.server.wake_owner(net);
+        }
+    }
+
+    pub(crate) fn check(&self) {
+        let queued = self.server.shares.len()
+            + self.server.commands.iter().filter(|command| matches!(command, Command::Block(_))).count();
+        self.server.accounts.check(queued, Some(self.upstream.tally()));
+        assert!(self.server.shares.len() <= crate::server::SHARE_QUEUE, "the queue of shares is bounded");
+        assert!(
+            self.unwritten.len() <= MAX_UNWRITTEN + SHARE_BATCH * 128 + 4096,
+            "what waits for a slow pool is bounded: {}",
+            self.unwritten.len()
+        );
+    }
+
+    fn handle_command(&mut self, command: Command, net: &mut Net) {
+        let now = net.now;
+        let (upstream, out) = (&mut self.upstream, &mut self.out);
+        match command {
+            Command::Block(share) => upstream.handle_share(*share, now, out),
+            Command::Open { key, user_identity, rate } => {
+                self.mailboxes.insert(key);
+                self.wanted.insert(key, now.monotonic);
+                upstream.handle_open(key, &user_identity, rate, now, out);
+            }
+            Command::Close { key } => {
+                self.mailboxes.remove(&key);
+                self.wanted.remove(&key);
+                self.served.remove(&key);
+                upstream.handle_close(key, now, out);
+            }
+            Command::HashRate { key, rate } => {
+                let rate = Some(rate).filter(|rate| *rate > HashRate(0.0));
+                upstream.handle_hash_rate(key, rate, now, out);
+            }
+            Command::NewJobWanted { key } => {
+                let feed = if upstream.config().aggregate { Feed::Shared } else { Feed::Device(key) };
+                upstream.handle_new_job_wanted(feed);
+            }
+        }
+    }
+
+    fn settle(&mut self, net: &mut Net) {
+        let link = self.link();
+        for (feed, work) in std::mem::take(&mut self.out.publish) {
+            for published in &work.jobs {
+                self.lives.entry(published.job.number).or_insert(link);
+            }
+            match feed {
+                Feed::Shared => {
+                    self.server.publish(work, net);
+                }
+                Feed::Device(key) => {
+                    if self.mailboxes.contains(&key) {
+                        self.served.entry(key).or_insert(net.now.monotonic);
+                        self.server.deliver(key, Delivery::Work(work), net);
+                    }
+                }
+            }
+        }
+        let bytes = std::mem::take(&mut self.out.bytes);
+        let records = std::mem::take(&mut self.out.records);
+        self.note_forwarded(&bytes, &records, net);
+        self.unwritten.extend_from_slice(&bytes);
+        self.flush(net);
+        for (key, reason) in std::mem::take(&mut self.out.open_failed) {
+            if self.mailboxes.contains(&key) {
+                self.server.deliver(key, Delivery::OpenFailed(reason), net);
+            }
+        }
+        records.iter().for_each(|record| self.server.accounts.record(record));
+        self.out.answers.drain(..).for_each(|answer| self.server.accounts.answer(&answer));
+        self.out.ack_latencies.clear();
+        self.out.notices.clear();
+        if self.out.close.take().is_some() {
+            self.redirected = self.out.reconnect_to.take().is_some();
+            if let Some(link) = self.link() {
+                net.close(link, End::Client);
+            }
+            self.go_down(net);
+        }
+        self.schedule(net);
+    }
+
+    /// Writes what the pool's side takes. Called again when it has read something.
+    pub(crate) fn flush(&mut self, net: &mut Net) {
+        let State::Up(link) = self.state else {
+            self.unwritten.clear();
+            return;
+        };
+        let written = net.write(link, End::Server, &self.unwritten);
+        let was_full = self.unwritten.len() >= MAX_UNWRITTEN;
+        self.unwritten.drain(..written);
+        if was_full && !self.server.shares.is_empty() {
+            self.server.wake_owner(net);
+        }
+    }
+
+    /// Every forwarded share goes out in the session that its job came in, as it was judged.
+    fn note_forwarded(&mut self, bytes: &[u8], records: &[ShareRecord], net: &mut Net) {
+        let mut forwarded = records.iter().filter(|record| record.fate == Fate::Forwarded);
+        for message in messages(bytes) {
+            let Message::SubmitSharesExtended(share) = message else { continue };
+            let record = forwarded.next().expect("what is sent is recorded");
+            let link = self.link().expect("shares are sent to an upstream that is there");
+            let number = record.job.expect("the job of an accepted share is known");
+            assert_eq!(
+                self.lives.get(&number),
+                Some(&Some(link)),
+                "a share never crosses epochs: job {number} in session {link}"
+            );
+            assert_eq!(
+                (record.sequence_number, record.upstream_channel.map(|channel| channel.0)),
+                (Some(share.sequence_number), Some(share.channel_id.0)),
+                "a record says what was sent: {record:?}"
+            );
+            assert_eq!(
+                record.rollable.as_slice(),
+                share.extranonce,
+                "a record says what was sent: {record:?}"
+            );
+            let submission = Submission {
+                channel: share.channel_id.0,
+                number: u64::from(share.sequence_number.0),
+                job: share.job_id.0,
+                newest: None,
+                version: share.version,
+                ntime: share.ntime,
+                nonce: share.nonce,
+                difficulty: record.difficulty.expect("an accepted share was hashed"),
+                hash: None,
+                target: Target::HARDEST,
+                is_repeated: false,
+            };
+            net.witness.submitted(link, submission);
+        }
+        assert!(forwarded.next().is_none(), "what is recorded as forwarded is sent");
+    }
+
+    fn go_down(&mut self, net: &mut Net) {
+        self.state = State::Down;
+        self.unwritten.clear();
+        self.up_since = None;
+        let random = net.dice.next() as u32;
+        let wait = match std::mem::take(&mut self.redirected) {
+            true => Duration::ZERO,
+            false => self.backoff.failed(net.now, random),
+        };
+        net.after(wait, What::Dial);
+    }
+
+    fn schedule(&mut self, net: &mut Net) {
+        let Some(due) = self.upstream.next_timeout() else { return };
+        let due = due.max(net.now.monotonic + Duration::from_micros(1));
+        if self.timer <= net.now.monotonic || due < self.timer {
+            self.timer = due;
+            net.at(self.timer, What::Owner(Place::Proxy));
+        }
+    }
+}
+
+/// What the proxy is told of its shares, seen by the observer.
+fn note_answer(link: LinkId, message: &Message, net: &mut Net) {
+    match message {
+        Message::SubmitSharesSuccess(success) => net.witness.acknowledged(
+            link,
+            success.channel_id.0,
+            u64::from(success.last_sequence_number.0),
+            success.new_submits_accepted_count,
+        ),
+        Message::SubmitSharesError(error) => {
+            net.witness.refused(link, error.channel_id.0, u64::from(error.sequence_number.0));
+        }
+        _ => (),
+    }
+}
