@@ -25,9 +25,15 @@ pub const OTHERS: &str = "(others)";
 #[derive(Clone, Debug)]
 pub struct SharedRegistry {
     tables: Arc<Mutex<Tables>>,
-    /// The oldest job for which a share would still be accepted, kept by the owner of the work.
-    oldest_live_job: Arc<AtomicU64>,
+    /// The jobs for which a share would be accepted, kept by the owner of the work.
+    live_jobs: Arc<LiveJobs>,
     clock: Clock,
+}
+
+#[derive(Debug, Default)]
+struct LiveJobs {
+    oldest: AtomicU64,
+    newest: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -50,14 +56,15 @@ impl SharedRegistry {
                 reserved,
                 writer,
             })),
-            oldest_live_job: Arc::new(AtomicU64::new(0)),
+            live_jobs: Arc::default(),
             clock,
         }
     }
 
-    /// Notes the oldest job for which a share would still be accepted.
-    pub fn set_oldest_live_job(&self, job: JobNumber) {
-        self.oldest_live_job.store(job.0, Ordering::Relaxed);
+    /// Notes for which jobs a share would be accepted, before connections hear of the newest.
+    pub fn set_live_jobs(&self, oldest: JobNumber, newest: JobNumber) {
+        self.live_jobs.newest.store(newest.0, Ordering::Relaxed);
+        self.live_jobs.oldest.store(oldest.0, Ordering::Relaxed);
     }
 
     /// The worker name of a device.
@@ -98,13 +105,46 @@ impl Registry for SharedRegistry {
     }
 
     fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted> {
-        let oldest = JobNumber(self.oldest_live_job.load(Ordering::Relaxed));
+        let oldest = JobNumber(self.live_jobs.oldest.load(Ordering::Relaxed));
         self.tables().reserved.take(oldest)
     }
 
     fn give_back_reserved(&mut self, reserved: [u8; RESERVED_SIZE]) {
-        // Job numbers grow with the wall clock, so that this is above every job that its holder was sent.
-        let newest_served = JobNumber::first(self.clock.now());
+        let newest_served = JobNumber(self.live_jobs.newest.load(Ordering::Relaxed));
         self.tables().reserved.give_back(reserved, newest_served);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::RecordSink;
+
+    #[tokio::test]
+    async fn reserved_values_come_back_once_their_jobs_have_retired() {
+        let (sink, _task) = RecordSink::start();
+        let mut registry = SharedRegistry::new(Clock::start(), sink.writer());
+        registry.set_live_jobs(JobNumber(5), JobNumber(7));
+        let first = registry.take_reserved().expect("there is room");
+        registry.give_back_reserved(first);
+        let second = registry.take_reserved().expect("there is room");
+        assert_ne!(second, first, "a share for job 7 may still come");
+        registry.set_live_jobs(JobNumber(8), JobNumber(8));
+        assert_eq!(
+            registry.take_reserved(),
+            Ok(first),
+            "otherwise what was given back would pile up for ever"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_worker_name_is_one_device() {
+        let (sink, _task) = RecordSink::start();
+        let mut registry = SharedRegistry::new(Clock::start(), sink.writer());
+        let device = registry.device("farm.one");
+        assert_ne!(registry.device("farm.two"), device);
+        assert_eq!(registry.device("farm.one"), device);
+        assert_eq!(&*registry.name(device), "farm.one");
+        assert_eq!(registry.devices(), 2);
     }
 }

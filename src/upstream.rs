@@ -264,7 +264,7 @@ impl Driver {
             match feed {
                 Feed::Shared => {
                     self.task.status.live.store(work.live, Ordering::Relaxed);
-                    self.task.registry.set_oldest_live_job(work.oldest());
+                    self.task.registry.set_live_jobs(work.oldest(), work.active().job.number);
                     self.task.inbox.work.send_replace(Some(work));
                 }
                 Feed::Device(key) => {

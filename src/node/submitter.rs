@@ -28,6 +28,9 @@ const MAX_ATTEMPTS: u32 = 60;
 /// After this long a block that the node never saw is most likely stale. It is on the disk still.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(120);
 
+/// What Bitcoin Core says of a valid block that is not on its best chain (BIP 22).
+const LOST_RACE: &str = "inconclusive";
+
 /// How blocks are submitted.
 #[derive(Clone, Debug)]
 pub struct SubmitterSettings {
@@ -72,6 +75,9 @@ impl BlockSubmitter {
         match &outcome {
             SubmitOutcome::Accepted => info!(height, hash, "the node accepted our block"),
             SubmitOutcome::AlreadyKnown => info!(height, hash, "the node has our block"),
+            SubmitOutcome::Rejected(reason) if reason == LOST_RACE => {
+                warn!(height, hash, "our block is valid, but another one of its height came first");
+            }
             SubmitOutcome::Rejected(reason) => error!(height, hash, reason, "the node rejected our block"),
             SubmitOutcome::Failed(reason) => error!(height, hash, reason, "the node never judged our block"),
         }

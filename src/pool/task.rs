@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::jobs::{FoundBlock, PoolJobs};
 use crate::clock::Clock;
-use crate::node::{BlockSource, SubmitOutcome};
+use crate::node::BlockSource;
 use crate::owner::{Command, OwnerInbox};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
@@ -138,7 +138,7 @@ impl PoolTask {
 
     fn publish(&mut self) {
         let work = self.jobs.work().expect("a job was just made");
-        self.registry.set_oldest_live_job(work.oldest());
+        self.registry.set_live_jobs(work.oldest(), work.active().job.number);
         self.status.live.store(true, Ordering::Relaxed);
         self.inbox.work.send_replace(Some(Arc::new(work)));
     }
@@ -164,8 +164,8 @@ async fn submit(source: BlockSource, status: Arc<PoolStatus>, block: FoundBlock)
         return;
     }
     status.blocks_lost.fetch_add(1, Ordering::Relaxed);
-    let (SubmitOutcome::Rejected(reason) | SubmitOutcome::Failed(reason)) = outcome else { return };
-    tracing::error!(height = block.height, hash, "block not accepted: {reason}");
+    // Why is in the node's own line; for the development chain this is the only one.
+    tracing::warn!(height = block.height, hash, ?outcome, "block not accepted");
 }
 
 fn newest(templates: &mut watch::Receiver<Option<Arc<BlockTemplate>>>) -> Option<Arc<BlockTemplate>> {

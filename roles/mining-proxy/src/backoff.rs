@@ -10,6 +10,12 @@ use stratum::Now;
 /// The longest first delay. A pool that restarts is back within seconds, and every second is lost hashing.
 pub const FIRST_DELAY: Duration = Duration::from_secs(1);
 
+/// The longest delay at first: a pool that is restarted by hand is back within a minute.
+pub const LONGEST_DELAY_AT_FIRST: Duration = Duration::from_secs(5);
+
+/// Failures in a row after which delays grow beyond [`LONGEST_DELAY_AT_FIRST`]: a minute or so.
+const PATIENT_FAILURES: u32 = 15;
+
 /// The longest delay: an operator who repairs something should see the effect within half a minute.
 pub const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
@@ -47,11 +53,12 @@ impl Backoff {
     }
 }
 
-/// The delay after `failures` earlier failures: [`FIRST_DELAY`] doubled as often, at most [`LONGEST_DELAY`], of
-/// which `random` takes away up to a half (0: half of it, `u32::MAX`: all of it).
+/// The delay after `failures` earlier failures: [`FIRST_DELAY`] doubled as often, at most
+/// [`LONGEST_DELAY_AT_FIRST`] in the first minute or so and [`LONGEST_DELAY`] afterwards, of which `random` takes away up to a half (0: half of it, `u32::MAX`: all of it).
 pub fn delay(failures: u32, random: u32) -> Duration {
     // Five doublings already pass the longest delay.
-    let whole = (FIRST_DELAY * (1 << failures.min(8))).min(LONGEST_DELAY);
+    let longest = if failures < PATIENT_FAILURES { LONGEST_DELAY_AT_FIRST } else { LONGEST_DELAY };
+    let whole = (FIRST_DELAY * (1 << failures.min(8))).min(longest);
     whole.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
@@ -66,8 +73,8 @@ mod tests {
     #[test]
     fn delays_double_up_to_the_longest() {
         let mut backoff = Backoff::new();
-        let delays: Vec<u64> = (0..7).map(|_| backoff.failed(at(0), u32::MAX).as_secs()).collect();
-        assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30]);
+        let delays: Vec<u64> = (0..17).map(|_| backoff.failed(at(0), u32::MAX).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 30, 30]);
         assert_eq!(delay(u32::MAX, u32::MAX), LONGEST_DELAY);
     }
 
@@ -87,7 +94,7 @@ mod tests {
             backoff.failed(at(0), u32::MAX);
         }
         backoff.connected(at(10));
-        assert_eq!(backoff.failed(at(69), u32::MAX).as_secs(), 8);
+        assert_eq!(backoff.failed(at(69), u32::MAX).as_secs(), 5);
         backoff.connected(at(100));
         assert_eq!(backoff.failed(at(160), u32::MAX).as_secs(), 1);
         assert_eq!(backoff.failed(at(161), u32::MAX).as_secs(), 2);

@@ -10,7 +10,8 @@ use stratum::hash::Hash;
 use stratum::job::{RESERVED_SIZE, Rolled};
 use stratum::vardiff::Vardiff;
 use stratum::{
-    ChannelId, ConnectionId, DeviceId, Difficulty, Epoch, HashRate, Job, JobNumber, Now, Target, TipNumber, Work as WorkSum,
+    ChannelId, ConnectionId, DeviceId, Difficulty, Epoch, HashRate, Job, JobNumber, Now, Target, TipNumber,
+    Work as WorkSum,
 };
 
 use crate::output::{ForwardShare, ShareEvent};
@@ -281,7 +282,9 @@ impl Judge {
     }
 
     fn check_fields(&self, job: &Job, submission: &Submission<'_>, now: Now) -> Result<(), RejectReason> {
-        if submission.extranonce.len() != self.rolled_size || RESERVED_SIZE + self.rolled_size > job.rollable_size {
+        if submission.extranonce.len() != self.rolled_size
+            || RESERVED_SIZE + self.rolled_size > job.rollable_size
+        {
             return Err(RejectReason::BadExtranonce);
         }
         let mask = if job.version_rolling_allowed { submission.version_mask } else { 0 };
@@ -349,7 +352,12 @@ struct Accepted {
 }
 
 /// The record of a share that is refused for `reason`, with everything that is known before its job is.
-pub fn refusal(submitter: Submitter, submission: &Submission<'_>, reason: RejectReason, now: Now) -> ShareEvent {
+pub fn refusal(
+    submitter: Submitter,
+    submission: &Submission<'_>,
+    reason: RejectReason,
+    now: Now,
+) -> ShareEvent {
     let record = ShareRecord {
         judged: now,
         device: submitter.device,

@@ -6,7 +6,8 @@
 use arrayvec::ArrayVec;
 use stratum::job::MAX_EXTRANONCE_SIZE;
 use stratum::{
-    ChannelId, ConnectionId, DeviceId, Difficulty, JobNumber, Now, SequenceNumber, UpstreamChannelId, UpstreamId, Work,
+    ChannelId, ConnectionId, DeviceId, Difficulty, JobNumber, Now, SequenceNumber, UpstreamChannelId,
+    UpstreamId, Work,
 };
 
 /// Our decision over one share.
@@ -105,7 +106,8 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, for those who count by them.
-    pub const ALL: [DropReason; 3] = [DropReason::UpstreamLost, DropReason::EpochEnded, DropReason::QueueFull];
+    pub const ALL: [DropReason; 3] =
+        [DropReason::UpstreamLost, DropReason::EpochEnded, DropReason::QueueFull];
 
     /// The name in metrics and summaries.
     pub const fn name(self) -> &'static str {
