@@ -4,13 +4,12 @@ pub mod jobs;
 pub mod task;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bitcoin::Network;
 use mining_server::{Settings, ShareUse};
 use stratum::JobNumber;
-use template::CoinbaseRules;
+use template::{BlockTemplate, CoinbaseRules};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -29,6 +28,9 @@ use task::{PoolStatus, PoolTask};
 
 /// The wait before a node that did not answer at the start is asked again.
 const NODE_RETRY: Duration = Duration::from_secs(2);
+
+/// A template that is older means that the node is away: a fresh one comes every 30 seconds.
+const OLDEST_LIVE_TEMPLATE: Duration = Duration::from_secs(75);
 
 /// What a pool is made of once its node is known.
 pub struct PoolParts {
@@ -91,6 +93,7 @@ pub fn start(
     let mut role = Role::start(clock, shutdown.clone());
     let (owner, inbox) = owner();
     let status = Arc::new(PoolStatus::default());
+    let templates = parts.source.templates();
     let task = PoolTask {
         jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),
         source: parts.source,
@@ -106,9 +109,11 @@ pub fn start(
         ..role::settings(ShareUse::Keep, &parts.vardiff, &parts.downstream)
     };
     role.listen(&mut listeners, &parts.downstream, settings, owner)?;
-    let (name, watched) = (parts.source_name, Arc::clone(&status));
+    let name = parts.source_name;
     role.serve_metrics(&mut listeners, move || {
-        vec![UpstreamState { name: name.clone(), is_live: watched.live.load(Ordering::Relaxed) }]
+        let fresh =
+            |template: &Arc<BlockTemplate>| clock.now().since(template.received) < OLDEST_LIVE_TEMPLATE;
+        vec![UpstreamState { name: name.clone(), is_live: templates.borrow().as_ref().is_some_and(fresh) }]
     })?;
     Ok(Pool { role, status })
 }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use bitcoin_node::RegtestNode;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 /// Runs the demo and returns the object on the last line of its standard output.
@@ -49,13 +50,42 @@ fn check(summary: &Value, miners: usize) {
     }
     assert!(latency["share_ack_p50"].as_f64().is_some_and(|milliseconds| milliseconds > 0.0));
     let blocks = &summary["blocks"];
-    assert!(blocks["found"].as_u64() >= blocks["accepted"].as_u64());
+    let (found, accepted) = (blocks["found"].as_u64(), blocks["accepted"].as_u64());
+    assert!(found.expect("a number") >= accepted.expect("a number"));
 }
 
 #[tokio::test]
-async fn on_its_own_chain_shares_are_accepted_and_add_up() {
-    let summary = demo(&["--miners", "5", "--seconds", "10"]).await;
+async fn on_its_own_chain_blocks_are_found_and_shares_add_up() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_checkweigh"))
+        .args(["demo", "--json", "--miners", "5", "--seconds", "300", "--log", "info"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the binary was built with the test");
+    let mut log = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+    // A block comes about every twelve seconds, at random.
+    let mut blocks = 0;
+    while blocks < 2 {
+        let line =
+            log.next_line().await.expect("the log can be read").expect("two blocks come within five minutes");
+        blocks += u64::from(line.contains("block accepted"));
+    }
+    let id = child.id().expect("it runs").to_string();
+    let sent = Command::new("kill").args(["-INT", &id]).status().await.expect("kill is everywhere");
+    assert!(sent.success());
+    let rest = tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+    let output = child.wait_with_output().await.expect("it ends");
+    rest.await.expect("reading a log does not panic");
+    assert!(output.status.success(), "Ctrl-C ends it with a summary");
+    let text = String::from_utf8(output.stdout).expect("JSON is text");
+    let summary: Value =
+        serde_json::from_str(text.lines().last().expect("a summary")).expect("the last line is JSON");
     check(&summary, 5);
+    assert!(summary["blocks"]["accepted"].as_u64() >= Some(2), "{summary}");
+    let new_block = summary["latency_ms"]["new_block_p50"].as_f64();
+    assert!(new_block.is_some_and(|milliseconds| milliseconds > 0.0), "{summary}");
 }
 
 #[tokio::test]
