@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mining_server::{ForwardShare, JobBook, Work};
+use mining_server::work::MAX_LIVE_JOBS;
+use mining_server::{ForwardShare, JobBook, PublishedJob, Work};
 use stratum::job::{JobParts, RESERVED_SIZE, Rolled};
 use stratum::{Epoch, JobNumber, Now, Target, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId};
 use stratum::{JobOrigin, Tip};
@@ -18,14 +19,18 @@ pub const ROLLED_SIZE: usize = 16;
 /// The extranonce that our coinbases leave room for.
 pub const EXTRANONCE_SIZE: usize = RESERVED_SIZE + ROLLED_SIZE;
 
+/// Jobs whose blocks are still submitted: all live ones, and as many of the tip before.
+const MAX_SOLVABLE: usize = 2 * MAX_LIVE_JOBS;
+
 /// Makes jobs of templates, and blocks of shares.
 #[derive(Debug)]
 pub struct PoolJobs {
     rules: CoinbaseRules,
     book: JobBook,
     tip: Option<Tip>,
-    /// The templates of the jobs that a share may still be for.
-    templates: BTreeMap<JobNumber, Arc<BlockTemplate>>,
+    /// The jobs that a block may come for, with their templates: those of this tip, and of the one before, because
+    /// a block that was on its way when the tip changed may still win.
+    solvable: BTreeMap<JobNumber, (Arc<PublishedJob>, Arc<BlockTemplate>)>,
     newest: Option<Arc<BlockTemplate>>,
 }
 
@@ -53,7 +58,7 @@ impl PoolJobs {
         book.set_epoch(Epoch(1));
         // There is no upstream whose target could limit a miner's difficulty.
         book.set_upstream_target(Target::HARDEST);
-        PoolJobs { rules, book, tip: None, templates: BTreeMap::new(), newest: None }
+        PoolJobs { rules, book, tip: None, solvable: BTreeMap::new(), newest: None }
     }
 
     /// Makes a job of a template. Fails, with everything as it was, when no coinbase of ours fits it.
@@ -90,16 +95,15 @@ impl PoolJobs {
             received: template.received,
         });
         self.newest = Some(Arc::clone(&template));
-        self.keep_template(number);
+        self.keep_active();
         Ok(())
     }
 
     /// Makes the active job anew with a later time. False when there is none, or too little time has passed.
     pub fn refresh(&mut self, now: Now) -> bool {
-        let number = self.book.next_number();
         let refreshed = self.book.refresh(now);
         if refreshed {
-            self.keep_template(number);
+            self.keep_active();
         }
         refreshed
     }
@@ -109,11 +113,9 @@ impl PoolJobs {
         self.book.work()
     }
 
-    /// The block that a share solved; `None` when its job has retired since.
+    /// The block that a share solved; `None` when its job is of neither this tip nor the one before.
     pub fn block(&self, share: &ForwardShare) -> Option<FoundBlock> {
-        let template = self.templates.get(&share.job)?;
-        let work = self.book.work()?;
-        let mining_server::work::JobLookup::Live(published) = work.job(share.job) else { return None };
+        let (published, template) = self.solvable.get(&share.job)?;
         let (reserved, rolled) = share.rollable.split_first_chunk::<RESERVED_SIZE>()?;
         let header = published.job.header(&Rolled {
             reserved: *reserved,
@@ -129,14 +131,78 @@ impl PoolJobs {
         Some(FoundBlock { height: template.height, hash: share.hash, bytes })
     }
 
-    fn keep_template(&mut self, number: JobNumber) {
-        let template = self.newest.clone().expect("a job was just made of it");
-        self.templates.insert(number, template);
-        let oldest = self.book.work().expect("a job was just added").oldest();
-        self.templates = self.templates.split_off(&oldest);
+    /// Remembers the active job for its blocks. The oldest ones are forgotten.
+    fn keep_active(&mut self) {
+        let work = self.book.work().expect("a job was just added");
+        let template = self.newest.clone().expect("the job was made of it");
+        let active = Arc::clone(work.active());
+        let tip = active.job.tip.number;
+        // A template that is held back for the next refresh leaves the active job with its own.
+        self.solvable.entry(active.job.number).or_insert((active, template));
+        self.solvable.retain(|_, (published, _)| published.job.tip.number.0 + 1 >= tip.0);
+        while self.solvable.len() > MAX_SOLVABLE {
+            self.solvable.pop_first();
+        }
     }
 
     fn next_tip(&self) -> TipNumber {
         TipNumber(self.tip.map_or(1, |tip| tip.number.0 + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
+    use stratum::{ChannelId, ConnectionId};
+
+    /// Grinds a block on the active job.
+    fn solve(jobs: &PoolJobs) -> ForwardShare {
+        let work = jobs.work().expect("there is a job");
+        let job = &work.active().job;
+        let rollable = job.rollable_bytes([0; RESERVED_SIZE], &[]);
+        let rolled = |nonce| Rolled {
+            reserved: [0; RESERVED_SIZE],
+            extranonce: &rollable[RESERVED_SIZE..],
+            version: job.version,
+            ntime: job.min_ntime,
+            nonce,
+        };
+        let mut nonces = (0..).map(|nonce| (nonce, job.hash(&rolled(nonce))));
+        let (nonce, hash) = nonces.find(|(_, hash)| job.tip.network_target.is_met_by(hash)).expect("endless");
+        ForwardShare {
+            epoch: job.epoch,
+            origin: job.origin,
+            job: job.number,
+            connection: ConnectionId(1),
+            channel: ChannelId(0),
+            version: job.version,
+            ntime: job.min_ntime,
+            nonce,
+            rollable: rollable.clone(),
+            hash,
+            is_block: true,
+        }
+    }
+
+    #[test]
+    fn a_block_that_the_next_tip_overtook_is_still_made_and_an_older_one_is_not() {
+        let settings = DevChainSettings { seed: 7, nbits: nbits_for_hashes(16), transactions: 3 };
+        let chain = DevChain::new(settings, Clock::start());
+        let templates = chain.templates();
+        let newest = || templates.borrow().clone().expect("always there");
+        let rules = CoinbaseRules::new(vec![0x51], Vec::new(), EXTRANONCE_SIZE).expect("it fits");
+        let mut jobs = PoolJobs::new(rules, JobNumber(100));
+        jobs.handle_template(newest()).expect("a coinbase fits");
+        let share = solve(&jobs);
+        let block = jobs.block(&share).expect("its job is the active one");
+        assert!(chain.submit(&block.bytes).is_accepted());
+        jobs.handle_template(newest()).expect("a coinbase fits");
+        assert_eq!(jobs.block(&share), Some(block), "it may still win");
+        let next = jobs.block(&solve(&jobs)).expect("its job is the active one");
+        assert!(chain.submit(&next.bytes).is_accepted());
+        jobs.handle_template(newest()).expect("a coinbase fits");
+        assert_eq!(jobs.block(&share), None);
     }
 }
