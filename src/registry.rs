@@ -77,6 +77,29 @@ impl SharedRegistry {
         self.tables().names.len()
     }
 
+    /// How many reserved values are held.
+    pub fn live_reserved(&self) -> usize {
+        self.tables().reserved.live()
+    }
+
+    /// Whether something panicked while it held the registry: that two devices hold one extranonce, for example. It
+    /// cannot be trusted any more, and whoever asks it panics in turn.
+    pub fn is_broken(&self) -> bool {
+        self.tables.is_poisoned()
+    }
+
+    /// As [`Registry::give_back_reserved`], on the way out of a panic: does nothing with a broken registry, because
+    /// a second panic there would abort the process without its goodbyes.
+    pub fn recover_reserved(&self, reserved: [u8; RESERVED_SIZE]) {
+        if let Ok(mut tables) = self.tables.lock() {
+            tables.reserved.give_back(reserved, self.newest_served());
+        }
+    }
+
+    fn newest_served(&self) -> JobNumber {
+        JobNumber(self.live_jobs.newest.load(Ordering::Relaxed))
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables
             .lock()
@@ -110,7 +133,7 @@ impl Registry for SharedRegistry {
     }
 
     fn give_back_reserved(&mut self, reserved: [u8; RESERVED_SIZE]) {
-        let newest_served = JobNumber(self.live_jobs.newest.load(Ordering::Relaxed));
+        let newest_served = self.newest_served();
         self.tables().reserved.give_back(reserved, newest_served);
     }
 }

@@ -3,8 +3,12 @@
 //! What a connection decides is in the `mining-server` crate; here are only sockets, timers and queues. A
 //! connection that panics is closed and counted, and nobody else notices.
 
+mod holdings;
+mod limiter;
 mod sv1;
 mod sv2;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
@@ -26,6 +31,7 @@ use crate::owner::{Command, Mailbox, Owner};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::{RecordSink, RecordWriter};
+use limiter::{LineKind, LogLimits};
 
 /// The kernel gives up on a peer that acknowledges nothing for this long: half-open connections end here.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -93,6 +99,8 @@ pub struct ConnectionCounts {
     /// Connections that ended by a bug of ours.
     pub panicked: AtomicU64,
     next_id: AtomicU64,
+    /// Here because the listeners of a role share it, as they share the counts.
+    log: LogLimits,
 }
 
 /// What a listener speaks.
@@ -105,14 +113,24 @@ pub enum Protocol {
 }
 
 /// Accepts connections until the end is asked for, and then waits a moment for them to close.
+///
+/// # Panics
+///
+/// When the registry is broken: connections share it, and the role must not outlive it.
 pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, mut shutdown: Shutdown) {
     let mut connections = JoinSet::new();
+    let mut tick = tokio::time::interval(limiter::PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             biased;
             () = shutdown.requested() => break,
             Some(ended) = connections.join_next() => {
                 note_panic(&ended, &context);
+                continue;
+            }
+            _ = tick.tick() => {
+                log_withheld(&context);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -134,6 +152,7 @@ pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, 
     if ended.await.is_err() {
         tracing::warn!(connections = connections.len(), "cut connections that did not close in time");
     }
+    log_withheld(&context);
 }
 
 fn accept(
@@ -146,7 +165,9 @@ fn accept(
 ) {
     let Ok(slot) = Arc::clone(&context.slots).try_acquire_owned() else {
         context.counts.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(%peer, "turned a connection away: downstream.max_connections is reached");
+        if context.counts.log.admit(LineKind::TurnedAway, context.clock.now().monotonic) {
+            tracing::warn!(%peer, "turned a connection away: downstream.max_connections is reached");
+        }
         return;
     };
     if let Err(error) = prepare(&stream) {
@@ -177,6 +198,8 @@ fn note_panic(ended: &Result<(), tokio::task::JoinError>, context: &Context) {
         context.counts.panicked.fetch_add(1, Ordering::Relaxed);
         tracing::error!(%error, "a connection ended by a bug of ours; please report it");
     }
+    // Every later connection would panic too, while the process looked alive.
+    assert!(!context.registry.is_broken(), "the registry of devices and extranonces is broken");
 }
 
 /// What the drivers of both protocols do with what their state machines put out.
@@ -290,9 +313,24 @@ fn take_bytes(out: &mut Output) -> Vec<u8> {
     std::mem::take(&mut out.bytes)
 }
 
-fn log_close(peer: SocketAddr, id: ConnectionId, who: &str, reason: &CloseReason, context: &Context) {
+fn log_close(
+    kind: LineKind,
+    peer: SocketAddr,
+    id: ConnectionId,
+    who: &str,
+    reason: &CloseReason,
+    context: &Context,
+) {
     if reason.fault == Fault::Downstream {
         context.counts.closed_for_fault.fetch_add(1, Ordering::Relaxed);
     }
-    tracing::info!(%peer, connection = id.0, who, fault = ?reason.fault, "closed: {reason}");
+    if context.counts.log.admit(kind, context.clock.now().monotonic) {
+        tracing::info!(%peer, connection = id.0, who, fault = ?reason.fault, "closed: {reason}");
+    }
+}
+
+fn log_withheld(context: &Context) {
+    for (kind, lines) in context.counts.log.take_withheld(context.clock.now().monotonic) {
+        tracing::warn!(lines, "withheld lines about {}", kind.what());
+    }
 }

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use mining_server::sv1::{SV1_CHANNEL, Sv1Connection};
 use mining_server::{CloseReason, Output, Registry, Work};
 use stratum::ConnectionId;
 use tokio::net::TcpStream;
 
+use super::holdings::Holdings;
+use super::limiter::LineKind;
 use super::{Context, Outlet, READ_BUFFER, log_close, take_bytes};
 use crate::owner::Delivery;
 use crate::shutdown::Shutdown;
@@ -21,19 +22,19 @@ pub(super) async fn drive(
     context: Context,
     mut shutdown: Shutdown,
 ) {
-    let mut registry = context.registry.clone();
-    let reserved = match registry.take_reserved() {
+    let mut holdings = Holdings::new(id, &context, |counts| &counts.sv1);
+    let reserved = match holdings.take_reserved() {
         Ok(reserved) => reserved,
         Err(exhausted) => {
-            log_close(peer, id, "", &CloseReason::ours(exhausted.to_string()), &context);
+            let reason = CloseReason::ours(exhausted.to_string());
+            log_close(LineKind::StrangerClosed, peer, id, "", &reason, &context);
             return;
         }
     };
-    context.counts.sv1.fetch_add(1, Ordering::Relaxed);
     let now = context.clock.now();
     let connection = Sv1Connection::new(Arc::clone(&context.settings), id, reserved, now);
     let outlet = Outlet::new(id, &context);
-    let mut driver = Driver { connection, outlet, registry, out: Output::default(), stream, context };
+    let mut driver = Driver { connection, outlet, holdings, out: Output::default(), stream, context };
     let reason = driver.run(&mut shutdown).await;
     driver.finish(peer, id, &reason).await;
 }
@@ -41,7 +42,7 @@ pub(super) async fn drive(
 struct Driver {
     connection: Sv1Connection,
     outlet: Outlet,
-    registry: crate::registry::SharedRegistry,
+    holdings: Holdings,
     out: Output,
     stream: TcpStream,
     context: Context,
@@ -94,7 +95,7 @@ impl Driver {
             Ok(0) => Err(CloseReason::gone("the miner closed the connection")),
             Ok(length) => {
                 let now = self.context.clock.now();
-                self.connection.handle_bytes(&buffer[..length], now, &mut self.registry, &mut self.out);
+                self.connection.handle_bytes(&buffer[..length], now, &mut self.holdings, &mut self.out);
                 Ok(())
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -125,6 +126,7 @@ impl Driver {
     }
 
     async fn flush(&mut self) -> Result<(), CloseReason> {
+        self.holdings.note(&self.out.events);
         self.outlet.dispatch(&mut self.out.events).await;
         let bytes = take_bytes(&mut self.out);
         self.outlet.write(&mut self.stream, &bytes).await?;
@@ -133,15 +135,17 @@ impl Driver {
 
     async fn finish(mut self, peer: SocketAddr, id: ConnectionId, reason: &CloseReason) {
         let peer = self.connection.proxied_source().unwrap_or(peer);
-        self.connection.handle_closed(&mut self.registry, &mut self.out);
+        self.connection.handle_closed(&mut self.holdings, &mut self.out);
+        self.holdings.note(&self.out.events);
         self.outlet.dispatch(&mut self.out.events).await;
-        self.context.counts.sv1.fetch_sub(1, Ordering::Relaxed);
         let who = format!(
             "{} {}",
             self.connection.user().unwrap_or("(not authorised)"),
             self.connection.user_agent().unwrap_or("(unknown software)"),
         );
-        log_close(peer, id, &who, reason, &self.context);
+        let is_known = self.connection.device().is_some();
+        let kind = if is_known { LineKind::DeviceClosed } else { LineKind::StrangerClosed };
+        log_close(kind, peer, id, &who, reason, &self.context);
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mining_server::sv2::Sv2Connection;
@@ -16,6 +15,8 @@ use stratum::sv2::transport::{Decryptor, Encryptor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::holdings::Holdings;
+use super::limiter::LineKind;
 use super::{Context, Outlet, READ_BUFFER, log_close};
 use crate::clock::Clock;
 use crate::owner::Delivery;
@@ -40,16 +41,16 @@ pub(super) async fn drive(
     let (encryptor, decryptor) = match handshake.map_err(|_| late()).and_then(|done| done) {
         Ok(transport) => transport,
         Err(reason) => {
-            log_close(peer, id, "", &reason, &context);
+            log_close(LineKind::StrangerClosed, peer, id, "", &reason, &context);
             return;
         }
     };
-    context.counts.sv2.fetch_add(1, Ordering::Relaxed);
+    let holdings = Holdings::new(id, &context, |counts| &counts.sv2);
     let connection = Sv2Connection::new(Arc::clone(&context.settings), id, context.clock.now());
     let mut driver = Driver {
         connection,
         outlet: Outlet::new(id, &context),
-        registry: context.registry.clone(),
+        holdings,
         out: Output::default(),
         encrypted: Vec::new(),
         stream,
@@ -81,7 +82,7 @@ async fn shake_hands(
 struct Driver {
     connection: Sv2Connection,
     outlet: Outlet,
-    registry: crate::registry::SharedRegistry,
+    holdings: Holdings,
     out: Output,
     encrypted: Vec<u8>,
     stream: TcpStream,
@@ -147,7 +148,7 @@ impl Driver {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     let (header, payload) = (frame.header, frame.payload);
-                    self.connection.handle_frame(header, payload, now, &mut self.registry, &mut self.out);
+                    self.connection.handle_frame(header, payload, now, &mut self.holdings, &mut self.out);
                 }
                 Err(error) => return Err(CloseReason::downstream(error.to_string())),
             }
@@ -180,6 +181,7 @@ impl Driver {
     }
 
     async fn flush(&mut self) -> Result<(), CloseReason> {
+        self.holdings.note(&self.out.events);
         self.outlet.dispatch(&mut self.out.events).await;
         self.encrypted.clear();
         self.encryptor
@@ -192,13 +194,15 @@ impl Driver {
     }
 
     async fn finish(mut self, peer: SocketAddr, id: ConnectionId, reason: &CloseReason) {
-        let first = self.connection.user_identities().next().unwrap_or("(no channel)").to_owned();
+        let user = self.connection.user_identities().next();
+        let kind = if user.is_some() { LineKind::DeviceClosed } else { LineKind::StrangerClosed };
+        let first = user.unwrap_or("(no channel)").to_owned();
         let who = format!("{first} {} {}", self.connection.vendor(), self.connection.hardware_version());
         let now = self.context.clock.now();
-        self.connection.handle_closed(now, &mut self.registry, &mut self.out);
+        self.connection.handle_closed(now, &mut self.holdings, &mut self.out);
+        self.holdings.note(&self.out.events);
         self.outlet.dispatch(&mut self.out.events).await;
-        self.context.counts.sv2.fetch_sub(1, Ordering::Relaxed);
-        log_close(peer, id, &who, reason, &self.context);
+        log_close(kind, peer, id, &who, reason, &self.context);
     }
 }
 

@@ -1,0 +1,131 @@
+//! What a connection holds outside its own state, and gives back however it ends.
+//!
+//! A connection that ends in order gives everything back through its state machine, and nothing is left here. One
+//! that panics has no state machine any more: without this its reserved bytes, its share of the upstream's hash rate
+//! and its upstream channels would be held until the process ends.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mining_proxy::DownstreamKey;
+use mining_server::{Event, Registry};
+use stratum::extranonce::Exhausted;
+use stratum::job::RESERVED_SIZE;
+use stratum::{ChannelId, ConnectionId, DeviceId, HashRate};
+use tokio::sync::mpsc;
+
+use super::{ConnectionCounts, Context};
+use crate::owner::Command;
+use crate::registry::SharedRegistry;
+
+/// Everything that one connection holds. It is the connection's way to the registry, and is shown every event, so
+/// its sets are bounded by what the state machine may hold: one value and a few entries for each of its channels.
+#[derive(Debug)]
+pub(super) struct Holdings {
+    id: ConnectionId,
+    counts: Arc<ConnectionCounts>,
+    gauge: fn(&ConnectionCounts) -> &AtomicU64,
+    registry: SharedRegistry,
+    commands: mpsc::Sender<Command>,
+    reserved: BTreeSet<[u8; RESERVED_SIZE]>,
+    upstream_channels: BTreeSet<ChannelId>,
+    rated: BTreeSet<ChannelId>,
+}
+
+impl Holdings {
+    /// Counts an open connection in `gauge`, for as long as this lives.
+    pub(super) fn new(
+        id: ConnectionId,
+        context: &Context,
+        gauge: fn(&ConnectionCounts) -> &AtomicU64,
+    ) -> Self {
+        gauge(&context.counts).fetch_add(1, Ordering::Relaxed);
+        Holdings {
+            id,
+            counts: Arc::clone(&context.counts),
+            gauge,
+            registry: context.registry.clone(),
+            commands: context.owner.commands.clone(),
+            reserved: BTreeSet::new(),
+            upstream_channels: BTreeSet::new(),
+            rated: BTreeSet::new(),
+        }
+    }
+
+    /// Notes what the owner of the work is about to be told.
+    pub(super) fn note(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::OpenUpstream { channel, .. } => {
+                    self.upstream_channels.insert(*channel);
+                }
+                Event::CloseUpstream { channel } => {
+                    self.upstream_channels.remove(channel);
+                    // With its channel an upstream forgets the rate too.
+                    self.rated.remove(channel);
+                }
+                Event::HashRate { channel, rate } if *rate > HashRate(0.0) => {
+                    self.rated.insert(*channel);
+                }
+                Event::HashRate { channel, .. } => {
+                    self.rated.remove(channel);
+                }
+                Event::Share(_) | Event::NewJobWanted { .. } | Event::Notice(_) => {}
+            }
+        }
+    }
+
+    /// What the owner must hear, so that it forgets this connection.
+    fn farewell(&mut self) -> Vec<Command> {
+        let id = self.id;
+        let key = |channel| DownstreamKey { connection: id, channel };
+        let rated = std::mem::take(&mut self.rated).into_iter();
+        let open = std::mem::take(&mut self.upstream_channels).into_iter();
+        rated
+            .map(|channel| Command::HashRate { key: key(channel), rate: HashRate(0.0) })
+            .chain(open.map(|channel| Command::Close { key: key(channel) }))
+            .collect()
+    }
+}
+
+impl Registry for Holdings {
+    fn device(&mut self, worker_name: &str) -> DeviceId {
+        self.registry.device(worker_name)
+    }
+
+    fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted> {
+        let reserved = self.registry.take_reserved()?;
+        self.reserved.insert(reserved);
+        Ok(reserved)
+    }
+
+    fn give_back_reserved(&mut self, reserved: [u8; RESERVED_SIZE]) {
+        // Forgotten first: if the space refuses it, it must not be given back once more on the way out.
+        self.reserved.remove(&reserved);
+        self.registry.give_back_reserved(reserved);
+    }
+}
+
+impl Drop for Holdings {
+    fn drop(&mut self) {
+        (self.gauge)(&self.counts).fetch_sub(1, Ordering::Relaxed);
+        for reserved in std::mem::take(&mut self.reserved) {
+            self.registry.recover_reserved(reserved);
+        }
+        let farewell = self.farewell();
+        if farewell.is_empty() {
+            return;
+        }
+        // The queue may be full, and nothing can wait here. Without a runtime the process ends, and the owner too.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let commands = self.commands.clone();
+            runtime.spawn(async move {
+                for command in farewell {
+                    // That the owner is gone can only mean that the process ends.
+                    let _ = commands.send(command).await;
+                }
+            });
+        }
+    }
+}
