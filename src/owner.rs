@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
 use mining_server::{ShareEvent, Work};
@@ -15,14 +16,23 @@ use tokio::sync::{Notify, mpsc, watch};
 /// full a share is dropped before forwarding, and counted.
 pub const SHARE_QUEUE: usize = 8192;
 
-/// Everything else on its way to an owner: blocks, and news of connections. When it is full the connection waits.
+/// Blocks on their way to an owner: they have a queue of their own, so that nothing that a peer can cause is ahead of
+/// them. Only a test network has more than one at a time; when it is full the connection waits.
+pub const BLOCK_QUEUE: usize = 256;
+
+/// News of connections on their way to an owner. When it is full the connection waits.
 pub const COMMAND_QUEUE: usize = 8192;
+
+/// Commands that an owner takes at once. Then it looks at its blocks and shares, which one busy peer must not starve.
+pub const COMMAND_BATCH: usize = 64;
+
+/// How long owners go on serving once the end was asked for: connections end within two seconds, and what they have
+/// judged until then still counts.
+pub const DRAIN_GRACE: Duration = Duration::from_millis(2500);
 
 /// What a connection tells the owner of its work.
 #[derive(Debug)]
 pub enum Command {
-    /// A share that is a block: before everything else.
-    Block(Box<ShareEvent>),
     /// A device needs an upstream channel of its own; work for it goes to the mailbox.
     Open {
         /// The downstream channel.
@@ -56,7 +66,9 @@ pub enum Command {
 /// A connection's way to the owner of its work.
 #[derive(Clone, Debug)]
 pub struct Owner {
-    /// Blocks, and news of connections.
+    /// Shares that are blocks: before everything else.
+    pub blocks: mpsc::Sender<Box<ShareEvent>>,
+    /// News of connections.
     pub commands: mpsc::Sender<Command>,
     /// Shares to forward.
     pub shares: mpsc::Sender<Box<ShareEvent>>,
@@ -68,7 +80,9 @@ pub struct Owner {
 /// The owner's end.
 #[derive(Debug)]
 pub struct OwnerInbox {
-    /// Blocks, and news of connections.
+    /// Shares that are blocks: before everything else. It ends with the last connection.
+    pub blocks: mpsc::Receiver<Box<ShareEvent>>,
+    /// News of connections.
     pub commands: mpsc::Receiver<Command>,
     /// Shares to forward.
     pub shares: mpsc::Receiver<Box<ShareEvent>>,
@@ -78,13 +92,23 @@ pub struct OwnerInbox {
 
 /// The two ends of a way to an owner.
 pub fn owner() -> (Owner, OwnerInbox) {
+    let (block_sender, blocks) = mpsc::channel(BLOCK_QUEUE);
     let (command_sender, commands) = mpsc::channel(COMMAND_QUEUE);
     let (share_sender, shares) = mpsc::channel(SHARE_QUEUE);
     let (work, work_receiver) = watch::channel(None);
     (
-        Owner { commands: command_sender, shares: share_sender, work: work_receiver },
-        OwnerInbox { commands, shares, work },
+        Owner { blocks: block_sender, commands: command_sender, shares: share_sender, work: work_receiver },
+        OwnerInbox { blocks, commands, shares, work },
     )
+}
+
+impl OwnerInbox {
+    /// Takes nothing more. What is in the queues can still be received, and then nothing can come any more.
+    pub fn close(&mut self) {
+        self.blocks.close();
+        self.commands.close();
+        self.shares.close();
+    }
 }
 
 /// What an owner has for one channel of a connection.

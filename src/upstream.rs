@@ -5,12 +5,15 @@
 //! kept up to a bound, and then shares wait in their queue and are dropped there.
 
 use std::collections::HashMap;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mining_proxy::{Backoff, DownstreamKey, Endpoint, Feed, Upstream, UpstreamConfig, UpstreamOutput};
-use mining_server::{CloseReason, DropReason, Fate};
+use mining_proxy::{
+    Backoff, DownstreamKey, Endpoint, Feed, LinkState, Upstream, UpstreamConfig, UpstreamOutput,
+};
+use mining_server::{CloseReason, Fate, ShareEvent};
 use rand::RngCore;
 use rand::rngs::OsRng;
 use stratum::sv2::frame::MAX_PAYLOAD_FROM_UPSTREAM;
@@ -25,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{Command, Delivery, Mailbox, OwnerInbox};
+use crate::owner::{COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
@@ -84,13 +87,16 @@ pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
         backoff: Backoff::new(),
         link: Link::Down { dial_at: now.monotonic },
         unwritten: Vec::new(),
+        commands: Vec::with_capacity(COMMAND_BATCH),
         shares: Vec::with_capacity(SHARE_BATCH),
         buffer: vec![0; READ_BUFFER],
         redirect: None,
         name,
         task,
     };
-    driver.run(&mut shutdown).await;
+    driver.serve(shutdown.requested()).await;
+    // Connections end first: what they have judged by then is still forwarded.
+    driver.serve(tokio::time::sleep(DRAIN_GRACE)).await;
     driver.farewell().await;
 }
 
@@ -114,11 +120,12 @@ enum Wake {
     Read(std::io::Result<usize>),
     Wrote(std::io::Result<usize>),
     Dialled(Result<Box<Connected>, String>),
-    Command(Option<Command>),
+    Block(Box<ShareEvent>),
+    Commands,
     Shares,
     Time,
     Dial,
-    Shutdown,
+    End,
 }
 
 struct Driver {
@@ -129,7 +136,8 @@ struct Driver {
     link: Link,
     unwritten: Vec<u8>,
     #[expect(clippy::vec_box, reason = "they come boxed out of their queue")]
-    shares: Vec<Box<mining_server::ShareEvent>>,
+    shares: Vec<Box<ShareEvent>>,
+    commands: Vec<Command>,
     buffer: Vec<u8>,
     /// Where the upstream asked us to go, tried once.
     redirect: Option<Endpoint>,
@@ -138,17 +146,19 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(&mut self, shutdown: &mut Shutdown) {
+    /// Serves until `end`, or until there is no connection any more and none can come.
+    async fn serve(&mut self, end: impl Future<Output = ()>) {
+        let mut end = pin!(end);
         loop {
-            match self.wait(shutdown).await {
-                Wake::Shutdown => return,
+            match self.wait(end.as_mut()).await {
+                Wake::End => return,
                 Wake::Read(Ok(length)) if length > 0 => self.handle_read(length),
                 Wake::Read(Ok(_)) => self.disconnect("the pool closed the connection"),
                 Wake::Read(Err(error)) | Wake::Wrote(Err(error)) => self.disconnect(&error.to_string()),
                 Wake::Wrote(Ok(length)) => drop(self.unwritten.drain(..length)),
                 Wake::Dialled(result) => self.handle_dialled(result),
-                Wake::Command(None) => return,
-                Wake::Command(Some(command)) => self.handle_command(command),
+                Wake::Block(share) => self.handle_block(*share),
+                Wake::Commands => self.handle_commands(),
                 Wake::Shares => self.handle_shares(),
                 Wake::Time => {
                     self.upstream.handle_timeout(self.task.clock.now(), &mut self.out);
@@ -160,8 +170,9 @@ impl Driver {
         }
     }
 
-    /// Waits for the next thing to do. Whatever comes from the upstream comes first: it may be a new block.
-    async fn wait(&mut self, shutdown: &mut Shutdown) -> Wake {
+    /// Waits for the next thing to do. Blocks come first, and then whatever comes from the upstream: it may be a
+    /// new block of somebody else's.
+    async fn wait(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
         let timeout = self.upstream.next_timeout().map(|at| self.task.clock.instant(at));
         let timer = async {
             match timeout {
@@ -170,7 +181,7 @@ impl Driver {
             }
         };
         let room = self.unwritten.len() < MAX_UNWRITTEN;
-        let Driver { link, buffer, unwritten, shares, task, .. } = self;
+        let Driver { link, buffer, unwritten, commands, shares, task, .. } = self;
         let inbox = &mut task.inbox;
         let link = async {
             match link {
@@ -193,11 +204,12 @@ impl Driver {
         };
         tokio::select! {
             biased;
-            () = shutdown.requested() => Wake::Shutdown,
+            () = end => Wake::End,
+            block = inbox.blocks.recv() => block.map_or(Wake::End, Wake::Block),
             wake = link => wake,
             // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
             () = timer => Wake::Time,
-            command = inbox.commands.recv() => Wake::Command(command),
+            _ = inbox.commands.recv_many(commands, COMMAND_BATCH) => Wake::Commands,
             _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
         }
     }
@@ -224,14 +236,27 @@ impl Driver {
         }
     }
 
+    fn handle_block(&mut self, share: ShareEvent) {
+        tracing::info!(job = ?share.record.job, "a block was found by a device");
+        self.upstream.handle_share(share, self.task.clock.now(), &mut self.out);
+    }
+
+    /// Takes a batch of commands, and then what shares there are: commands without end must not starve them.
+    fn handle_commands(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        commands.drain(..).for_each(|command| self.handle_command(command));
+        self.commands = commands;
+        if self.unwritten.len() < MAX_UNWRITTEN {
+            let waiting = std::iter::from_fn(|| self.task.inbox.shares.try_recv().ok());
+            self.shares.extend(waiting.take(SHARE_BATCH));
+            self.handle_shares();
+        }
+    }
+
     fn handle_command(&mut self, command: Command) {
         let now = self.task.clock.now();
         let (upstream, out) = (&mut self.upstream, &mut self.out);
         match command {
-            Command::Block(share) => {
-                tracing::info!(job = ?share.record.job, "a block was found by a device");
-                upstream.handle_share(*share, now, out);
-            }
             Command::Open { key, user_identity, hash_rate, mailbox } => {
                 self.mailboxes.insert(key, mailbox);
                 upstream.handle_open(key, &user_identity, hash_rate, now, out);
@@ -263,7 +288,6 @@ impl Driver {
         for (feed, work) in self.out.publish.drain(..) {
             match feed {
                 Feed::Shared => {
-                    self.task.status.live.store(work.live, Ordering::Relaxed);
                     self.task.registry.set_live_jobs(work.oldest(), work.active().job.number);
                     self.task.inbox.work.send_replace(Some(work));
                 }
@@ -299,6 +323,16 @@ impl Driver {
             self.redirect = self.out.reconnect_to.take();
             self.go_down(&reason.to_string());
         }
+        self.task.status.live.store(self.is_live(), Ordering::Relaxed);
+    }
+
+    /// Whether work comes from the upstream. Devices with channels of their own come and go, and say nothing of that.
+    fn is_live(&self) -> bool {
+        if self.task.config.aggregate {
+            self.task.inbox.work.borrow().as_ref().is_some_and(|work| work.live)
+        } else {
+            self.upstream.link() == LinkState::Ready
+        }
     }
 
     fn send(&mut self) {
@@ -326,10 +360,8 @@ impl Driver {
 
     fn go_down(&mut self, reason: &str) {
         let now = self.task.clock.now();
-        let delay = match self.redirect {
-            Some(_) => Duration::ZERO,
-            None => self.backoff.failed(now, OsRng.next_u32()),
-        };
+        // After a redirect, too: pools that send each other's proxies back and forth must not keep them busy.
+        let delay = self.backoff.failed(now, OsRng.next_u32());
         self.task.status.live.store(false, Ordering::Relaxed);
         let seconds = delay.as_secs_f32();
         tracing::warn!(upstream = self.name, "disconnected: {reason}; dialling again in {seconds:.1} s");
@@ -367,11 +399,12 @@ impl Driver {
     /// Says goodbye to the upstream, and accounts for what was still on its way.
     async fn farewell(&mut self) {
         let now = self.task.clock.now();
+        self.task.inbox.close();
+        while let Ok(share) = self.task.inbox.blocks.try_recv() {
+            self.handle_block(*share);
+        }
         while let Ok(share) = self.task.inbox.shares.try_recv() {
             self.upstream.handle_share(*share, now, &mut self.out);
-        }
-        while let Ok(command) = self.task.inbox.commands.try_recv() {
-            self.handle_command(command);
         }
         self.upstream.handle_shutdown(now, &mut self.out);
         self.settle();
@@ -384,11 +417,6 @@ impl Driver {
         self.upstream.handle_disconnected(now, &mut self.out);
         self.out.close = None;
         self.settle();
-        self.task.inbox.shares.close();
-        while let Ok(mut share) = self.task.inbox.shares.try_recv() {
-            share.record.fate = Fate::Dropped(DropReason::UpstreamLost);
-            self.task.writer.share(share.record);
-        }
     }
 }
 

@@ -162,7 +162,7 @@ async fn a_restarted_node_is_found_again() {
     };
     node.start_again().await;
     assert_ne!(std::fs::read(node.cookie_file()).expect("there is a cookie"), cookie);
-    let outcome = timeout(DEADLINE, submission).await.expect("in time").expect("no panic");
+    let (outcome, _) = timeout(DEADLINE, submission).await.expect("in time").expect("no panic");
     assert_eq!(outcome, SubmitOutcome::Accepted);
     assert_eq!(node.tip().await, hash);
     let after = source.template_of_height(3).await;

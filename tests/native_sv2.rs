@@ -12,7 +12,7 @@ mod sv2_device;
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use farm::{DEADLINE, Running, chain, fixed, key, start_pool, start_proxy, vardiff};
@@ -298,4 +298,20 @@ async fn everybody_outlives_the_pool_on_one_channel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_outlives_the_pool_on_a_channel_each() {
     everybody_outlives_the_pool(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_sends_everybody_on_is_not_dialled_without_pause() {
+    let pool = ScriptedPool::start(key()).await;
+    let proxy = start_proxy(pool.address(), true, fixed(EXPONENT));
+    let started = Instant::now();
+    let mut links = Vec::new();
+    for _ in 0..3 {
+        let mut link = pool.accept().await;
+        link.send(Reconnect { new_host: String::new(), new_port: pool.address().port() }).await;
+        links.push(link);
+    }
+    // Half of one second and half of two, which is as much as chance takes away.
+    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    proxy.stop().await;
 }

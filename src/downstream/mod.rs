@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
-use mining_server::{CloseReason, DropReason, Event, Fate, Fault, Output, Settings};
+use mining_server::{CloseReason, DropReason, Event, Fate, Fault, Output, Settings, ShareEvent, Verdict};
 use stratum::sv2::keys::AuthoritySecretKey;
 use stratum::{ConnectionId, Now};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -232,7 +233,7 @@ impl Outlet {
         }
     }
 
-    /// Passes the events on. A block is with its owner when this returns, before its miner is answered.
+    /// Passes the events on. A block is in its owner's queue when this returns, before its miner is answered.
     async fn dispatch(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             match event {
@@ -259,23 +260,46 @@ impl Outlet {
         }
     }
 
-    async fn pass_share(&mut self, mut share: Box<mining_server::ShareEvent>) {
+    async fn pass_share(&mut self, share: Box<ShareEvent>) {
         match &share.forward {
-            None => self.writer.share(share.record),
-            Some(forward) if forward.is_block => self.command(Command::Block(share)).await,
+            None => self.keep(share),
+            Some(forward) if forward.is_block => {
+                if let Err(refused) = self.owner.blocks.send(share).await {
+                    self.drop_share(refused.0, DropReason::UpstreamLost);
+                }
+            }
             Some(_) => {
                 if let Err(refused) = self.owner.shares.try_send(share) {
-                    let full = matches!(refused, tokio::sync::mpsc::error::TrySendError::Full(_));
-                    share = refused.into_inner();
+                    let full = matches!(refused, TrySendError::Full(_));
                     let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
-                    share.record.fate = Fate::Dropped(reason);
-                    self.writer.share(share.record);
+                    self.drop_share(refused.into_inner(), reason);
                 }
             }
         }
     }
 
-    /// Tells the owner. That it is gone can only mean that the process ends.
+    /// Records a share that its owner did not take. A pool's share is kept whether it came to its owner or not.
+    fn drop_share(&mut self, mut share: Box<ShareEvent>, reason: DropReason) {
+        if share.record.fate == Fate::Kept {
+            tracing::error!(job = ?share.record.job, "a block is lost: the pool has ended");
+        } else {
+            share.record.fate = Fate::Dropped(reason);
+        }
+        self.keep(share);
+    }
+
+    /// Records a share that goes nowhere. A block among them is money lost, which the operator must hear of.
+    fn keep(&mut self, share: Box<ShareEvent>) {
+        let record = share.record;
+        if record.verdict == Verdict::BlockFound
+            && let Fate::Dropped(reason) = record.fate
+        {
+            tracing::error!(job = ?record.job, reason = reason.name(), "a block is lost: it has nowhere to go");
+        }
+        self.writer.share(record);
+    }
+
+    /// Tells the owner. News that it no longer takes mean nothing: the process ends.
     async fn command(&self, command: Command) {
         let _ = self.owner.commands.send(command).await;
     }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 pub use client::{NodeAuth, NodeClient, NodeClientSettings, SubmitAnswer};
 pub use error::NodeError;
-pub use submitter::{BlockSubmitter, SubmitReport, SubmitterSettings};
+pub use submitter::{BlockSubmitter, SavedBlock, SubmitReport, SubmitterSettings};
 pub use template_source::{TemplateSourceSettings, run_template_source};
 
 use crate::dev_chain::DevChain;
@@ -67,11 +67,15 @@ impl BlockSource {
         }
     }
 
-    /// Submits the block of this height and returns what became of it. Never waits for the disk.
-    pub async fn submit(&self, height: u32, block: Vec<u8>) -> SubmitOutcome {
+    /// Submits the block of this height and returns what became of it, and what ends when it is on the disk. Never
+    /// waits for the disk. The development chain has none.
+    pub async fn submit(&self, height: u32, block: Vec<u8>) -> (SubmitOutcome, Option<SavedBlock>) {
         match self {
-            BlockSource::Node { submitter, .. } => submitter.submit(height, block).await.outcome,
-            BlockSource::Development(chain) => chain.submit(&block),
+            BlockSource::Node { submitter, .. } => {
+                let SubmitReport { outcome, saved } = submitter.submit(height, block).await;
+                (outcome, Some(saved))
+            }
+            BlockSource::Development(chain) => (chain.submit(&block), None),
         }
     }
 }

@@ -47,13 +47,16 @@ pub struct BlockSubmitter {
     settings: SubmitterSettings,
 }
 
+/// Ends when a block is on the disk, with its path, or with what prevented that (which is logged, too).
+pub type SavedBlock = JoinHandle<std::io::Result<PathBuf>>;
+
 /// What became of a block.
 #[derive(Debug)]
 pub struct SubmitReport {
     /// What the node says.
     pub outcome: SubmitOutcome,
-    /// Ends when the block is on the disk, with its path, or with what prevented that (which is logged, too).
-    pub saved: JoinHandle<std::io::Result<PathBuf>>,
+    /// Ends when the block is on the disk.
+    pub saved: SavedBlock,
 }
 
 impl BlockSubmitter {

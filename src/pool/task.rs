@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::jobs::{FoundBlock, PoolJobs};
 use crate::clock::Clock;
 use crate::node::BlockSource;
-use crate::owner::{Command, OwnerInbox};
+use crate::owner::{COMMAND_BATCH, Command, DRAIN_GRACE, OwnerInbox};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
@@ -25,8 +25,9 @@ pub const REFRESH_INTERVAL: Duration = Duration::from_secs(20);
 /// A connection that needs a new job gets one for everybody, but not more often than this.
 const WANTED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long submissions have to end when the program ends. The block is on the disk by then.
-const SUBMISSION_GRACE: Duration = Duration::from_secs(3);
+/// How long submissions have to end, from when connections have or [`DRAIN_GRACE`] is over: with that it stays below
+/// what a role has to end.
+const SUBMISSION_GRACE: Duration = Duration::from_secs(1);
 
 /// What the rest of the program may know of a pool.
 #[derive(Debug, Default)]
@@ -64,6 +65,7 @@ pub struct PoolTask {
 /// Serves until the end is asked for.
 pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
     let mut templates = task.source.templates();
+    let mut commands = Vec::with_capacity(COMMAND_BATCH);
     let mut submissions = JoinSet::new();
     let mut last_job = task.clock.now();
     // Somebody waits for a new job: it comes as soon as the interval permits.
@@ -77,6 +79,10 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
         tokio::select! {
             biased;
             () = shutdown.requested() => break,
+            share = task.inbox.blocks.recv() => match share {
+                None => break,
+                Some(share) => task.handle_block(*share, &mut submissions),
+            },
             changed = templates.changed() => {
                 if changed.is_err() {
                     tracing::error!("the source of templates has ended");
@@ -87,18 +93,12 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
                     last_job = task.clock.now();
                 }
             }
-            command = task.inbox.commands.recv() => match command {
-                None => break,
-                Some(Command::Block(share)) => {
-                    if let Some(block) = task.handle_block(*share) {
-                        submissions.spawn(submit(task.source.clone(), Arc::clone(&task.status), block));
-                    }
-                }
-                Some(Command::NewJobWanted { .. }) => wanted = true,
-                Some(Command::Open { .. } | Command::Close { .. } | Command::HashRate { .. }) => {}
-            },
+            _ = task.inbox.commands.recv_many(&mut commands, COMMAND_BATCH) => {
+                // Channels and hash rates matter to those who have an upstream.
+                wanted |= commands.drain(..).any(|command| matches!(command, Command::NewJobWanted { .. }));
+            }
             share = task.inbox.shares.recv() => {
-                // A pool keeps its shares: only blocks come here, and they come as commands.
+                // A pool keeps its shares: only blocks come here, and they have their own queue.
                 if let Some(share) = share {
                     task.writer.share(share.record);
                 }
@@ -111,12 +111,11 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
             }
         }
     }
-    let ended =
-        tokio::time::timeout(SUBMISSION_GRACE, async { while submissions.join_next().await.is_some() {} });
-    if ended.await.is_err() {
-        tracing::error!("ended while a block was being submitted; it is on the disk");
-    }
+    task.finish(submissions).await;
 }
+
+/// Whether a block that was submitted is on the disk, where its source has blocks written.
+type Saved = Option<bool>;
 
 impl PoolTask {
     fn handle_template(&mut self, template: Arc<BlockTemplate>) {
@@ -143,7 +142,46 @@ impl PoolTask {
         self.inbox.work.send_replace(Some(Arc::new(work)));
     }
 
-    fn handle_block(&mut self, share: ShareEvent) -> Option<FoundBlock> {
+    fn handle_block(&mut self, share: ShareEvent, submissions: &mut JoinSet<Saved>) {
+        if let Some(block) = self.solved_by(share) {
+            submissions.spawn(submit(self.source.clone(), Arc::clone(&self.status), block));
+        }
+    }
+
+    /// Takes the blocks of connections that are still there, and waits for the node's judgement of them.
+    async fn finish(mut self, mut submissions: JoinSet<Saved>) {
+        let drained = tokio::time::timeout(DRAIN_GRACE, async {
+            while let Some(share) = self.inbox.blocks.recv().await {
+                self.handle_block(*share, &mut submissions);
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!("connections were still open at the end");
+        }
+        self.inbox.close();
+        while let Ok(share) = self.inbox.blocks.try_recv() {
+            self.handle_block(*share, &mut submissions);
+        }
+        while let Ok(share) = self.inbox.shares.try_recv() {
+            self.writer.share(share.record);
+        }
+        let ended = tokio::time::timeout(SUBMISSION_GRACE, async {
+            while let Some(submitted) = submissions.join_next().await {
+                if let Ok(Some(false)) = submitted {
+                    tracing::error!("a block that was found at the end is not on the disk");
+                }
+            }
+        });
+        if ended.await.is_err() {
+            let blocks = submissions.len();
+            tracing::error!(
+                blocks,
+                "ended before blocks were judged by the node and known to be on the disk"
+            );
+        }
+    }
+
+    fn solved_by(&mut self, share: ShareEvent) -> Option<FoundBlock> {
         self.status.blocks_found.fetch_add(1, Ordering::Relaxed);
         let block = share.forward.as_ref().and_then(|forward| self.jobs.block(forward));
         self.writer.share(share.record);
@@ -155,17 +193,22 @@ impl PoolTask {
     }
 }
 
-async fn submit(source: BlockSource, status: Arc<PoolStatus>, block: FoundBlock) {
+async fn submit(source: BlockSource, status: Arc<PoolStatus>, block: FoundBlock) -> Saved {
     let hash = template::block_template::displayed(&block.hash);
-    let outcome = source.submit(block.height, block.bytes).await;
+    let (outcome, saved) = source.submit(block.height, block.bytes).await;
     if outcome.is_accepted() {
         status.blocks_accepted.fetch_add(1, Ordering::Relaxed);
         tracing::info!(height = block.height, hash, "block accepted");
-        return;
+    } else {
+        status.blocks_lost.fetch_add(1, Ordering::Relaxed);
+        // Why is in the node's own line; for the development chain this is the only one.
+        tracing::warn!(height = block.height, hash, ?outcome, "block not accepted");
     }
-    status.blocks_lost.fetch_add(1, Ordering::Relaxed);
-    // Why is in the node's own line; for the development chain this is the only one.
-    tracing::warn!(height = block.height, hash, ?outcome, "block not accepted");
+    // The program must not end before the block is on the disk, either. What prevents that was logged.
+    match saved {
+        Some(saved) => Some(matches!(saved.await, Ok(Ok(_)))),
+        None => None,
+    }
 }
 
 fn newest(templates: &mut watch::Receiver<Option<Arc<BlockTemplate>>>) -> Option<Arc<BlockTemplate>> {

@@ -41,7 +41,6 @@ pub(crate) struct Proxy {
     /// Since when each device wants a channel of its own, and since when it has had work.
     pub(crate) wanted: BTreeMap<DownstreamKey, Duration>,
     pub(crate) served: BTreeMap<DownstreamKey, Duration>,
-    redirected: bool,
     /// During which session with the upstream each job was published first.
     lives: BTreeMap<JobNumber, Option<LinkId>>,
     /// Since when there has been a session with the upstream, if there is one.
@@ -78,7 +77,6 @@ impl Proxy {
             mailboxes: BTreeSet::new(),
             wanted: BTreeMap::new(),
             served: BTreeMap::new(),
-            redirected: false,
             lives: BTreeMap::new(),
             up_since: None,
             can_reach: true,
@@ -238,7 +236,7 @@ impl Proxy {
         self.out.ack_latencies.clear();
         self.out.notices.clear();
         if self.out.close.take().is_some() {
-            self.redirected = self.out.reconnect_to.take().is_some();
+            self.out.reconnect_to = None;
             if let Some(link) = self.link() {
                 net.close(link, End::Client);
             }
@@ -307,10 +305,7 @@ impl Proxy {
         self.unwritten.clear();
         self.up_since = None;
         let random = net.dice.next() as u32;
-        let wait = match std::mem::take(&mut self.redirected) {
-            true => Duration::ZERO,
-            false => self.backoff.failed(net.now, random),
-        };
+        let wait = self.backoff.failed(net.now, random);
         net.after(wait, What::Dial);
     }
 

@@ -36,6 +36,8 @@ fn unused() {}
 pub(crate) struct Running {
     pub(crate) sv1: SocketAddr,
     pub(crate) sv2: SocketAddr,
+    /// Where a proxy says how it is.
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) observed: Observed,
     stop: ShutdownTrigger,
     ended: JoinHandle<Result<(), RunError>>,
@@ -124,6 +126,7 @@ pub(crate) fn start_pool_with_status(
     let running = Running {
         sv1: role.sv1_address.expect("it has a listener"),
         sv2: role.sv2_address.expect("it has a listener"),
+        metrics: None,
         observed: role.observed.clone(),
         stop,
         ended: tokio::spawn(role.run()),
@@ -143,11 +146,15 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         metrics_listen: None,
         log: LogConfig::default(),
     };
-    let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(None)), metrics: None };
+    let metrics_listener = listen(None);
+    let metrics = metrics_listener.local_addr().ok();
+    let listeners =
+        Listeners { sv1: Some(listen(None)), sv2: Some(listen(None)), metrics: Some(metrics_listener) };
     let role = proxy::start(&config, listeners, Clock::start(), end).expect("the proxy starts");
     Running {
         sv1: role.sv1_address.expect("it has a listener"),
         sv2: role.sv2_address.expect("it has a listener"),
+        metrics,
         observed: role.observed.clone(),
         stop,
         ended: tokio::spawn(role.run()),

@@ -36,6 +36,8 @@ pub(super) struct Channel {
     pub(super) judge: Judge,
     pub(super) work: Arc<Work>,
     pub(super) published_rate: HashRate,
+    /// What the peer declared since the last look at hash rates.
+    pub(super) declared_rate: Option<HashRate>,
     pub(super) unacknowledged: Unacknowledged,
 }
 
@@ -86,9 +88,14 @@ impl Channel {
         }
     }
 
-    /// Publishes our estimate of the hash rate where it has changed noticeably. An unknown one says nothing.
+    /// Publishes our estimate of the hash rate where it has changed noticeably, and what the peer declared where
+    /// there is none.
     pub(super) fn publish_hash_rate(&mut self, now: Now, out: &mut Output) {
-        let Some(rate) = self.judge.hash_rate(now) else { return };
+        let declared = self.declared_rate.take();
+        let Some(rate) = self.judge.hash_rate(now) else {
+            declared.into_iter().for_each(|rate| self.set_published_rate(rate, out));
+            return;
+        };
         if (rate.0 - self.published_rate.0).abs() > NOTICEABLE_CHANGE * self.published_rate.0 {
             self.set_published_rate(rate, out);
         }

@@ -318,7 +318,8 @@ impl Sv2Connection {
             if let Some(exponent) = declared.exponent {
                 channel.judge.suggest(&self.settings, exponent, now);
             }
-            channel.set_published_rate(declared.rate, out);
+            // Published at the next look at hash rates: a peer may declare another one with every message.
+            channel.declared_rate = Some(declared.rate);
         }
     }
 

@@ -231,6 +231,7 @@ impl Sv2Connection {
             work: Arc::clone(work),
             // With a channel per device, opening it has said the rate already.
             published_rate: if self.settings.channel_per_device { open.declared.rate } else { HashRate(0.0) },
+            declared_rate: None,
             unacknowledged: Unacknowledged::default(),
         };
         channel.set_published_rate(open.declared.rate, out);
