@@ -59,7 +59,8 @@ async fn records_add_up() {
         one_of_each(device).into_iter().for_each(|share| writer.share(share));
     }
     let last = SequenceNumber(4);
-    writer.answer(answer(UpstreamVerdict::Acknowledged { last, count: 3, shares_sum: 3 }));
+    let miscounted = UpstreamVerdict::Acknowledged { last, count: 3, claimed: 1_000_000, shares_sum: 3 };
+    writer.answer(answer(miscounted));
     writer
         .answer(answer(UpstreamVerdict::Rejected { sequence_number: last, code: "stale-share".to_owned() }));
     writer.answer(answer(UpstreamVerdict::Lost { count: 2 }));
@@ -67,7 +68,6 @@ async fn records_add_up() {
     let Snapshot { totals, devices, untracked, hash_rate_1m, .. } =
         sink.snapshot(at(120)).await.expect("alive");
     assert_eq!(totals.violation(), None);
-    assert_eq!(totals.upstreams_answer_too_much(), None);
     assert_eq!((totals.shares.submitted, totals.shares.accepted, totals.shares.blocks), (66, 36, 18));
     assert_eq!(totals.shares.rejected, [3; 10]);
     assert_eq!(totals.shares.dropped, [6; 3]);
@@ -87,11 +87,18 @@ async fn records_add_up() {
     assert_eq!((rate.rate.0, rate.window), (24_000.0 / 30.0, Duration::from_secs(30)));
     assert!(hash_rate_1m.is_some());
     assert_eq!(sink.recent().await.expect("alive").len(), 69);
+}
 
-    writer.answer(answer(UpstreamVerdict::Acknowledged { last, count: 1, shares_sum: 1 }));
-    let totals = sink.overview(at(120)).await.expect("alive").totals;
-    assert_eq!(totals.violation(), None);
-    assert!(totals.upstreams_answer_too_much().is_some());
+#[tokio::test]
+async fn an_answer_to_a_share_that_was_never_sent_is_a_bug() {
+    let (sink, task) = RecordSink::start();
+    let mut writer = sink.writer();
+    writer.share(share(1, Verdict::Accepted, Fate::Forwarded));
+    let last = SequenceNumber(1);
+    writer.answer(answer(UpstreamVerdict::Acknowledged { last, count: 1, claimed: 1, shares_sum: 1 }));
+    assert_eq!(sink.overview(at(101)).await.expect("alive").totals.violation(), None);
+    writer.answer(answer(UpstreamVerdict::Lost { count: 1 }));
+    assert!(task.await.expect_err("the sums do not hold").is_panic());
 }
 
 /// The sink's task does not run while this test does not wait: the queue is full after [`QUEUE`] records.

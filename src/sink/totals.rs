@@ -137,7 +137,7 @@ pub struct UpstreamSums {
     pub forwarded: u64,
     /// What those were worth at its target.
     pub forwarded_work: Work,
-    /// Shares that it says it took.
+    /// Shares that waited for its answer and that it took, whatever number it claims.
     pub acknowledged: u64,
     /// Shares that it refused.
     pub refused: u64,
@@ -152,6 +152,12 @@ impl UpstreamSums {
         self.acknowledged += other.acknowledged;
         self.refused += other.refused;
         self.lost += other.lost;
+    }
+
+    /// Whether more was answered than was sent. The task of an upstream writes both, a share before its answer, so
+    /// that not even what is folded can show an answer first.
+    fn is_excessive(&self) -> bool {
+        self.acknowledged + self.refused + self.lost > self.forwarded
     }
 }
 
@@ -225,21 +231,16 @@ impl Totals {
         *self.refused_by_code.entry(code.to_owned()).or_default() += count;
     }
 
-    /// The first of the sums over our own decisions that must hold and does not. They hold at every moment.
+    /// The first of the sums that must hold and does not. They hold at every moment, whatever an upstream claims.
     pub fn violation(&self) -> Option<String> {
         if self.answers.forwarded != self.shares.forwarded {
             return Some(format!("the upstreams were sent other than what was forwarded: {self:?}"));
         }
+        let mut all = std::iter::once(&self.answers).chain(self.upstreams.values());
+        if let Some(sums) = all.find(|sums| sums.is_excessive()) {
+            return Some(format!("more answers than forwarded shares: {sums:?}"));
+        }
         self.shares.violation()
-    }
-
-    /// Whether an upstream has answered more shares than it was sent. That is its claim or a bug of ours, and it
-    /// may seem so for a moment, when an answer's record overtakes that of its share: so it is asked in quiet
-    /// moments, and nothing relies on it.
-    pub fn upstreams_answer_too_much(&self) -> Option<String> {
-        let all = std::iter::once(&self.answers).chain(self.upstreams.values());
-        let mut excessive = all.filter(|sums| sums.forwarded < sums.acknowledged + sums.refused + sums.lost);
-        excessive.next().map(|sums| format!("more answers than forwarded shares: {sums:?}"))
     }
 }
 

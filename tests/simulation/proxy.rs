@@ -168,6 +168,10 @@ impl Proxy {
         let queued = self.server.shares.len()
             + self.server.commands.iter().filter(|command| matches!(command, Command::Block(_))).count();
         self.server.accounts.check(queued, Some(self.upstream.tally()));
+        if !self.upstream.config().aggregate && self.server.commands.is_empty() {
+            let (asked, needed) = (self.upstream.device_count(), self.server.needed_channels());
+            assert_eq!(asked, needed, "every channel with the upstream is some device's");
+        }
         assert!(self.server.shares.len() <= crate::server::SHARE_QUEUE, "the queue of shares is bounded");
         assert!(
             self.unwritten.len() <= MAX_UNWRITTEN + SHARE_BATCH * 128 + 4096,

@@ -241,6 +241,15 @@ impl Server {
         }
     }
 
+    /// The channels with an upstream that live downstreams need, where each has its own.
+    pub(crate) fn needed_channels(&self) -> usize {
+        let needed = self.conns.values().map(|conn| match &conn.machine {
+            Machine::Sv1(sv1) => usize::from(sv1.device().is_some()),
+            Machine::Sv2(sv2, _) => sv2.channel_count() + sv2.waiting_count(),
+        });
+        needed.sum()
+    }
+
     pub(crate) fn is_serving(&self, link: LinkId) -> bool {
         self.conns.contains_key(&link)
     }

@@ -133,7 +133,7 @@ impl FeedState {
             return Ok(false);
         };
         let Some(tip) = channel.tip else { return Err("a job before the first previous hash") };
-        let start = Start { upstream, job, min_ntime, tip, new_tip: false, prefix: &channel.prefix.clone() };
+        let start = Start { upstream, job, min_ntime, tip, prefix: &channel.prefix.clone() };
         self.start(&start, now);
         self.schedule_refresh(refresh_interval, now);
         Ok(true)
@@ -153,8 +153,7 @@ impl FeedState {
         let Some(future) = channel.set_tip(tip, job) else {
             return Err("a previous hash for a future job that it never sent");
         };
-        let start =
-            Start { upstream, job: &future.job, min_ntime, tip, new_tip: true, prefix: &future.prefix };
+        let start = Start { upstream, job: &future.job, min_ntime, tip, prefix: &future.prefix };
         self.start(&start, now);
         self.schedule_refresh(refresh_interval, now);
         Ok(true)
@@ -162,10 +161,13 @@ impl FeedState {
 
     /// Makes a job the active one.
     fn start(&mut self, start: &Start<'_>, now: Now) {
+        let last_tip = self.tip_number;
         let tip_number = self.count_tip(start.tip);
         let number = self.book.next_number();
         let Standing::Open(channel) = &mut self.standing else { return };
-        let clean = start.new_tip || !channel.started;
+        // Not whenever a SetNewPrevHash comes: pools repeat the one they said, and honest shares of the jobs
+        // before would be called stale by us alone.
+        let clean = tip_number != last_tip || !channel.started;
         channel.started = true;
         let job = start.job;
         let parts = JobParts {
@@ -285,7 +287,5 @@ struct Start<'a> {
     job: &'a NewExtendedMiningJob,
     min_ntime: u32,
     tip: ChannelTip,
-    /// Whether every earlier job is void.
-    new_tip: bool,
     prefix: &'a [u8],
 }

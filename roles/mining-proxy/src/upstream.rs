@@ -157,6 +157,11 @@ impl Upstream {
         self.channels.len()
     }
 
+    /// How many devices are to have a channel of their own, whether it is open or not.
+    pub fn device_count(&self) -> usize {
+        self.feeds.len() - usize::from(self.config.aggregate)
+    }
+
     /// What became of all forwarded shares.
     pub fn tally(&self) -> Tally {
         let pending = self.feeds.values().filter_map(FeedState::channel);

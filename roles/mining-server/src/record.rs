@@ -176,12 +176,14 @@ pub struct UpstreamAnswer {
 /// The two answers that SV2 has for shares, and what stands for none.
 #[derive(Clone, Debug, PartialEq)]
 pub enum UpstreamVerdict {
-    /// SubmitShares.Success: `count` shares up to and with `last` are acknowledged.
+    /// SubmitShares.Success: every share up to and with `last` that waited for an answer is acknowledged.
     Acknowledged {
         /// The last sequence number that the answer covers.
         last: SequenceNumber,
-        /// How many shares it says it took.
+        /// How many shares waited for it: what counts.
         count: u32,
+        /// How many shares it says it took. Equals `count` unless the upstream miscounts.
+        claimed: u32,
         /// The sum of their difficulties, as the upstream counts it.
         shares_sum: u64,
     },

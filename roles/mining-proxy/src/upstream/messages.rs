@@ -224,22 +224,23 @@ impl Upstream {
     }
 
     fn handle_acknowledged(&mut self, message: &SubmitSharesSuccess, now: Now, out: &mut UpstreamOutput) {
-        let (id, last, count) =
+        let (id, last, claimed) =
             (message.channel_id, message.last_sequence_number, message.new_submits_accepted_count);
-        let covered = self.channel_mut(id).and_then(|channel| {
+        let count = self.channel_mut(id).and_then(|channel| {
             channel.refused_in_a_row = 0;
             let latencies = &mut out.ack_latencies;
             channel.pending.acknowledge(last, |sent| latencies.push(now.monotonic.saturating_sub(sent)))
         });
-        let covered = covered.unwrap_or(0);
-        if covered > 0 {
-            self.tally.acknowledged += u64::from(covered);
-            let verdict = UpstreamVerdict::Acknowledged { last, count, shares_sum: message.new_shares_sum };
+        let count = count.unwrap_or(0);
+        if count > 0 {
+            self.tally.acknowledged += u64::from(count);
+            let shares_sum = message.new_shares_sum;
+            let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum };
             self.answer(id, verdict, now, out);
         }
-        if covered != count {
+        if count != claimed {
             self.tell_of(id, now, out, || {
-                format!("the upstream acknowledged {count} shares up to {last} where {covered} were waiting")
+                format!("the upstream acknowledged {claimed} shares up to {last} where {count} were waiting")
             });
         }
     }

@@ -69,6 +69,31 @@ fn a_future_job_becomes_active_with_its_previous_hash() {
 }
 
 #[test]
+fn a_previous_hash_that_is_repeated_makes_no_share_stale() {
+    let mut rig = Rig::mining();
+    let old = rig.active();
+    rig.receive(job(CHANNEL, 2, None));
+    rig.receive(tip(CHANNEL, 2, 1));
+    let new = rig.active();
+    assert_eq!((new.origin.job, new.clean, new.tip), (UpstreamJobId(2), false, old.tip));
+    let numbers = |rig: &Rig| -> Vec<_> {
+        rig.work[&Feed::Shared].jobs.iter().map(|published| published.job.number).collect()
+    };
+    assert_eq!(numbers(&rig), [old.number, new.number], "shares of both are taken");
+    assert_eq!(rig.share(&old, 1, false).fate, Fate::Forwarded);
+
+    // Another difficulty of the network is another tip, like another block.
+    rig.receive(job(CHANNEL, 3, None));
+    rig.receive(SetNewPrevHash { nbits: NBITS - 1, ..tip(CHANNEL, 3, 1) });
+    assert_eq!((rig.active().clean, rig.active().tip.number), (true, TipNumber(2)));
+    // So it is when its own job never came, and the next job is the first on it.
+    rig.receive(tip(CHANNEL, 99, 2));
+    rig.receive(job(CHANNEL, 4, Some(NTIME)));
+    assert_eq!((rig.active().clean, rig.active().tip.number), (true, TipNumber(3)));
+    assert_eq!(numbers(&rig), [rig.active().number]);
+}
+
+#[test]
 fn a_job_before_any_previous_hash_is_told_and_not_mined_on() {
     let mut rig = Rig::open();
     rig.receive(job(CHANNEL, 1, Some(NTIME)));
@@ -222,7 +247,7 @@ fn shares_are_acknowledged_in_batches_and_refused_one_by_one() {
     );
     assert_eq!(
         out.answers[1].verdict,
-        UpstreamVerdict::Acknowledged { last: SequenceNumber(4), count: 3, shares_sum: 3072 }
+        UpstreamVerdict::Acknowledged { last: SequenceNumber(4), count: 3, claimed: 3, shares_sum: 3072 }
     );
     // What was answered, or never sent, is not answered again.
     rig.receive(refused(CHANNEL, 2));
@@ -237,6 +262,26 @@ fn shares_are_acknowledged_in_batches_and_refused_one_by_one() {
     let tally = rig.upstream.tally();
     assert_eq!((tally.forwarded, tally.acknowledged, tally.rejected), (6, 3, 1));
     assert_eq!((tally.pending, tally.lost), (0, 2));
+}
+
+#[test]
+fn an_upstream_that_miscounts_is_told_and_only_what_waited_counts() {
+    let mut rig = Rig::mining();
+    for nonce in 0..5 {
+        rig.share(&rig.active(), nonce, false);
+    }
+    let counts = [(2, u32::MAX, 2), (4, 0, 2), (5, 2, 1)];
+    for (last, claimed, count) in counts {
+        rig.receive(success(CHANNEL, last, claimed));
+        let out = rig.take();
+        let shares_sum = u64::from(claimed) * 1024;
+        let last = SequenceNumber(last);
+        let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum };
+        assert_eq!(out.answers.iter().map(|answer| &answer.verdict).collect::<Vec<_>>(), [&verdict]);
+        assert_eq!(out.notices.len(), 1, "{:?}", out.notices);
+    }
+    let tally = rig.upstream.tally();
+    assert_eq!((tally.forwarded, tally.acknowledged, tally.pending), (5, 5, 0));
 }
 
 #[test]

@@ -224,6 +224,11 @@ impl Sv2Connection {
         self.channels.len()
     }
 
+    /// How many requests for a channel wait for work.
+    pub fn waiting_count(&self) -> usize {
+        self.pending.len()
+    }
+
     /// The sum of what is estimated of the channels' hash rates; `None` while nothing is known of any.
     pub fn hash_rate(&self, now: Now) -> Option<HashRate> {
         let known = self.channels.values().filter_map(|channel| channel.judge.hash_rate(now));

@@ -173,8 +173,9 @@ impl Sv2Connection {
         }
         if let Some(index) = self.pending.iter().position(|open| open.channel == channel) {
             let open = self.pending.remove(index).expect("the index is of an element");
-            self.released.push(open.reserved);
             refuse(open.request_id, &error_text(reason), out);
+            // The upstream's side asks again for whoever has not gone, and what it got would serve nobody.
+            self.abandon(&open, out);
         } else if self.channels.contains_key(&channel) {
             if self.channels.len() == 1 {
                 let what = format!("the upstream closed the device's channel: {}", printable(reason));

@@ -319,14 +319,13 @@ fn a_devices_request_that_the_upstream_refuses_is_refused_with_its_words() {
     driver.send(extended(1));
     driver.send(extended(2));
     driver.send(extended(3));
+    assert_eq!(upstream_events(&mut driver).len(), 3);
     assert_eq!(driver.open_failed(ChannelId(4), "unknown-user"), [refused(2, "unknown-user")]);
+    assert_eq!(upstream_events(&mut driver), ["close 4"], "it must not be asked for again");
     assert_eq!(driver.wait(seconds(20)), [1, 3].map(|id| refused(id, "no-work-available")));
-    upstream_events(&mut driver)
-        .iter()
-        .skip(3)
-        .zip(["close 2", "close 6"])
-        .for_each(|(got, wanted)| assert_eq!(got, wanted));
+    assert_eq!(upstream_events(&mut driver), ["close 2", "close 6"]);
     driver.close();
+    assert!(upstream_events(&mut driver).is_empty(), "nothing is left open, and nothing is closed twice");
     assert!(driver.registry.held.is_empty());
 }
 
@@ -339,13 +338,16 @@ fn an_open_channel_that_the_upstream_closes_ends_and_the_last_one_ends_the_conne
         driver.send(extended(request_id));
         driver.work_of(Some(ChannelId(2 * request_id)), &work);
     }
+    assert_eq!(upstream_events(&mut driver).len(), 2);
     let answer = driver.open_failed(ChannelId(4), "gone");
     let close = CloseChannel { channel_id: ChannelId(4), reason_code: "upstream-changed".to_owned() };
     assert_eq!(answer, [close.into()]);
     assert!(driver.closed.is_none());
+    assert_eq!(upstream_events(&mut driver), ["close 4"]);
     assert_eq!(driver.open_failed(ChannelId(4), "gone"), []);
     assert_eq!(driver.open_failed(ChannelId(2), "gone"), []);
     assert_eq!(driver.closed.as_ref().expect("closed").fault, Fault::Upstream);
     driver.close();
+    assert_eq!(upstream_events(&mut driver), ["close 2"]);
     assert!(driver.registry.held.is_empty());
 }
