@@ -103,7 +103,7 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
                     task.writer.share(share.record);
                 }
             }
-            Some(_) = submissions.join_next() => {}
+            Some(ended) = submissions.join_next() => note_panic(&ended, &task.status),
             () = tokio::time::sleep_until(refresh_at) => {
                 last_job = task.clock.now();
                 task.refresh(last_job);
@@ -167,6 +167,7 @@ impl PoolTask {
         }
         let ended = tokio::time::timeout(SUBMISSION_GRACE, async {
             while let Some(submitted) = submissions.join_next().await {
+                note_panic(&submitted, &self.status);
                 if let Ok(Some(false)) = submitted {
                     tracing::error!("a block that was found at the end is not on the disk");
                 }
@@ -211,6 +212,28 @@ async fn submit(source: BlockSource, status: Arc<PoolStatus>, block: FoundBlock)
     }
 }
 
+/// A submission that panicked never judged its block, and nothing else would say so.
+fn note_panic(ended: &Result<Saved, tokio::task::JoinError>, status: &PoolStatus) {
+    if let Err(error) = ended {
+        status.blocks_lost.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%error, "submitting a block ended by a bug of ours; please report it");
+    }
+}
+
 fn newest(templates: &mut watch::Receiver<Option<Arc<BlockTemplate>>>) -> Option<Arc<BlockTemplate>> {
     templates.borrow_and_update().clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_submission_that_panics_is_a_lost_block() {
+        let status = PoolStatus::default();
+        note_panic(&tokio::spawn(async { Some(true) }).await, &status);
+        assert_eq!(status.blocks_lost.load(Ordering::Relaxed), 0);
+        note_panic(&tokio::spawn(async { panic!("a bug of ours") }).await, &status);
+        assert_eq!(status.blocks_lost.load(Ordering::Relaxed), 1);
+    }
 }

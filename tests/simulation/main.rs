@@ -71,43 +71,23 @@ fn block(seeds: Range<u64>) {
 }
 
 #[test]
-fn seeds_0_to_25() {
-    block(0..25);
+fn seeds_0_to_50() {
+    block(0..50);
 }
 
 #[test]
-fn seeds_25_to_50() {
-    block(25..50);
+fn seeds_50_to_100() {
+    block(50..100);
 }
 
 #[test]
-fn seeds_50_to_75() {
-    block(50..75);
+fn seeds_100_to_150() {
+    block(100..150);
 }
 
 #[test]
-fn seeds_75_to_100() {
-    block(75..100);
-}
-
-#[test]
-fn seeds_100_to_125() {
-    block(100..125);
-}
-
-#[test]
-fn seeds_125_to_150() {
-    block(125..150);
-}
-
-#[test]
-fn seeds_150_to_175() {
-    block(150..175);
-}
-
-#[test]
-fn seeds_175_to_200() {
-    block(175..200);
+fn seeds_150_to_200() {
+    block(150..200);
 }
 
 /// A seed runs the same way every time: otherwise a failure could not be replayed.
