@@ -1,7 +1,7 @@
 //! The owner of a pool's work: turns templates into jobs, and shares that are blocks into submissions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mining_server::ShareEvent;
@@ -32,8 +32,6 @@ const SUBMISSION_GRACE: Duration = Duration::from_secs(1);
 /// What the rest of the program may know of a pool.
 #[derive(Debug, Default)]
 pub struct PoolStatus {
-    /// Whether there is a template to mine on.
-    pub live: AtomicBool,
     /// The height of the block that is being mined.
     pub height: AtomicU64,
     /// Shares that were blocks.
@@ -138,7 +136,6 @@ impl PoolTask {
     fn publish(&mut self) {
         let work = self.jobs.work().expect("a job was just made");
         self.registry.set_live_jobs(work.oldest(), work.active().job.number);
-        self.status.live.store(true, Ordering::Relaxed);
         self.inbox.work.send_replace(Some(Arc::new(work)));
     }
 
