@@ -56,7 +56,7 @@ pub fn start(
     };
     if !config.aggregate {
         // Every device has a prefix of its own from the upstream: no reserved value can clash.
-        role.observed.registry.set_live_jobs(JobNumber(u64::MAX), JobNumber(0));
+        role.observed.registry.set_oldest_live_job(JobNumber(u64::MAX));
     }
     role.spawn("upstream", upstream::run(task, shutdown));
     let settings = Settings {

@@ -61,9 +61,14 @@ impl SharedRegistry {
         }
     }
 
-    /// Notes for which jobs a share would be accepted, before connections hear of the newest.
-    pub fn set_live_jobs(&self, oldest: JobNumber, newest: JobNumber) {
+    /// Notes the newest job, before connections hear of it: whoever gives a value back may have been sent it.
+    pub fn set_newest_job(&self, newest: JobNumber) {
         self.live_jobs.newest.store(newest.0, Ordering::Relaxed);
+    }
+
+    /// Notes the oldest job for which a share is accepted, after connections could hear of it: who gets a value
+    /// again must not get older jobs with it.
+    pub fn set_oldest_live_job(&self, oldest: JobNumber) {
         self.live_jobs.oldest.store(oldest.0, Ordering::Relaxed);
     }
 
@@ -147,12 +152,14 @@ mod tests {
     async fn reserved_values_come_back_once_their_jobs_have_retired() {
         let (sink, _task) = RecordSink::start();
         let mut registry = SharedRegistry::new(Clock::start(), sink.writer());
-        registry.set_live_jobs(JobNumber(5), JobNumber(7));
+        registry.set_oldest_live_job(JobNumber(5));
+        registry.set_newest_job(JobNumber(7));
         let first = registry.take_reserved().expect("there is room");
         registry.give_back_reserved(first);
         let second = registry.take_reserved().expect("there is room");
         assert_ne!(second, first, "a share for job 7 may still come");
-        registry.set_live_jobs(JobNumber(8), JobNumber(8));
+        registry.set_newest_job(JobNumber(8));
+        registry.set_oldest_live_job(JobNumber(8));
         assert_eq!(
             registry.take_reserved(),
             Ok(first),

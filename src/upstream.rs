@@ -288,8 +288,10 @@ impl Driver {
         for (feed, work) in self.out.publish.drain(..) {
             match feed {
                 Feed::Shared => {
-                    self.task.registry.set_live_jobs(work.oldest(), work.active().job.number);
+                    let oldest = work.oldest();
+                    self.task.registry.set_newest_job(work.active().job.number);
                     self.task.inbox.work.send_replace(Some(work));
+                    self.task.registry.set_oldest_live_job(oldest);
                 }
                 Feed::Device(key) => {
                     if let Some(mailbox) = self.mailboxes.get(&key) {

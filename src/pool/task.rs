@@ -135,8 +135,10 @@ impl PoolTask {
 
     fn publish(&mut self) {
         let work = self.jobs.work().expect("a job was just made");
-        self.registry.set_live_jobs(work.oldest(), work.active().job.number);
+        let oldest = work.oldest();
+        self.registry.set_newest_job(work.active().job.number);
         self.inbox.work.send_replace(Some(Arc::new(work)));
+        self.registry.set_oldest_live_job(oldest);
     }
 
     fn handle_block(&mut self, share: ShareEvent, submissions: &mut JoinSet<Saved>) {
