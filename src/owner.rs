@@ -67,11 +67,11 @@ pub enum Command {
 #[derive(Clone, Debug)]
 pub struct Owner {
     /// Shares that are blocks: before everything else.
-    pub blocks: mpsc::Sender<Box<ShareEvent>>,
+    pub blocks: mpsc::Sender<ShareEvent>,
     /// News of connections.
     pub commands: mpsc::Sender<Command>,
     /// Shares to forward.
-    pub shares: mpsc::Sender<Box<ShareEvent>>,
+    pub shares: mpsc::Sender<ShareEvent>,
     /// The work that all connections share; `None` before the first job, and always where every device has a
     /// channel of its own.
     pub work: watch::Receiver<Option<Arc<Work>>>,
@@ -81,11 +81,11 @@ pub struct Owner {
 #[derive(Debug)]
 pub struct OwnerInbox {
     /// Shares that are blocks: before everything else. It ends with the last connection.
-    pub blocks: mpsc::Receiver<Box<ShareEvent>>,
+    pub blocks: mpsc::Receiver<ShareEvent>,
     /// News of connections.
     pub commands: mpsc::Receiver<Command>,
     /// Shares to forward.
-    pub shares: mpsc::Receiver<Box<ShareEvent>>,
+    pub shares: mpsc::Receiver<ShareEvent>,
     /// Publishes the work that all connections share.
     pub work: watch::Sender<Option<Arc<Work>>>,
 }

@@ -120,6 +120,7 @@ enum Wake {
     Read(std::io::Result<usize>),
     Wrote(std::io::Result<usize>),
     Dialled(Result<Box<Connected>, String>),
+    /// Boxed because it is rare, and much larger than all else that can happen.
     Block(Box<ShareEvent>),
     Commands,
     Shares,
@@ -135,8 +136,7 @@ struct Driver {
     backoff: Backoff,
     link: Link,
     unwritten: Vec<u8>,
-    #[expect(clippy::vec_box, reason = "they come boxed out of their queue")]
-    shares: Vec<Box<ShareEvent>>,
+    shares: Vec<ShareEvent>,
     commands: Vec<Command>,
     buffer: Vec<u8>,
     /// Where the upstream asked us to go, tried once.
@@ -205,7 +205,7 @@ impl Driver {
         tokio::select! {
             biased;
             () = end => Wake::End,
-            block = inbox.blocks.recv() => block.map_or(Wake::End, Wake::Block),
+            block = inbox.blocks.recv() => block.map_or(Wake::End, |share| Wake::Block(Box::new(share))),
             wake = link => wake,
             // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
             () = timer => Wake::Time,
@@ -279,7 +279,7 @@ impl Driver {
     fn handle_shares(&mut self) {
         let now = self.task.clock.now();
         for share in self.shares.drain(..) {
-            self.upstream.handle_share(*share, now, &mut self.out);
+            self.upstream.handle_share(share, now, &mut self.out);
         }
     }
 
@@ -403,10 +403,10 @@ impl Driver {
         let now = self.task.clock.now();
         self.task.inbox.close();
         while let Ok(share) = self.task.inbox.blocks.try_recv() {
-            self.handle_block(*share);
+            self.handle_block(share);
         }
         while let Ok(share) = self.task.inbox.shares.try_recv() {
-            self.upstream.handle_share(*share, now, &mut self.out);
+            self.upstream.handle_share(share, now, &mut self.out);
         }
         self.upstream.handle_shutdown(now, &mut self.out);
         self.settle();

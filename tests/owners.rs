@@ -35,7 +35,7 @@ const EXPONENT: i32 = -22;
 const HASHES_PER_BLOCK: u64 = 1 << 40;
 
 /// A block for a job that nobody knows: enough to see whether its owner takes it.
-fn block(fate: Fate, now: Now) -> Box<ShareEvent> {
+fn block(fate: Fate, now: Now) -> ShareEvent {
     let record = ShareRecord {
         judged: now,
         device: Some(DeviceId(1)),
@@ -60,17 +60,10 @@ fn block(fate: Fate, now: Now) -> Box<ShareEvent> {
     let forward = ForwardShare {
         epoch: Epoch(1),
         origin: JobOrigin { upstream: UpstreamId(0), channel, job: UpstreamJobId(1), template: None },
-        job: JobNumber(1),
-        connection: ConnectionId(1),
-        channel: ChannelId(0),
-        version: 0,
-        ntime: 0,
-        nonce: 0,
-        rollable: Default::default(),
         hash: [0; 32],
         is_block: true,
     };
-    Box::new(ShareEvent { record, forward: Some(forward) })
+    ShareEvent { record, forward: Some(forward) }
 }
 
 /// Hands an owner a block that its connection found after the end was asked for, and sees the owner end.

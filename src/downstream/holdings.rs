@@ -71,7 +71,7 @@ impl Holdings {
                 Event::HashRate { channel, .. } => {
                     self.rated.remove(channel);
                 }
-                Event::Share(_) | Event::NewJobWanted { .. } | Event::Notice(_) => {}
+                Event::NewJobWanted { .. } | Event::Notice(_) => {}
             }
         }
     }

@@ -233,14 +233,15 @@ impl Outlet {
         }
     }
 
-    /// Passes the events on. A block is in its owner's queue when this returns, before its miner is answered.
-    async fn dispatch(&mut self, events: &mut Vec<Event>) {
-        for event in events.drain(..) {
+    /// Passes the shares and events on. A block is in its owner's queue when this returns, before its miner is
+    /// answered.
+    async fn dispatch(&mut self, out: &mut Output) {
+        for share in out.shares.drain(..) {
+            self.share_read.get_or_insert(share.record.judged);
+            self.pass_share(share).await;
+        }
+        for event in out.events.drain(..) {
             match event {
-                Event::Share(share) => {
-                    self.share_read.get_or_insert(share.record.judged);
-                    self.pass_share(share).await;
-                }
                 Event::OpenUpstream { channel, user_identity, hash_rate } => {
                     let key = self.key(channel);
                     let mailbox = Arc::clone(&self.mailbox);
@@ -260,7 +261,7 @@ impl Outlet {
         }
     }
 
-    async fn pass_share(&mut self, share: Box<ShareEvent>) {
+    async fn pass_share(&mut self, share: ShareEvent) {
         match &share.forward {
             None => self.keep(share),
             Some(forward) if forward.is_block => {
@@ -279,7 +280,7 @@ impl Outlet {
     }
 
     /// Records a share that its owner did not take. A pool's share is kept whether it came to its owner or not.
-    fn drop_share(&mut self, mut share: Box<ShareEvent>, reason: DropReason) {
+    fn drop_share(&mut self, mut share: ShareEvent, reason: DropReason) {
         if share.record.fate == Fate::Kept {
             tracing::error!(job = ?share.record.job, "a block is lost: the pool has ended");
         } else {
@@ -289,7 +290,7 @@ impl Outlet {
     }
 
     /// Records a share that goes nowhere. A block among them is money lost, which the operator must hear of.
-    fn keep(&mut self, share: Box<ShareEvent>) {
+    fn keep(&mut self, share: ShareEvent) {
         let record = share.record;
         if record.verdict == Verdict::BlockFound
             && let Fate::Dropped(reason) = record.fate

@@ -127,7 +127,7 @@ impl Driver {
 
     async fn flush(&mut self) -> Result<(), CloseReason> {
         self.holdings.note(&self.out.events);
-        self.outlet.dispatch(&mut self.out.events).await;
+        self.outlet.dispatch(&mut self.out).await;
         let bytes = take_bytes(&mut self.out);
         self.outlet.write(&mut self.stream, &bytes).await?;
         self.out.close.take().map_or(Ok(()), Err)
@@ -137,7 +137,7 @@ impl Driver {
         let peer = self.connection.proxied_source().unwrap_or(peer);
         self.connection.handle_closed(&mut self.holdings, &mut self.out);
         self.holdings.note(&self.out.events);
-        self.outlet.dispatch(&mut self.out.events).await;
+        self.outlet.dispatch(&mut self.out).await;
         let who = format!(
             "{} {}",
             self.connection.user().unwrap_or("(not authorised)"),

@@ -182,7 +182,7 @@ impl Driver {
 
     async fn flush(&mut self) -> Result<(), CloseReason> {
         self.holdings.note(&self.out.events);
-        self.outlet.dispatch(&mut self.out.events).await;
+        self.outlet.dispatch(&mut self.out).await;
         self.encrypted.clear();
         self.encryptor
             .encrypt_frames(&self.out.bytes, &mut self.encrypted)
@@ -201,7 +201,7 @@ impl Driver {
         let now = self.context.clock.now();
         self.connection.handle_closed(now, &mut self.holdings, &mut self.out);
         self.holdings.note(&self.out.events);
-        self.outlet.dispatch(&mut self.out.events).await;
+        self.outlet.dispatch(&mut self.out).await;
         log_close(kind, peer, id, &who, reason, &self.context);
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mining_server::work::MAX_LIVE_JOBS;
-use mining_server::{ForwardShare, JobBook, PublishedJob, Work};
+use mining_server::{JobBook, PublishedJob, ShareEvent, Work};
 use stratum::job::{JobParts, RESERVED_SIZE, Rolled};
 use stratum::{Epoch, JobNumber, Now, Target, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId};
 use stratum::{JobOrigin, Tip};
@@ -113,22 +113,25 @@ impl PoolJobs {
         self.book.work()
     }
 
-    /// The block that a share solved; `None` when its job is of neither this tip nor the one before.
-    pub fn block(&self, share: &ForwardShare) -> Option<FoundBlock> {
-        let (published, template) = self.solvable.get(&share.job)?;
-        let (reserved, rolled) = share.rollable.split_first_chunk::<RESERVED_SIZE>()?;
+    /// The block that a share solved; `None` when it is not one to pass on, or its job is of neither this tip nor
+    /// the one before.
+    pub fn block(&self, share: &ShareEvent) -> Option<FoundBlock> {
+        let ShareEvent { record, forward } = share;
+        let hash = forward.as_ref()?.hash;
+        let (published, template) = self.solvable.get(&record.job?)?;
+        let (reserved, rolled) = record.rollable.split_first_chunk::<RESERVED_SIZE>()?;
         let header = published.job.header(&Rolled {
             reserved: *reserved,
             extranonce: rolled,
-            version: share.version,
-            ntime: share.ntime,
-            nonce: share.nonce,
+            version: record.version,
+            ntime: record.ntime,
+            nonce: record.nonce,
         });
         let coinbase =
-            [&published.job.coinbase_prefix, share.rollable.as_slice(), &published.job.coinbase_suffix]
+            [&published.job.coinbase_prefix, record.rollable.as_slice(), &published.job.coinbase_suffix]
                 .concat();
         let bytes = assemble_block(template, &coinbase, &header);
-        Some(FoundBlock { height: template.height, hash: share.hash, bytes })
+        Some(FoundBlock { height: template.height, hash, bytes })
     }
 
     /// Remembers the active job for its blocks. The oldest ones are forgotten.
@@ -155,10 +158,13 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
+    use mining_server::judge::{Submission, Submitter, refusal};
+    use mining_server::work::JobLookup;
+    use mining_server::{ForwardShare, RejectReason};
     use stratum::{ChannelId, ConnectionId};
 
     /// Grinds a block on the active job.
-    fn solve(jobs: &PoolJobs) -> ForwardShare {
+    fn solve(jobs: &PoolJobs) -> ShareEvent {
         let work = jobs.work().expect("there is a job");
         let job = &work.active().job;
         let rollable = job.rollable_bytes([0; RESERVED_SIZE], &[]);
@@ -171,19 +177,21 @@ mod tests {
         };
         let mut nonces = (0..).map(|nonce| (nonce, job.hash(&rolled(nonce))));
         let (nonce, hash) = nonces.find(|(_, hash)| job.tip.network_target.is_met_by(hash)).expect("endless");
-        ForwardShare {
-            epoch: job.epoch,
-            origin: job.origin,
-            job: job.number,
-            connection: ConnectionId(1),
-            channel: ChannelId(0),
+        let submission = Submission {
+            job: JobLookup::Unknown,
+            extranonce: &[],
             version: job.version,
+            version_mask: 0,
             ntime: job.min_ntime,
             nonce,
-            rollable: rollable.clone(),
-            hash,
-            is_block: true,
-        }
+        };
+        let submitter = Submitter { connection: ConnectionId(1), channel: ChannelId(0), device: None };
+        // Only what a block is made of counts here, and not the verdict.
+        let mut share = refusal(submitter, &submission, RejectReason::JobNotFound, job.received);
+        share.record.job = Some(job.number);
+        share.record.rollable = rollable.clone();
+        share.forward = Some(ForwardShare { epoch: job.epoch, origin: job.origin, hash, is_block: true });
+        share
     }
 
     #[test]

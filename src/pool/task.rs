@@ -79,7 +79,7 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
             () = shutdown.requested() => break,
             share = task.inbox.blocks.recv() => match share {
                 None => break,
-                Some(share) => task.handle_block(*share, &mut submissions),
+                Some(share) => task.handle_block(share, &mut submissions),
             },
             changed = templates.changed() => {
                 if changed.is_err() {
@@ -151,7 +151,7 @@ impl PoolTask {
     async fn finish(mut self, mut submissions: JoinSet<Saved>) {
         let drained = tokio::time::timeout(DRAIN_GRACE, async {
             while let Some(share) = self.inbox.blocks.recv().await {
-                self.handle_block(*share, &mut submissions);
+                self.handle_block(share, &mut submissions);
             }
         });
         if drained.await.is_err() {
@@ -159,7 +159,7 @@ impl PoolTask {
         }
         self.inbox.close();
         while let Ok(share) = self.inbox.blocks.try_recv() {
-            self.handle_block(*share, &mut submissions);
+            self.handle_block(share, &mut submissions);
         }
         while let Ok(share) = self.inbox.shares.try_recv() {
             self.writer.share(share.record);
@@ -183,7 +183,7 @@ impl PoolTask {
 
     fn solved_by(&mut self, share: ShareEvent) -> Option<FoundBlock> {
         self.status.blocks_found.fetch_add(1, Ordering::Relaxed);
-        let block = share.forward.as_ref().and_then(|forward| self.jobs.block(forward));
+        let block = self.jobs.block(&share);
         self.writer.share(share.record);
         if block.is_none() {
             self.status.blocks_lost.fetch_add(1, Ordering::Relaxed);

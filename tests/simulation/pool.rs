@@ -75,8 +75,8 @@ impl Pool {
 
     fn take_block(&mut self, share: mining_server::ShareEvent, net: &mut Net) {
         self.server.accounts.record(&share.record);
-        let forward = share.forward.as_ref().expect("a block is forwarded to the node");
-        match self.jobs.block(forward) {
+        assert!(share.forward.is_some(), "a block is forwarded to the node");
+        match self.jobs.block(&share) {
             None => self.blocks_late += 1,
             Some(block) => {
                 if self.chain.submit(&block.bytes, net.now) {

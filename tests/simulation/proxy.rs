@@ -151,7 +151,7 @@ impl Proxy {
         if self.server.commands.is_empty() && self.unwritten.len() < MAX_UNWRITTEN {
             for _ in 0..SHARE_BATCH {
                 let Some(share) = self.server.shares.pop_front() else { break };
-                self.upstream.handle_share(*share, net.now, &mut self.out);
+                self.upstream.handle_share(share, net.now, &mut self.out);
             }
             self.settle(net);
         }

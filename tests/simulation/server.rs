@@ -103,7 +103,7 @@ pub(crate) struct Server {
     /// Since when there has been work.
     pub(crate) work_since: Option<Duration>,
     pub(crate) commands: VecDeque<Command>,
-    pub(crate) shares: VecDeque<Box<ShareEvent>>,
+    pub(crate) shares: VecDeque<ShareEvent>,
     pub(crate) accounts: Accounts,
     pub(crate) owner_wakes: bool,
     /// Connections that were closed, by whose fault.
@@ -308,6 +308,7 @@ impl Server {
     /// Passes the events on, and only then makes the bytes ready.
     fn dispatch(&mut self, link: LinkId, net: &mut Net) {
         let Some(conn) = self.conns.get_mut(&link) else { return };
+        let shares = std::mem::take(&mut conn.out.shares);
         let events = std::mem::take(&mut conn.out.events);
         conn.unsent.append(&mut conn.out.bytes);
         if let Some(reason) = conn.out.close.take() {
@@ -316,21 +317,20 @@ impl Server {
                 self.closed_for_fault.push(format!("link {link}: {reason}"));
             }
         }
-        self.pass_on(link, events, net);
+        self.pass_on(link, shares, events, net);
     }
 
-    fn pass_on(&mut self, link: LinkId, events: Vec<Event>, net: &mut Net) {
+    fn pass_on(&mut self, link: LinkId, shares: Vec<ShareEvent>, events: Vec<Event>, net: &mut Net) {
         let key = |channel| DownstreamKey { connection: ConnectionId(link), channel };
+        for share in shares {
+            self.accounts.judged += 1;
+            net.witness.judged(link, &share.record);
+            if let Some(block) = self.pass_share(share) {
+                self.commands.push_back(Command::Block(Box::new(block)));
+            }
+        }
         for event in events {
             let command = match event {
-                Event::Share(share) => {
-                    self.accounts.judged += 1;
-                    net.witness.judged(link, &share.record);
-                    match self.pass_share(share) {
-                        Some(block) => Command::Block(block),
-                        None => continue,
-                    }
-                }
                 Event::OpenUpstream { channel, user_identity, hash_rate } => {
                     Command::Open { key: key(channel), user_identity, rate: hash_rate }
                 }
@@ -348,7 +348,7 @@ impl Server {
     }
 
     /// Returns a share that is a block: it goes before all others.
-    fn pass_share(&mut self, mut share: Box<ShareEvent>) -> Option<Box<ShareEvent>> {
+    fn pass_share(&mut self, mut share: ShareEvent) -> Option<ShareEvent> {
         match &share.forward {
             None => self.accounts.record(&share.record),
             Some(forward) if forward.is_block => return Some(share),
@@ -373,7 +373,7 @@ impl Server {
             Machine::Sv2(sv2, _) => sv2.handle_closed(net.now, &mut self.registry, &mut out),
         }
         assert!(out.bytes.is_empty(), "nothing is said to who has gone");
-        self.pass_on(link, out.events, net);
+        self.pass_on(link, out.shares, out.events, net);
         net.close(link, End::Server);
     }
 }

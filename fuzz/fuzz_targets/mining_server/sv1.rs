@@ -6,7 +6,7 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use mining_server::record::RejectReason;
 use mining_server::sv1::Sv1Connection;
-use mining_server::{Event, Output, Registry, Settings, Verdict, Work};
+use mining_server::{Event, Output, Registry, Settings, ShareEvent, Verdict, Work};
 use stratum::sv1::client::ServerLine;
 use stratum::{ConnectionId, Now};
 
@@ -233,6 +233,9 @@ impl Run {
         assert!(out.bytes.len() <= bytes_in * MOST_PER_BYTE + MOST_PER_CALL, "{} bytes", out.bytes.len());
         assert!(out.bytes.is_empty() || out.bytes.ends_with(b"\n"), "half a line");
         // Judged before what was told in the same call: a share is answered before a new job or difficulty goes out.
+        for share in &out.shares {
+            self.take_share(share);
+        }
         for event in &out.events {
             self.take_event(event);
         }
@@ -242,20 +245,20 @@ impl Run {
         self.closed |= out.close.is_some();
     }
 
+    fn take_share(&mut self, share: &ShareEvent) {
+        assert_eq!(share.record.channel, SV1_CHANNEL);
+        self.records.take(&self.settings, self.work.as_deref(), share);
+        if share.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty) {
+            let reached = share.record.difficulty.expect("it was hashed").0;
+            let number = share.record.job.expect("its job is known").0;
+            let name = |job: &&(String, u32, f64)| job.0[..16.min(job.0.len())] == format!("{number:016x}");
+            let told = self.jobs.iter().find(name).map_or(f64::INFINITY, |(_, _, told)| *told);
+            assert!(reached < told, "a share of {reached} was too low, and {told} was told");
+        }
+    }
+
     fn take_event(&mut self, event: &Event) {
         match event {
-            Event::Share(share) => {
-                assert_eq!(share.record.channel, SV1_CHANNEL);
-                self.records.take(&self.settings, self.work.as_deref(), share);
-                if share.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty) {
-                    let reached = share.record.difficulty.expect("it was hashed").0;
-                    let number = share.record.job.expect("its job is known").0;
-                    let name =
-                        |job: &&(String, u32, f64)| job.0[..16.min(job.0.len())] == format!("{number:016x}");
-                    let told = self.jobs.iter().find(name).map_or(f64::INFINITY, |(_, _, told)| *told);
-                    assert!(reached < told, "a share of {reached} was too low, and {told} was told");
-                }
-            }
             Event::OpenUpstream { channel, .. } => {
                 assert_eq!(*channel, SV1_CHANNEL);
                 assert!(!self.upstream_open, "one channel for one device");

@@ -205,19 +205,18 @@ impl Run {
 
     /// Takes what the last call put out.
     fn settle(&mut self, messages: Vec<Message>) {
+        for share in std::mem::take(&mut self.driver.shares) {
+            let work = self.has_work.then(|| self.source.work());
+            self.records.take(&self.settings, work.as_deref(), &share);
+            if matches!(share.record.verdict, Verdict::Accepted | Verdict::BlockFound) {
+                let channel = self.channels.get_mut(&share.record.channel).expect("its channel is open");
+                channel.accepted += 1;
+                let unit = Target::DIFFICULTY_1.work().0 as f64;
+                channel.difficulty += (share.record.credited.0 as f64 / unit).log2().round().exp2();
+            }
+        }
         for event in std::mem::take(&mut self.driver.events) {
             match event {
-                Event::Share(share) => {
-                    let work = self.has_work.then(|| self.source.work());
-                    self.records.take(&self.settings, work.as_deref(), &share);
-                    if matches!(share.record.verdict, Verdict::Accepted | Verdict::BlockFound) {
-                        let channel =
-                            self.channels.get_mut(&share.record.channel).expect("its channel is open");
-                        channel.accepted += 1;
-                        let unit = Target::DIFFICULTY_1.work().0 as f64;
-                        channel.difficulty += (share.record.credited.0 as f64 / unit).log2().round().exp2();
-                    }
-                }
                 Event::OpenUpstream { channel, hash_rate, .. } => {
                     assert!(self.settings.channel_per_device && hash_rate.0.is_finite());
                     self.wanted.push(channel);

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use mining_server::record::UpstreamVerdict;
-use mining_server::{CloseReason, DropReason, Fate, ForwardShare, ShareEvent, UpstreamAnswer};
+use mining_server::{CloseReason, DropReason, Fate, ForwardShare, ShareEvent, ShareRecord, UpstreamAnswer};
 use stratum::sv2::codes;
 use stratum::sv2::messages::{
     CloseChannel, OpenExtendedMiningChannel, Protocol, SetupConnection, SubmitSharesExtended, UpdateChannel,
@@ -224,7 +224,7 @@ impl Upstream {
     pub fn handle_share(&mut self, event: ShareEvent, now: Now, out: &mut UpstreamOutput) {
         let ShareEvent { mut record, forward } = event;
         if let Some(share) = forward {
-            match self.forward(&share, now, out) {
+            match self.forward(&record, &share, now, out) {
                 Ok(sequence_number) => {
                     record.fate = Fate::Forwarded;
                     record.sequence_number = Some(sequence_number);
@@ -400,6 +400,7 @@ impl Upstream {
 
     fn forward(
         &mut self,
+        record: &ShareRecord,
         share: &ForwardShare,
         now: Now,
         out: &mut UpstreamOutput,
@@ -432,10 +433,10 @@ impl Upstream {
             channel_id: ChannelId(channel.id.0),
             sequence_number,
             job_id: JobId(share.origin.job.0),
-            nonce: share.nonce,
-            ntime: share.ntime,
-            version: share.version,
-            extranonce: share.rollable.to_vec(),
+            nonce: record.nonce,
+            ntime: record.ntime,
+            version: record.version,
+            extranonce: record.rollable.to_vec(),
             user_identity: None,
         };
         send(submit, out);

@@ -330,13 +330,6 @@ fn accept(settings: &Settings, work: &Work, event: &mut ShareEvent, job: &Job, a
         event.forward = Some(ForwardShare {
             epoch: job.epoch,
             origin: job.origin,
-            job: job.number,
-            connection: record.connection,
-            channel: record.channel,
-            version: record.version,
-            ntime: record.ntime,
-            nonce: record.nonce,
-            rollable: record.rollable.clone(),
             hash: accepted.hash,
             is_block: accepted.is_block,
         });

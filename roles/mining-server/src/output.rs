@@ -2,20 +2,22 @@
 
 use std::fmt;
 
-use arrayvec::ArrayVec;
 use stratum::extranonce::Exhausted;
 use stratum::hash::Hash;
-use stratum::job::{JobOrigin, MAX_EXTRANONCE_SIZE, RESERVED_SIZE};
-use stratum::{ChannelId, ConnectionId, DeviceId, Epoch, HashRate, JobNumber};
+use stratum::job::{JobOrigin, RESERVED_SIZE};
+use stratum::{ChannelId, DeviceId, Epoch, HashRate};
 
 use crate::record::ShareRecord;
 
-/// Collects what one or more calls into a connection produced. The driver handles the events first and writes
-/// the bytes after them, so that a block is on its way before its miner hears of it.
+/// Collects what one or more calls into a connection produced. The driver passes the shares on first, handles the
+/// events, and writes the bytes after both, so that a block is on its way before its miner hears of it.
 #[derive(Debug, Default)]
 pub struct Output {
     /// Bytes for the peer: SV1 lines, or plain SV2 frames that the driver encrypts.
     pub bytes: Vec<u8>,
+    /// The shares that were judged, oldest first. Apart from the events because there are so many more of them: they
+    /// are kept by value, in memory that the driver empties and uses again.
+    pub shares: Vec<ShareEvent>,
     /// What others must know or do, oldest first.
     pub events: Vec<Event>,
     /// Set when the connection must be closed once the bytes are written. No further call may follow.
@@ -25,8 +27,6 @@ pub struct Output {
 /// What others must know or do.
 #[derive(Debug)]
 pub enum Event {
-    /// A share was judged.
-    Share(Box<ShareEvent>),
     /// A device is ready to mine and needs an upstream channel of its own (only with a channel per device).
     /// The driver answers with work for this channel, when there is any.
     OpenUpstream {
@@ -67,27 +67,13 @@ pub struct ShareEvent {
     pub forward: Option<ForwardShare>,
 }
 
-/// A share on its way to the upstream or the node.
-#[derive(Clone, Debug)]
+/// What the upstream or the node must know of a share beyond its record.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ForwardShare {
     /// The life of the upstream channel that its job belongs to.
     pub epoch: Epoch,
     /// Where its job came from.
     pub origin: JobOrigin,
-    /// Our number of its job.
-    pub job: JobNumber,
-    /// Who submitted it.
-    pub connection: ConnectionId,
-    /// On which of its channels.
-    pub channel: ChannelId,
-    /// The header's version.
-    pub version: u32,
-    /// The header's time.
-    pub ntime: u32,
-    /// The header's nonce.
-    pub nonce: u32,
-    /// The part of the extranonce between the job's coinbase prefix and suffix.
-    pub rollable: ArrayVec<u8, MAX_EXTRANONCE_SIZE>,
     /// The block hash, in internal byte order.
     pub hash: Hash,
     /// Whether it meets the network's target.
@@ -154,5 +140,20 @@ impl CloseReason {
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a share event at most: it is moved from the judge through an output and two queues to the ledger, so
+    /// that every byte is copied several times a share, and a full queue of 8192 shares must stay near two megabytes.
+    const MOST_SHARE_EVENT_BYTES: usize = 272;
+
+    #[test]
+    fn a_share_event_is_small_enough_to_be_moved() {
+        let size = size_of::<ShareEvent>();
+        assert!(size <= MOST_SHARE_EVENT_BYTES, "a share event has {size} bytes");
     }
 }

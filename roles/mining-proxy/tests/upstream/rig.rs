@@ -289,18 +289,8 @@ pub(crate) fn share(job: &Job, nonce: u32, is_block: bool, now: Now) -> ShareEve
     let mut event = refusal(submitter, &submission, RejectReason::JobNotFound, now);
     event.record.verdict = if is_block { Verdict::BlockFound } else { Verdict::Accepted };
     event.record.fate = Fate::Forwarded;
-    event.forward = Some(ForwardShare {
-        epoch: job.epoch,
-        origin: job.origin,
-        job: job.number,
-        connection: ConnectionId(1),
-        channel: ChannelId(0),
-        version,
-        ntime,
-        nonce,
-        rollable,
-        hash: job.hash(&rolled),
-        is_block,
-    });
+    event.record.rollable = rollable;
+    event.forward =
+        Some(ForwardShare { epoch: job.epoch, origin: job.origin, hash: job.hash(&rolled), is_block });
     event
 }

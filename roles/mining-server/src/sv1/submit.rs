@@ -25,7 +25,7 @@ impl Sv1Connection {
         if event.record.verdict == Verdict::Rejected(RejectReason::BadVersionBits) {
             self.report_bits(submit.version_bits.unwrap_or(0), out);
         }
-        out.events.push(Event::Share(Box::new(event)));
+        out.shares.push(event);
         self.check_difficulty(now, out);
         if self.judge.wants_job() {
             out.events.push(Event::NewJobWanted { channel: SV1_CHANNEL });
@@ -43,7 +43,7 @@ impl Sv1Connection {
             nonce: 0,
         };
         let event = refusal(self.submitter(), &submission, RejectReason::Malformed, now);
-        out.events.push(Event::Share(Box::new(event)));
+        out.shares.push(event);
     }
 
     fn judge_submit(&mut self, submit: &Submit<'_>, now: Now) -> ShareEvent {

@@ -75,7 +75,7 @@ impl Sv2Connection {
             let submitter = Submitter { connection, channel: id, device: None };
             let submission = submit.submission(JobLookup::Unknown);
             let event = judge::refusal(submitter, &submission, RejectReason::NotSubscribed, now);
-            out.events.push(Event::Share(Box::new(event)));
+            out.shares.push(event);
             return refuse(submit, submit_shares::INVALID_CHANNEL_ID, out);
         };
         let submitter = Submitter { connection, channel: id, device: Some(channel.device) };
@@ -98,7 +98,7 @@ impl Sv2Connection {
                 refuse(submit, error_code(reason, &event.record, &channel.work), out);
             }
         }
-        out.events.push(Event::Share(Box::new(event)));
+        out.shares.push(event);
         if channel.judge.wants_job() {
             out.events.push(Event::NewJobWanted { channel: id });
         }

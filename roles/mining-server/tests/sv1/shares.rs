@@ -39,10 +39,10 @@ fn a_share_for_the_upstream_goes_there_as_long_as_it_can() {
     let found = rig.grind(&rig.newest(), UPSTREAM);
     assert_eq!(rig.submit(&found), 0);
     let share = rig.shares().remove(0);
-    let forward = share.forward.expect("it goes upstream");
-    assert_eq!((share.record.fate, forward.job, forward.nonce), (Fate::Forwarded, FIRST_JOB, found.nonce));
-    assert_eq!(share.record.upstream_work, Target::from_difficulty_exponent(UPSTREAM).work());
-    assert_eq!((forward.connection, forward.is_block), (ConnectionId(7), false));
+    let (record, forward) = (share.record, share.forward.expect("it goes upstream"));
+    assert_eq!((record.fate, record.job, record.nonce), (Fate::Forwarded, Some(FIRST_JOB), found.nonce));
+    assert_eq!(record.upstream_work, Target::from_difficulty_exponent(UPSTREAM).work());
+    assert_eq!((record.connection, forward.is_block), (ConnectionId(7), false));
 
     rig.source.book.set_live(false);
     let work = rig.source.work();

@@ -196,6 +196,7 @@ pub(crate) struct Rig {
     pub(crate) now: Now,
     pub(crate) source: Source,
     pub(crate) events: Vec<Event>,
+    shares: Vec<ShareEvent>,
     pub(crate) closed: Option<CloseReason>,
     /// The jobs that were sent, with the difficulty that the miner was told before each.
     pub(crate) jobs: Vec<(Notify, f64)>,
@@ -217,6 +218,7 @@ impl Rig {
             now,
             source: Source::new(),
             events: Vec::new(),
+            shares: Vec::new(),
             closed: None,
             jobs: Vec::new(),
             difficulty: f64::NAN,
@@ -300,6 +302,7 @@ impl Rig {
     }
 
     fn take(&mut self, mut out: Output) -> Vec<String> {
+        self.shares.append(&mut out.shares);
         self.events.append(&mut out.events);
         self.closed = self.closed.take().or(out.close.take());
         let text = String::from_utf8(out.bytes).expect("text");
@@ -386,16 +389,9 @@ impl Rig {
         }
     }
 
-    /// Takes the shares that were judged since the last time, and leaves the other events.
+    /// Takes the shares that were judged since the last time.
     pub(crate) fn shares(&mut self) -> Vec<ShareEvent> {
-        let mut shares = Vec::new();
-        for event in std::mem::take(&mut self.events) {
-            match event {
-                Event::Share(share) => shares.push(*share),
-                other => self.events.push(other),
-            }
-        }
-        shares
+        std::mem::take(&mut self.shares)
     }
 
     /// The record of the one share that was judged since the last time.

@@ -222,21 +222,22 @@ fn mine_some(device: &mut Device, driver: &mut Driver, work: &Work, epoch_is_liv
             assert!(matches!(share.record.fate, Fate::Dropped(_)));
             continue;
         }
+        let record = &share.record;
         let forward = share.forward.expect("every share of this test meets the upstream's target");
         let job = &work.active().job;
-        assert_eq!((forward.job, forward.epoch), (job.number, work.epoch));
-        let coinbase = [&job.coinbase_prefix[..], &forward.rollable, &job.coinbase_suffix].concat();
+        assert_eq!((record.job, forward.epoch), (Some(job.number), work.epoch));
+        let coinbase = [&job.coinbase_prefix[..], &record.rollable, &job.coinbase_suffix].concat();
         let root = folded(&coinbase, &job.merkle_path);
         let hash = header_hash(
-            forward.version,
+            record.version,
             &job.tip.previous_hash,
             &root,
-            forward.ntime,
+            record.ntime,
             job.tip.nbits,
-            forward.nonce,
+            record.nonce,
         );
         assert_eq!(forward.hash, hash);
-        assert_eq!(forward.rollable.len(), job.rollable_size);
+        assert_eq!(record.rollable.len(), job.rollable_size);
     }
 }
 

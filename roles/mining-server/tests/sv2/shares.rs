@@ -164,19 +164,14 @@ fn a_share_that_meets_the_upstreams_target_is_forwarded_as_the_upstream_counts_i
     let job = &work.active().job;
     driver.send(find_share(&opened, job, difficulty(-20), 0x0102_0304_0506_0708, 1));
     let shares = driver.shares();
+    let record = &shares[0].record;
     let forward = shares[0].forward.as_ref().expect("forwarded");
-    assert_eq!(shares[0].record.fate, Fate::Forwarded);
-    assert_eq!(forward.rollable.len(), 24);
-    let coinbase = [&job.coinbase_prefix[..], &forward.rollable, &job.coinbase_suffix].concat();
+    assert_eq!(record.fate, Fate::Forwarded);
+    assert_eq!(record.rollable.len(), 24);
+    let coinbase = [&job.coinbase_prefix[..], &record.rollable, &job.coinbase_suffix].concat();
     let root = folded(&coinbase, &job.merkle_path);
-    let hash = header_hash(
-        forward.version,
-        &job.tip.previous_hash,
-        &root,
-        forward.ntime,
-        job.tip.nbits,
-        forward.nonce,
-    );
+    let hash =
+        header_hash(record.version, &job.tip.previous_hash, &root, record.ntime, job.tip.nbits, record.nonce);
     assert_eq!(forward.hash, hash);
     assert!(difficulty(-20).is_met_by(&hash));
 }

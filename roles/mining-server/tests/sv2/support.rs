@@ -176,6 +176,7 @@ pub(crate) struct Driver {
     pub(crate) now: Now,
     /// Everything that came out and was not taken.
     pub(crate) events: Vec<Event>,
+    pub(crate) shares: Vec<ShareEvent>,
     pub(crate) closed: Option<CloseReason>,
 }
 
@@ -183,7 +184,8 @@ impl Driver {
     pub(crate) fn new(settings: Settings) -> Self {
         let now = Now::simulated(seconds(1_700_000_000), seconds(1000));
         let connection = Sv2Connection::new(Arc::new(settings), ConnectionId(7), now);
-        Driver { connection, registry: FakeRegistry::default(), now, events: Vec::new(), closed: None }
+        let registry = FakeRegistry::default();
+        Driver { connection, registry, now, events: Vec::new(), shares: Vec::new(), closed: None }
     }
 
     /// A connection that has been set up with these flags.
@@ -256,22 +258,15 @@ impl Driver {
     }
 
     fn take(&mut self, mut out: Output) -> Vec<Message> {
+        self.shares.append(&mut out.shares);
         self.events.append(&mut out.events);
         self.closed = self.closed.take().or(out.close.take());
         messages(&out.bytes)
     }
 
-    /// Takes the shares that were judged since the last time, and leaves the other events.
+    /// Takes the shares that were judged since the last time.
     pub(crate) fn shares(&mut self) -> Vec<ShareEvent> {
-        let mut shares = Vec::new();
-        let events = std::mem::take(&mut self.events);
-        for event in events {
-            match event {
-                Event::Share(share) => shares.push(*share),
-                other => self.events.push(other),
-            }
-        }
-        shares
+        std::mem::take(&mut self.shares)
     }
 
     /// Takes the hash rates published since the last time.
