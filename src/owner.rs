@@ -4,7 +4,8 @@
 //! queues.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
@@ -12,9 +13,9 @@ use mining_server::{ShareEvent, Work};
 use stratum::{ChannelId, HashRate};
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Shares on their way to an owner. At the full speed of one core these are a tenth of a second; when they are
-/// full a share is dropped before forwarding, and counted.
-pub const SHARE_QUEUE: usize = 8192;
+/// Shares on their way to an owner: some fifty milliseconds at the full speed of two cores. When they are full,
+/// connections wait a moment before they judge more, and then drop shares before forwarding, and count them.
+pub const SHARE_QUEUE: usize = 2048;
 
 /// Blocks on their way to an owner: they have a queue of their own, so that nothing that a peer can cause is ahead of
 /// them. Only a test network has more than one at a time; when it is full the connection waits.
@@ -42,7 +43,7 @@ pub enum Command {
         /// What the device is thought to hash.
         hash_rate: HashRate,
         /// Where work for it goes.
-        mailbox: Arc<Mailbox>,
+        mailbox: Arc<dyn Mailbox>,
     },
     /// The device of this channel is gone.
     Close {
@@ -75,6 +76,53 @@ pub struct Owner {
     /// The work that all connections share; `None` before the first job, and always where every device has a
     /// channel of its own.
     pub work: watch::Receiver<Option<Arc<Work>>>,
+    wakers: Wakers,
+}
+
+impl Owner {
+    /// Has `wake` called after each publication, for threads that cannot wait for `work` as a task does. It must
+    /// return at once.
+    pub fn wake_with(&self, wake: impl Fn() + Send + Sync + 'static) {
+        self.wakers.lock().push(Box::new(wake));
+    }
+}
+
+/// Whom to wake when work was published: a few threads, which stay as long as the owner.
+#[derive(Clone, Default)]
+struct Wakers(Arc<Mutex<Vec<Waker>>>);
+
+type Waker = Box<dyn Fn() + Send + Sync>;
+
+impl Wakers {
+    fn lock(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.0.lock().expect("nothing panics while it wakes somebody")
+    }
+}
+
+impl fmt::Debug for Wakers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Wakers({})", self.lock().len())
+    }
+}
+
+/// Publishes the work that all connections share.
+#[derive(Debug)]
+pub struct Publisher {
+    work: watch::Sender<Option<Arc<Work>>>,
+    wakers: Wakers,
+}
+
+impl Publisher {
+    /// Lets all connections have new work, in one swap.
+    pub fn publish(&self, work: Arc<Work>) {
+        self.work.send_replace(Some(work));
+        self.wakers.lock().iter().for_each(|wake| wake());
+    }
+
+    /// What was published last.
+    pub fn newest(&self) -> Option<Arc<Work>> {
+        self.work.borrow().clone()
+    }
 }
 
 /// The owner's end.
@@ -87,7 +135,7 @@ pub struct OwnerInbox {
     /// Shares to forward.
     pub shares: mpsc::Receiver<ShareEvent>,
     /// Publishes the work that all connections share.
-    pub work: watch::Sender<Option<Arc<Work>>>,
+    pub work: Publisher,
 }
 
 /// The two ends of a way to an owner.
@@ -96,9 +144,12 @@ pub fn owner() -> (Owner, OwnerInbox) {
     let (command_sender, commands) = mpsc::channel(COMMAND_QUEUE);
     let (share_sender, shares) = mpsc::channel(SHARE_QUEUE);
     let (work, work_receiver) = watch::channel(None);
+    let wakers = Wakers::default();
+    let publisher = Publisher { work, wakers: wakers.clone() };
+    let (blocks_in, commands_in, shares_in) = (block_sender, command_sender, share_sender);
     (
-        Owner { blocks: block_sender, commands: command_sender, shares: share_sender, work: work_receiver },
-        OwnerInbox { blocks, commands, shares, work },
+        Owner { blocks: blocks_in, commands: commands_in, shares: shares_in, work: work_receiver, wakers },
+        OwnerInbox { blocks, commands, shares, work: publisher },
     )
 }
 
@@ -120,21 +171,27 @@ pub enum Delivery {
     OpenFailed(String),
 }
 
-/// Work for the channels of one connection that has a channel per device. The newest delivery of a channel takes
-/// the place of an older one, so that it never holds more than the connection has channels.
+/// Where an owner leaves work for the channels of one connection that has a channel per device.
+pub trait Mailbox: fmt::Debug + Send + Sync {
+    /// Leaves a delivery, which takes the place of an older one of the same channel. Never waits for the connection.
+    fn put(&self, channel: ChannelId, delivery: Delivery);
+}
+
+/// The mailbox of a connection that is a task. It never holds more than the connection has channels.
 #[derive(Debug, Default)]
-pub struct Mailbox {
+pub struct TaskMailbox {
     deliveries: Mutex<BTreeMap<ChannelId, Delivery>>,
     arrived: Notify,
 }
 
-impl Mailbox {
-    /// Leaves a delivery. Never waits for the connection.
-    pub fn put(&self, channel: ChannelId, delivery: Delivery) {
+impl Mailbox for TaskMailbox {
+    fn put(&self, channel: ChannelId, delivery: Delivery) {
         self.deliveries.lock().expect("nothing panics while it holds a mailbox").insert(channel, delivery);
         self.arrived.notify_one();
     }
+}
 
+impl TaskMailbox {
     /// Waits until there is something to take.
     pub async fn arrived(&self) {
         self.arrived.notified().await;

@@ -132,7 +132,7 @@ enum Wake {
 struct Driver {
     upstream: Upstream,
     out: UpstreamOutput,
-    mailboxes: HashMap<DownstreamKey, Arc<Mailbox>>,
+    mailboxes: HashMap<DownstreamKey, Arc<dyn Mailbox>>,
     backoff: Backoff,
     link: Link,
     unwritten: Vec<u8>,
@@ -290,7 +290,7 @@ impl Driver {
                 Feed::Shared => {
                     let oldest = work.oldest();
                     self.task.registry.set_newest_job(work.active().job.number);
-                    self.task.inbox.work.send_replace(Some(work));
+                    self.task.inbox.work.publish(work);
                     self.task.registry.set_oldest_live_job(oldest);
                 }
                 Feed::Device(key) => {
@@ -331,7 +331,7 @@ impl Driver {
     /// Whether work comes from the upstream. Devices with channels of their own come and go, and say nothing of that.
     fn is_live(&self) -> bool {
         if self.task.config.aggregate {
-            self.task.inbox.work.borrow().as_ref().is_some_and(|work| work.live)
+            self.task.inbox.work.newest().is_some_and(|work| work.live)
         } else {
             self.upstream.link() == LinkState::Ready
         }

@@ -1,4 +1,5 @@
-//! The miners' side of the program: accepts connections and drives each with a task of its own.
+//! The miners' side of the program: accepts connections and drives them, those of SV1 on threads of their own and each
+//! of SV2 with a task.
 //!
 //! What a connection decides is in the `mining-server` crate; here are only sockets, timers and queues. A
 //! connection that panics is closed and counted, and nobody else notices.
@@ -22,13 +23,13 @@ use stratum::{ConnectionId, Now};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{Command, Mailbox, Owner};
+use crate::owner::{Command, Mailbox, Owner, TaskMailbox};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::{RecordSink, RecordWriter};
@@ -39,6 +40,10 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of a connection's read buffer while it has something to read; none while it is idle.
 const READ_BUFFER: usize = 4096;
+
+/// How long a share waits for room in its owner's queue before it is dropped: as long as an upstream may take to be
+/// handed a share that it gets at all.
+const MAX_HOLD: Duration = Duration::from_millis(100);
 
 /// How long [`serve`] waits after accept failed, so that running out of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -118,7 +123,19 @@ pub enum Protocol {
 /// # Panics
 ///
 /// When the registry is broken: connections share it, and the role must not outlive it.
-pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, mut shutdown: Shutdown) {
+pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, shutdown: Shutdown) {
+    match protocol {
+        Protocol::Sv1 => sv1::serve(listener, context, shutdown).await,
+        Protocol::Sv2(key) => serve_sv2(listener, key, context, shutdown).await,
+    }
+}
+
+async fn serve_sv2(
+    listener: TcpListener,
+    key: Arc<AuthoritySecretKey>,
+    context: Context,
+    mut shutdown: Shutdown,
+) {
     let mut connections = JoinSet::new();
     let mut tick = tokio::time::interval(limiter::PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,7 +144,7 @@ pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, 
             biased;
             () = shutdown.requested() => break,
             Some(ended) = connections.join_next() => {
-                note_panic(&ended, &context);
+                note_end(&ended, &context);
                 continue;
             }
             _ = tick.tick() => {
@@ -137,7 +154,7 @@ pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => accept(&mut connections, stream, peer, &protocol, &context, &shutdown),
+            Ok((stream, peer)) => accept(&mut connections, stream, peer, &key, &context, &shutdown),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -147,7 +164,7 @@ pub async fn serve(listener: TcpListener, protocol: Protocol, context: Context, 
     drop(listener);
     let ended = tokio::time::timeout(CLOSE_GRACE, async {
         while let Some(ended) = connections.join_next().await {
-            note_panic(&ended, &context);
+            note_end(&ended, &context);
         }
     });
     if ended.await.is_err() {
@@ -160,7 +177,7 @@ fn accept(
     connections: &mut JoinSet<()>,
     stream: TcpStream,
     peer: SocketAddr,
-    protocol: &Protocol,
+    key: &Arc<AuthoritySecretKey>,
     context: &Context,
     shutdown: &Shutdown,
 ) {
@@ -177,12 +194,9 @@ fn accept(
     }
     context.counts.accepted.fetch_add(1, Ordering::Relaxed);
     let id = ConnectionId(context.counts.next_id.fetch_add(1, Ordering::Relaxed) + 1);
-    let (context, protocol, shutdown) = (context.clone(), protocol.clone(), shutdown.clone());
+    let (context, key, shutdown) = (context.clone(), Arc::clone(key), shutdown.clone());
     connections.spawn(async move {
-        match protocol {
-            Protocol::Sv1 => sv1::drive(stream, peer, id, context, shutdown).await,
-            Protocol::Sv2(key) => Box::pin(sv2::drive(stream, peer, id, key, context, shutdown)).await,
-        }
+        Box::pin(sv2::drive(stream, peer, id, key, context, shutdown)).await;
         drop(slot);
     });
 }
@@ -194,16 +208,26 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(TCP_USER_TIMEOUT))
 }
 
-fn note_panic(ended: &Result<(), tokio::task::JoinError>, context: &Context) {
+fn note_end(ended: &Result<(), tokio::task::JoinError>, context: &Context) {
     if let Err(error) = ended {
-        context.counts.panicked.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(%error, "a connection ended by a bug of ours; please report it");
+        context.note_panic(error);
     }
-    // Every later connection would panic too, while the process looked alive.
-    assert!(!context.registry.is_broken(), "the registry of devices and extranonces is broken");
 }
 
-/// What the drivers of both protocols do with what their state machines put out.
+impl Context {
+    /// Notes that a connection ended by a panic.
+    ///
+    /// # Panics
+    ///
+    /// When what all connections share is broken: every later one would panic too, while the process looked alive.
+    fn note_panic(&self, what: &dyn std::fmt::Display) {
+        self.counts.panicked.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("a connection ended by a bug of ours; please report it: {what}");
+        assert!(!self.registry.is_broken(), "the registry of devices and extranonces is broken");
+    }
+}
+
+/// What the driver of an SV2 connection does with what its state machine puts out.
 struct Outlet {
     id: ConnectionId,
     owner: Owner,
@@ -211,7 +235,7 @@ struct Outlet {
     latencies: Arc<Latencies>,
     clock: Clock,
     patience: Patience,
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<TaskMailbox>,
     /// When what is being answered was read, if there is a share among it.
     share_read: Option<Now>,
     /// When the clean job that is being sent reached us.
@@ -227,24 +251,25 @@ impl Outlet {
             latencies: Arc::clone(&context.latencies),
             clock: context.clock,
             patience: context.patience,
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(TaskMailbox::default()),
             share_read: None,
             clean_job_received: None,
         }
     }
 
-    /// Passes the shares and events on. A block is in its owner's queue when this returns, before its miner is
-    /// answered.
+    /// Passes shares and events on. A block is in its owner's queue when this returns, before its miner is answered.
     async fn dispatch(&mut self, out: &mut Output) {
+        if let Some(first) = out.shares.first() {
+            self.share_read = Some(first.record.judged);
+        }
         for share in out.shares.drain(..) {
-            self.share_read.get_or_insert(share.record.judged);
             self.pass_share(share).await;
         }
         for event in out.events.drain(..) {
             match event {
                 Event::OpenUpstream { channel, user_identity, hash_rate } => {
                     let key = self.key(channel);
-                    let mailbox = Arc::clone(&self.mailbox);
+                    let mailbox: Arc<dyn Mailbox> = self.mailbox.clone();
                     self.command(Command::Open { key, user_identity, hash_rate, mailbox }).await;
                 }
                 Event::CloseUpstream { channel } => {
@@ -263,41 +288,20 @@ impl Outlet {
 
     async fn pass_share(&mut self, share: ShareEvent) {
         match &share.forward {
-            None => self.keep(share),
+            None => keep(&mut self.writer, share),
             Some(forward) if forward.is_block => {
                 if let Err(refused) = self.owner.blocks.send(share).await {
-                    self.drop_share(refused.0, DropReason::UpstreamLost);
+                    not_taken(&mut self.writer, refused.0, DropReason::UpstreamLost);
                 }
             }
             Some(_) => {
-                if let Err(refused) = self.owner.shares.try_send(share) {
-                    let full = matches!(refused, TrySendError::Full(_));
+                if let Err(refused) = self.owner.shares.send_timeout(share, MAX_HOLD).await {
+                    let full = matches!(refused, SendTimeoutError::Timeout(_));
                     let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
-                    self.drop_share(refused.into_inner(), reason);
+                    not_taken(&mut self.writer, refused.into_inner(), reason);
                 }
             }
         }
-    }
-
-    /// Records a share that its owner did not take. A pool's share is kept whether it came to its owner or not.
-    fn drop_share(&mut self, mut share: ShareEvent, reason: DropReason) {
-        if share.record.fate == Fate::Kept {
-            tracing::error!(job = ?share.record.job, "a block is lost: the pool has ended");
-        } else {
-            share.record.fate = Fate::Dropped(reason);
-        }
-        self.keep(share);
-    }
-
-    /// Records a share that goes nowhere. A block among them is money lost, which the operator must hear of.
-    fn keep(&mut self, share: ShareEvent) {
-        let record = share.record;
-        if record.verdict == Verdict::BlockFound
-            && let Fate::Dropped(reason) = record.fate
-        {
-            tracing::error!(job = ?record.job, reason = reason.name(), "a block is lost: it has nowhere to go");
-        }
-        self.writer.share(record);
     }
 
     /// Tells the owner. News that it no longer takes mean nothing: the process ends.
@@ -333,9 +337,25 @@ impl Outlet {
     }
 }
 
-/// Takes the output that is ready, so that the state machine's buffer can be used again.
-fn take_bytes(out: &mut Output) -> Vec<u8> {
-    std::mem::take(&mut out.bytes)
+/// Records a share that its owner did not take. A pool's share is kept whether it came to its owner or not.
+fn not_taken(writer: &mut RecordWriter, mut share: ShareEvent, reason: DropReason) {
+    if share.record.fate == Fate::Kept {
+        tracing::error!(job = ?share.record.job, "a block is lost: the pool has ended");
+    } else {
+        share.record.fate = Fate::Dropped(reason);
+    }
+    keep(writer, share);
+}
+
+/// Records a share that goes nowhere. A block among them is money lost, which the operator must hear of.
+fn keep(writer: &mut RecordWriter, share: ShareEvent) {
+    let record = share.record;
+    if record.verdict == Verdict::BlockFound
+        && let Fate::Dropped(reason) = record.fate
+    {
+        tracing::error!(job = ?record.job, reason = reason.name(), "a block is lost: it has nowhere to go");
+    }
+    writer.share(record);
 }
 
 fn log_close(

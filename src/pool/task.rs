@@ -137,7 +137,7 @@ impl PoolTask {
         let work = self.jobs.work().expect("a job was just made");
         let oldest = work.oldest();
         self.registry.set_newest_job(work.active().job.number);
-        self.inbox.work.send_replace(Some(Arc::new(work)));
+        self.inbox.work.publish(Arc::new(work));
         self.registry.set_oldest_live_job(oldest);
     }
 

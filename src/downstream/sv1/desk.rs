@@ -1,0 +1,148 @@
+//! What all connections of one worker share: buffers, and the ways out to the owner of the work and the records.
+//!
+//! Buffers that are shared cost an idle connection nothing. Shares are handed on together, a few dozen in one step,
+//! at the latest when the worker has served everybody who was ready. A block never waits for that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mining_proxy::DownstreamKey;
+use mining_server::sv1::SV1_CHANNEL;
+use mining_server::{CloseReason, DropReason, Event, Output, ShareEvent, Work};
+use stratum::Now;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::watch;
+
+use super::super::{Context, MAX_HOLD, Patience, READ_BUFFER, keep, not_taken};
+use super::inbox::{Inbox, Place, Slip};
+use crate::clock::Clock;
+use crate::latency::Latencies;
+use crate::owner::{Command, Owner};
+use crate::sink::RecordWriter;
+
+/// Shares that are handed on together at most: they leave within a fraction of a millisecond of the first one's answer.
+const FORWARD_BATCH: usize = 64;
+
+/// The shared part of a worker.
+pub(super) struct Desk {
+    pub(super) clock: Clock,
+    pub(super) patience: Patience,
+    pub(super) latencies: Arc<Latencies>,
+    pub(super) writer: RecordWriter,
+    /// What the state machines put out; empty between two connections.
+    pub(super) out: Output,
+    /// What is read goes here first.
+    pub(super) buffer: Box<[u8]>,
+    /// The work that all connections share.
+    pub(super) work: watch::Receiver<Option<Arc<Work>>>,
+    /// Where other threads leave things for this worker.
+    pub(super) inbox: Arc<Inbox>,
+    owner: Owner,
+    forward: Vec<ShareEvent>,
+    /// Since when the owner's queue has had no room for them.
+    held_since: Option<Duration>,
+}
+
+impl Desk {
+    pub(super) fn new(context: &Context, inbox: Arc<Inbox>) -> Self {
+        Desk {
+            clock: context.clock,
+            patience: context.patience,
+            latencies: Arc::clone(&context.latencies),
+            writer: context.sink.writer(),
+            out: Output::default(),
+            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
+            work: context.owner.work.clone(),
+            inbox,
+            owner: context.owner.clone(),
+            forward: Vec::with_capacity(2 * FORWARD_BATCH),
+            held_since: None,
+        }
+    }
+
+    /// Passes on the shares that were judged. A block is in its owner's queue when this returns, before its miner is
+    /// answered. Returns when the first of them was judged.
+    pub(super) fn pass_shares(&mut self) -> Option<Now> {
+        let first = self.out.shares.first()?.record.judged;
+        for share in self.out.shares.drain(..) {
+            match &share.forward {
+                None => keep(&mut self.writer, share),
+                Some(forward) if forward.is_block => {
+                    if let Err(refused) = self.owner.blocks.blocking_send(share) {
+                        not_taken(&mut self.writer, refused.0, DropReason::UpstreamLost);
+                    }
+                }
+                Some(_) => self.forward.push(share),
+            }
+        }
+        if self.forward.len() >= FORWARD_BATCH {
+            self.forward_all();
+        }
+        Some(first)
+    }
+
+    /// Hands on the shares that are to be forwarded. While the queue has no room for them they are kept, and the
+    /// worker reads no more ([`Desk::is_held_up`]): miners wait for their answers rather than lose their shares. An
+    /// owner that makes no room for [`MAX_HOLD`] is stuck, and then shares are dropped and counted.
+    pub(super) fn forward_all(&mut self) {
+        if self.forward.is_empty() {
+            return;
+        }
+        if let Ok(permits) = self.owner.shares.try_reserve_many(self.forward.len()) {
+            permits.zip(self.forward.drain(..)).for_each(|(permit, share)| permit.send(share));
+            self.held_since = None;
+            return;
+        }
+        let now = self.clock.now().monotonic;
+        let held_since = *self.held_since.get_or_insert(now);
+        if now < held_since + MAX_HOLD && !self.owner.shares.is_closed() {
+            return;
+        }
+        for share in self.forward.drain(..) {
+            if let Err(refused) = self.owner.shares.try_send(share) {
+                let full = matches!(refused, TrySendError::Full(_));
+                let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
+                not_taken(&mut self.writer, refused.into_inner(), reason);
+            }
+        }
+    }
+
+    /// Whether shares wait for room in their owner's queue.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.forward.len() >= FORWARD_BATCH || (self.held_since.is_some() && !self.forward.is_empty())
+    }
+
+    /// Passes on everything else that a connection has to say.
+    pub(super) fn pass_events(&mut self, place: Place) {
+        let id = place.1;
+        let key = DownstreamKey { connection: id, channel: SV1_CHANNEL };
+        for event in self.out.events.drain(..) {
+            let command = match event {
+                Event::OpenUpstream { user_identity, hash_rate, .. } => {
+                    let mailbox = Arc::new(Slip { inbox: Arc::clone(&self.inbox), place });
+                    Command::Open { key, user_identity, hash_rate, mailbox }
+                }
+                Event::CloseUpstream { .. } => Command::Close { key },
+                Event::HashRate { rate, .. } => Command::HashRate { key, rate },
+                Event::NewJobWanted { .. } => Command::NewJobWanted { key },
+                Event::Notice(notice) => {
+                    tracing::info!(connection = id.0, "{notice}");
+                    continue;
+                }
+            };
+            // Its owner takes commands without ever waiting for a connection. News that it no longer takes mean
+            // nothing: the process ends.
+            let _ = self.owner.commands.blocking_send(command);
+        }
+    }
+
+    /// Forgets what a connection put out that panicked meanwhile.
+    pub(super) fn forget_output(&mut self) {
+        self.out = Output::default();
+    }
+
+    /// Why the connection must be closed, if its state machine says so.
+    pub(super) fn take_close(&mut self) -> Result<(), CloseReason> {
+        self.out.close.take().map_or(Ok(()), Err)
+    }
+}
