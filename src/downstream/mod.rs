@@ -41,9 +41,9 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a connection's read buffer while it has something to read; none while it is idle.
 const READ_BUFFER: usize = 4096;
 
-/// How long a share waits for room in its owner's queue before it is dropped: as long as an upstream may take to be
-/// handed a share that it gets at all.
-const MAX_HOLD: Duration = Duration::from_millis(100);
+/// How long a share waits for room in its owner's queue before it is dropped. An owner that is only busy makes room
+/// within milliseconds; one that does not for this long has a pool that does not listen.
+const MAX_HOLD: Duration = Duration::from_secs(1);
 
 /// How long [`serve`] waits after accept failed, so that running out of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
