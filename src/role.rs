@@ -214,6 +214,10 @@ fn status(counts: &ConnectionCounts, upstreams: Vec<UpstreamState>) -> Status {
         connections_refused: counts.refused.load(Ordering::Relaxed),
         connections_closed_for_fault: counts.closed_for_fault.load(Ordering::Relaxed),
         connections_panicked: counts.panicked.load(Ordering::Relaxed),
+        rolling_granted: counts.rolling_granted.load(Ordering::Relaxed),
+        rolling_withheld: counts.rolling_withheld.load(Ordering::Relaxed),
+        rolling_withheld_total: counts.rolling_withheld_total.load(Ordering::Relaxed),
+        rolled_outside_mask: counts.rolled_outside_mask.load(Ordering::Relaxed),
         upstreams,
     }
 }

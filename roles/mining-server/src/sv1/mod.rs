@@ -25,7 +25,7 @@ use stratum::sv1::request::{Call, Configure, RawId, Request, RequestError, passw
 use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, Job, JobNumber, Now, Target};
 
 use crate::judge::{Judge, Submitter};
-use crate::output::{CloseReason, Event, Output, Registry};
+use crate::output::{CloseReason, Event, Output, Registry, VersionRolling};
 use crate::settings::{HANDSHAKE_DEADLINE, KEEPALIVE, Settings};
 use crate::work::{PublishedJob, Work};
 
@@ -59,6 +59,8 @@ pub struct Sv1Connection {
     asked_mask: Option<u32>,
     /// The mask that it was last told.
     told_mask: u32,
+    /// What the driver was last told of the mask.
+    version_rolling: VersionRolling,
     /// The last suggestion that counted.
     last_suggestion: Option<i32>,
     next_suggestion: Duration,
@@ -90,6 +92,7 @@ impl Sv1Connection {
             user_agent: None,
             asked_mask: None,
             told_mask: 0,
+            version_rolling: VersionRolling::NotNegotiated,
             last_suggestion: None,
             next_suggestion: now.monotonic,
             reported_bits: false,
@@ -267,6 +270,7 @@ impl Sv1Connection {
             self.asked_mask = Some(mask);
             // A mask of zero keeps the miner, where a refusal makes the cgminer family leave.
             self.told_mask = if allowed { mask } else { 0 };
+            self.note_version_rolling(out);
         }
         if let Some(minimum) = configure.minimum_difficulty.flatten() {
             self.judge.set_minimum_exponent(exponent_from(Difficulty(minimum)));
@@ -355,6 +359,7 @@ impl Sv1Connection {
             if mask != self.told_mask || own_id.is_some() {
                 self.told_mask = mask;
                 render::set_version_mask(&mut out.bytes, mask);
+                self.note_version_rolling(out);
             }
         }
         match own_id {
@@ -364,6 +369,19 @@ impl Sv1Connection {
                 clean,
                 &mut out.bytes,
             ),
+        }
+    }
+
+    /// Says when the miner gains or loses what it negotiated: hash rate that an upstream costs it is only seen so.
+    fn note_version_rolling(&mut self, out: &mut Output) {
+        let state = match self.asked_mask {
+            None | Some(0) => VersionRolling::NotNegotiated,
+            Some(_) if self.told_mask == 0 => VersionRolling::Withheld,
+            Some(_) => VersionRolling::Granted,
+        };
+        if self.version_rolling != state {
+            self.version_rolling = state;
+            out.events.push(Event::VersionRolling(state));
         }
     }
 
