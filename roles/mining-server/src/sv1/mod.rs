@@ -66,6 +66,8 @@ pub struct Sv1Connection {
     next_suggestion: Duration,
     /// The operator was told that this miner rolls bits which it must not roll.
     reported_bits: bool,
+    /// The operator was told that this miner's minimum is above the upstream's target.
+    reported_minimum: bool,
     /// The first job went out under an id of its own.
     first_job: Option<(Box<str>, JobNumber)>,
     told_rate: HashRate,
@@ -96,6 +98,7 @@ impl Sv1Connection {
             last_suggestion: None,
             next_suggestion: now.monotonic,
             reported_bits: false,
+            reported_minimum: false,
             first_job: None,
             told_rate: HashRate(0.0),
             opened: now.monotonic,
@@ -273,7 +276,7 @@ impl Sv1Connection {
             self.note_version_rolling(out);
         }
         if let Some(minimum) = configure.minimum_difficulty.flatten() {
-            self.judge.set_minimum_exponent(exponent_from(Difficulty(minimum)));
+            self.judge.set_minimum_exponent(&self.settings, exponent_from(Difficulty(minimum)));
         }
         let grant = Grant {
             version_mask: configure.version_rolling.map(|_| self.told_mask),
@@ -351,6 +354,9 @@ impl Sv1Connection {
         let clean = self.judge.is_clean(job);
         if let Some(exponent) = self.judge.send_job(&self.settings, work, job) {
             render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(exponent));
+            if self.judge.is_told_more_than_upstream() {
+                report_minimum(&mut self.reported_minimum, exponent, work.upstream_target, out);
+            }
         }
         if let Some(asked) = self.asked_mask {
             let mask = if job.version_rolling_allowed { asked } else { 0 };
@@ -429,6 +435,18 @@ impl Sv1Connection {
             self.last_sent = now.monotonic;
         }
     }
+}
+
+/// Work that a minimum costs is lost without a trace in any sum: the operator should see that it is, once.
+fn report_minimum(reported: &mut bool, exponent: i32, upstream_target: Target, out: &mut Output) {
+    if std::mem::replace(reported, true) {
+        return;
+    }
+    let (told, wanted) = (Difficulty::from_exponent(exponent).0, upstream_target.difficulty().0);
+    out.events.push(Event::Notice(format!(
+        "its minimum difficulty of {told} is above the upstream's of {wanted}: what it finds between the two is never \
+         submitted and earns nothing"
+    )));
 }
 
 /// The smallest power of two that is no easier than `difficulty`, as an exponent.
