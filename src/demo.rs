@@ -228,6 +228,7 @@ fn vardiff(speeds: &[f64]) -> VardiffSettings {
 fn downstream(key: Option<AuthoritySecretKey>) -> DownstreamConfig {
     DownstreamConfig {
         sv1_listen: None,
+        sv1_profiles: Vec::new(),
         sv2_listen: None,
         authority: key.map(|key| (PathBuf::new(), key)),
         proxy_protocol: false,

@@ -73,6 +73,14 @@ pub struct Status {
     pub connections_closed_for_fault: u64,
     /// Connections that ended by a bug of ours.
     pub connections_panicked: u64,
+    /// Open SV1 connections whose miner may roll the version bits that it negotiated.
+    pub rolling_granted: u64,
+    /// Open SV1 connections whose miner negotiated version rolling and may not roll, because the job forbids it.
+    pub rolling_withheld: u64,
+    /// How often a connection came to be among those, since the start.
+    pub rolling_withheld_total: u64,
+    /// SV1 connections since the start whose miner rolled version bits outside its mask.
+    pub rolled_outside_mask: u64,
     /// The upstreams, or the node of a pool, in the order of their ids.
     pub upstreams: Vec<UpstreamState>,
 }
@@ -139,6 +147,7 @@ pub fn render(overview: &Overview, latencies: &Latencies, status: &Status) -> St
     render_shares(&mut page, overview);
     render_upstreams(&mut page, overview, status);
     render_connections(&mut page, status);
+    render_version_rolling(&mut page, status);
     page.gauge("checkweigh_devices", "Devices seen since the start.");
     page.value(overview.devices);
     let rates = [("1m", &overview.hash_rate_1m), ("10m", &overview.hash_rate_10m)];
@@ -245,6 +254,21 @@ fn render_connections(page: &mut Page, status: &Status) {
     page.value(status.connections_closed_for_fault);
     page.counter("checkweigh_connections_panicked_total", "Connections that ended by a bug of the program.");
     page.value(status.connections_panicked);
+}
+
+fn render_version_rolling(page: &mut Page, status: &Status) {
+    let help =
+        "Open SV1 connections that negotiated version rolling: whether they may roll, or the job forbids it.";
+    page.gauge("checkweigh_sv1_version_rolling_connections", help);
+    page.labelled("state", "granted", status.rolling_granted);
+    page.labelled("state", "withheld", status.rolling_withheld);
+    let help =
+        "Times that an SV1 miner was told an empty mask for the one it negotiated; some leave at once.";
+    page.counter("checkweigh_sv1_version_rolling_withheld_total", help);
+    page.value(status.rolling_withheld_total);
+    let help = "SV1 connections whose miner rolled version bits outside its mask; those shares are refused.";
+    page.counter("checkweigh_sv1_rolled_outside_mask_connections_total", help);
+    page.value(status.rolled_outside_mask);
 }
 
 /// A page that grows family by family.

@@ -10,12 +10,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mining_server::{Settings, ShareUse};
+use stratum::vardiff::VardiffConfig;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
-use crate::config::{DownstreamConfig, Listeners, VardiffSettings};
+use crate::config::{DownstreamConfig, Listeners, Sv1Profile, VardiffSettings};
 use crate::downstream::{self, ConnectionCounts, Context, Patience, Protocol};
 use crate::error::RunError;
 use crate::http::{self, Sources, Status, UpstreamState};
@@ -57,6 +58,8 @@ pub struct Role {
     pub observed: Observed,
     /// Where SV1 miners connect, where there is a listener for them.
     pub sv1_address: Option<SocketAddr>,
+    /// Where SV1 miners of profiles connect, in the order of the configuration.
+    pub sv1_profile_addresses: Vec<SocketAddr>,
     /// Where SV2 miners connect, where there is a listener for them.
     pub sv2_address: Option<SocketAddr>,
 }
@@ -68,7 +71,8 @@ impl Role {
         let registry = SharedRegistry::new(clock, sink.writer());
         let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
         let tasks = JoinSet::new();
-        Role { tasks, sink_task, shutdown, observed, sv1_address: None, sv2_address: None }
+        let (sv1_address, sv1_profile_addresses, sv2_address) = Default::default();
+        Role { tasks, sink_task, shutdown, observed, sv1_address, sv1_profile_addresses, sv2_address }
     }
 
     /// Adds a task without which the role cannot go on.
@@ -100,11 +104,18 @@ impl Role {
         };
         raise_open_files(config.max_connections);
         if let Some(listener) = listeners.sv1.take() {
-            let (listener, address) = listener_of(listener)?;
+            let address = self.listen_sv1("SV1 listener", listener, context.clone())?;
             self.sv1_address = Some(address);
             tracing::info!(%address, "SV1 miners may connect");
-            let (context, end) = (context.clone(), self.shutdown.clone());
-            self.spawn("SV1 listener", downstream::serve(listener, Protocol::Sv1, context, end));
+        }
+        let profiles = std::mem::take(&mut listeners.sv1_profiles).into_iter().zip(&config.sv1_profiles);
+        for (listener, profile) in profiles {
+            let settings = Arc::new(profile_settings(&context.settings, profile));
+            let context = Context { settings, ..context.clone() };
+            let address = self.listen_sv1("SV1 listener of a profile", listener, context)?;
+            self.sv1_profile_addresses.push(address);
+            let minimum_difficulty = 2f64.powi(profile.minimum_exponent);
+            tracing::info!(%address, minimum_difficulty, "SV1 miners of a profile may connect");
         }
         if let (Some(listener), Some((_, key))) = (listeners.sv2.take(), &config.authority) {
             let (listener, address) = listener_of(listener)?;
@@ -114,6 +125,17 @@ impl Role {
             self.spawn("SV2 listener", downstream::serve(listener, protocol, context, self.shutdown.clone()));
         }
         Ok(())
+    }
+
+    fn listen_sv1(
+        &mut self,
+        name: &'static str,
+        listener: std::net::TcpListener,
+        context: Context,
+    ) -> Result<SocketAddr, RunError> {
+        let (listener, address) = listener_of(listener)?;
+        self.spawn(name, downstream::serve(listener, Protocol::Sv1, context, self.shutdown.clone()));
+        Ok(address)
     }
 
     /// Serves metrics, if there is a listener for them. `upstreams` looks at what work comes from.
@@ -181,10 +203,21 @@ pub fn settings(share_use: ShareUse, vardiff: &VardiffSettings, downstream: &Dow
         share_use,
         vardiff_enabled: vardiff.enabled,
         vardiff: vardiff.config,
+        minimum_is_firm: false,
         channel_per_device: false,
         proxy_protocol: downstream.proxy_protocol,
         share_batch_size: 1,
     }
+}
+
+/// What a profile changes for the miners on its listener.
+fn profile_settings(settings: &Settings, profile: &Sv1Profile) -> Settings {
+    let vardiff = VardiffConfig {
+        minimum_exponent: profile.minimum_exponent,
+        initial_exponent: profile.initial_exponent,
+        ..settings.vardiff
+    };
+    Settings { vardiff, minimum_is_firm: true, ..settings.clone() }
 }
 
 /// Every connection needs an open file, and systems start processes with room for a thousand.
@@ -214,6 +247,10 @@ fn status(counts: &ConnectionCounts, upstreams: Vec<UpstreamState>) -> Status {
         connections_refused: counts.refused.load(Ordering::Relaxed),
         connections_closed_for_fault: counts.closed_for_fault.load(Ordering::Relaxed),
         connections_panicked: counts.panicked.load(Ordering::Relaxed),
+        rolling_granted: counts.rolling_granted.load(Ordering::Relaxed),
+        rolling_withheld: counts.rolling_withheld.load(Ordering::Relaxed),
+        rolling_withheld_total: counts.rolling_withheld_total.load(Ordering::Relaxed),
+        rolled_outside_mask: counts.rolled_outside_mask.load(Ordering::Relaxed),
         upstreams,
     }
 }

@@ -93,8 +93,8 @@ fn has_every_key<C: RoleConfig>(name: &str) {
     let mut section = String::new();
     let mut keys = Vec::new();
     for line in example(name).lines() {
-        if line.starts_with('[') {
-            section = line.trim_matches(['[', ']']).to_owned();
+        if let Some(header) = header_of(line) {
+            section = header.trim_matches(['[', ']']).to_owned();
         } else if let Some(key) = key_of(line) {
             keys.push(format!("{section}.{key}"));
         }
@@ -103,6 +103,12 @@ fn has_every_key<C: RoleConfig>(name: &str) {
     keys.sort();
     known.sort();
     assert_eq!(keys, known, "the keys of {name} on the left, those that the program knows on the right");
+}
+
+/// The header of the table that a line starts, or would start if it were not commented out.
+fn header_of(line: &str) -> Option<&str> {
+    let header = line.trim_start_matches("# ");
+    (header.starts_with('[') && header.ends_with(']')).then_some(header)
 }
 
 /// The key that a line sets, or would set if it were not commented out.
@@ -124,6 +130,10 @@ fn every_commented_key_can_be_uncommented() {
             }
             let mut lines: Vec<&str> = text.lines().collect();
             lines[number] = &line[2..];
+            // With its table, where that is a comment too.
+            let above = lines[..number].iter().rposition(|line| header_of(line).is_some());
+            let above = above.expect("every key is in a table");
+            lines[above] = header_of(lines[above]).expect("it was found");
             for problem in found(&lines.join("\n"), &path) {
                 assert!(lone.iter().any(|lone| problem.contains(lone)), "{line}: {problem}");
             }
@@ -357,4 +367,108 @@ fn files_that_are_none_are_named() {
     assert!(problems.to_string().contains("cannot read"), "{problems}");
     let problems = load::<ProxyConfig>(folder.path()).expect_err("a folder");
     assert!(problems.to_string().contains("is not a file"), "{problems}");
+}
+
+const RENTAL: &str = "
+[[downstream.sv1_profile]]
+listen = \"127.0.0.1:0\"
+minimum_difficulty = 524288
+[[downstream.sv1_profile]]
+listen = \"127.0.0.1:0\"
+minimum_difficulty = 0.25
+initial_difficulty = 3
+";
+
+/// The example of the proxy with what `RENTAL` says, and with ports that are free.
+fn with_profiles(profiles: &str) -> String {
+    example("mining-proxy.toml")
+        .replace("0.0.0.0:3333", "127.0.0.1:0")
+        .replace("127.0.0.1:9840", "127.0.0.1:0")
+        .replace("# max_connections = 10000\n", profiles)
+}
+
+#[test]
+fn profiles_have_listeners_and_difficulties_of_their_own() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    fs::write(&path, with_profiles(RENTAL)).expect("a file");
+    let (loaded, listeners) = load_and_listen::<ProxyConfig>(&path).expect("free ports");
+    let profiles = &loaded.config.downstream.sv1_profiles;
+    let exponents: Vec<_> =
+        profiles.iter().map(|profile| (profile.minimum_exponent, profile.initial_exponent)).collect();
+    assert_eq!(exponents, [(19, 19), (-2, 1)]);
+    assert_eq!(listeners.sv1_profiles.len(), 2);
+    assert_eq!(loaded.notes.len(), 1, "{:?}", loaded.notes);
+    assert!(
+        loaded.notes[0].to_string().contains("sv1_profile[1].initial_difficulty: 3 is rounded down to 2")
+    );
+
+    let effective = loaded.config.effective();
+    assert!(effective.contains("[[downstream.sv1_profile]]\nlisten = \"127.0.0.1:0\"\n"), "{effective}");
+    assert!(
+        effective.contains("minimum_difficulty = 524288.0\ninitial_difficulty = 524288.0\n"),
+        "{effective}"
+    );
+    let again = read::<ProxyConfig>(&effective, &path).expect("what was printed loads");
+    assert_eq!(again.config.downstream.sv1_profiles, *profiles);
+    assert_eq!(again.config.effective(), effective);
+}
+
+#[test]
+fn mistakes_in_profiles_are_named_with_their_place() {
+    let text = "\
+[downstream]
+sv1_listen = \"127.0.0.1:3333\"
+[[downstream.sv1_profile]]
+listen = \"127.0.0.1:3333\"
+minimum_difficulty = 500000
+[[downstream.sv1_profile]]
+minimum_dificulty = 524288
+[[downstream.sv1_profile]]
+listen = \"3335\"
+minimum_difficulty = 1024
+initial_difficulty = 512
+[[downstream.sv1_profile]]
+listen = \"127.0.0.1:3336\"
+minimum_difficulty = 0
+[[upstream]]
+url = \"stratum2+tcp://pool.example:3333\"
+user_identity = \"account\"
+";
+    let found = problems::<ProxyConfig>(text, Path::new("p.toml"));
+    let expected = [
+        "line 4: downstream.sv1_profile[0].listen: 127.0.0.1:3333 is the address of downstream.sv1_listen already",
+        "line 5: downstream.sv1_profile[0].minimum_difficulty: 500000 is not a power of two; 262144 and 524288 are",
+        "line 6: downstream.sv1_profile[1].listen: is missing",
+        "line 6: downstream.sv1_profile[1].minimum_difficulty: is missing",
+        "line 7: downstream.sv1_profile[1].minimum_dificulty: unknown key; did you mean `minimum_difficulty`?",
+        "line 9: downstream.sv1_profile[2].listen: \"3335\" is not an address and port",
+        "line 11: downstream.sv1_profile[2].initial_difficulty: is below minimum_difficulty",
+        "line 14: downstream.sv1_profile[3].minimum_difficulty: 0 is not from 2^-32 to 2^223",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found} is not {expected}...");
+    }
+    let many = RENTAL.repeat(9);
+    let found = problems::<ProxyConfig>(&with_profiles(&many), Path::new("p.toml"));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].ends_with("downstream.sv1_profile: has 18 entries; at most 16 are possible"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_profile_that_cannot_listen_is_named() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = taken.local_addr().map(|address| (taken, address.to_string())).expect("bound");
+    let (first, second) = RENTAL.split_at(RENTAL.rfind("[[").expect("two tables"));
+    let text = with_profiles(&format!("{first}{}", second.replace("127.0.0.1:0", &taken.1)));
+    fs::write(&path, text).expect("a file");
+    let problems = load_and_listen::<ProxyConfig>(&path).expect_err("one port is taken");
+    let keys: Vec<&str> = problems.list.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["downstream.sv1_profile[1].listen"]);
 }

@@ -197,6 +197,7 @@ impl RunningPool {
             rules: pool::coinbase_rules(vec![OP_TRUE], "interoperability").expect("short enough"),
             downstream: DownstreamConfig {
                 sv1_listen: None,
+                sv1_profiles: Vec::new(),
                 sv2_listen: None,
                 authority: Some((PathBuf::new(), authority_key())),
                 proxy_protocol: false,

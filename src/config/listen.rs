@@ -2,6 +2,7 @@
 //!
 //! It never accepts a connection.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
@@ -18,6 +19,8 @@ pub const BACKLOG: i32 = 4096;
 pub enum ListenKey {
     /// SV1 miners.
     Sv1,
+    /// SV1 miners of the profile at this place in the list, counted from 0.
+    Sv1Profile(usize),
     /// SV2 miners and proxies.
     Sv2,
     /// `/metrics` and `/healthz`.
@@ -26,11 +29,12 @@ pub enum ListenKey {
 
 impl ListenKey {
     /// The dotted key of its address.
-    pub const fn key(self) -> &'static str {
+    pub fn key(self) -> Cow<'static, str> {
         match self {
-            ListenKey::Sv1 => "downstream.sv1_listen",
-            ListenKey::Sv2 => "downstream.sv2_listen",
-            ListenKey::Metrics => "metrics.listen",
+            ListenKey::Sv1 => "downstream.sv1_listen".into(),
+            ListenKey::Sv1Profile(index) => format!("downstream.sv1_profile[{index}].listen").into(),
+            ListenKey::Sv2 => "downstream.sv2_listen".into(),
+            ListenKey::Metrics => "metrics.listen".into(),
         }
     }
 }
@@ -51,6 +55,8 @@ pub struct ListenAddress {
 pub struct Listeners {
     /// For SV1 miners.
     pub sv1: Option<TcpListener>,
+    /// For SV1 miners of profiles: one for each profile of the configuration, in the same order.
+    pub sv1_profiles: Vec<TcpListener>,
     /// For SV2 miners and proxies.
     pub sv2: Option<TcpListener>,
     /// For `/metrics` and `/healthz`.
@@ -62,15 +68,13 @@ pub fn bind_listeners(addresses: &[ListenAddress]) -> Result<Listeners, Vec<Prob
     let mut listeners = Listeners::default();
     let mut problems = Vec::new();
     for ListenAddress { of, address, line } in addresses {
-        let slot = match of {
-            ListenKey::Sv1 => &mut listeners.sv1,
-            ListenKey::Sv2 => &mut listeners.sv2,
-            ListenKey::Metrics => &mut listeners.metrics,
-        };
-        match bind(*address) {
-            Ok(listener) => *slot = Some(listener),
-            Err(error) => problems.push(Problem {
-                key: of.key().to_owned(),
+        match (bind(*address), of) {
+            (Ok(listener), ListenKey::Sv1) => listeners.sv1 = Some(listener),
+            (Ok(listener), ListenKey::Sv1Profile(_)) => listeners.sv1_profiles.push(listener),
+            (Ok(listener), ListenKey::Sv2) => listeners.sv2 = Some(listener),
+            (Ok(listener), ListenKey::Metrics) => listeners.metrics = Some(listener),
+            (Err(error), of) => problems.push(Problem {
+                key: of.key().into_owned(),
                 line: *line,
                 what: format!("cannot listen on {address}: {}", in_words(&error)),
             }),

@@ -27,11 +27,16 @@ const DEFAULT_MINIMUM_EXPONENT: i32 = 0;
 /// 2^10: right for an ASIC of half a terahash at eight shares a minute, and quickly left by greater ones.
 const DEFAULT_INITIAL_EXPONENT: i32 = 10;
 
+/// More rental markets than anybody sells to at once; each costs a listener.
+const MAX_SV1_PROFILES: usize = 16;
+
 /// `[downstream]`: where miners come in.
 #[derive(Clone, Debug)]
 pub struct DownstreamConfig {
     /// Where SV1 miners connect.
     pub sv1_listen: Option<SocketAddr>,
+    /// Where SV1 miners connect that need other difficulties; at most 16.
+    pub sv1_profiles: Vec<Sv1Profile>,
     /// Where SV2 miners and proxies connect. At least one of the two is set.
     pub sv2_listen: Option<SocketAddr>,
     /// The key that SV2 certificates are signed with, and the file it came from. Set when `sv2_listen` is.
@@ -40,6 +45,17 @@ pub struct DownstreamConfig {
     pub proxy_protocol: bool,
     /// Connections of both protocols together; further ones are closed at once.
     pub max_connections: u32,
+}
+
+/// One `[[downstream.sv1_profile]]`: a further listener for SV1 miners, with difficulties of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sv1Profile {
+    /// Where its miners connect.
+    pub listen: SocketAddr,
+    /// Exponent of the difficulty that nobody goes below here, whatever miners suggest and the upstream asks for.
+    pub minimum_exponent: i32,
+    /// Exponent of the difficulty of a miner that suggests none; not below the minimum.
+    pub initial_exponent: i32,
 }
 
 /// `[vardiff]`: how the difficulties of channels are controlled.
@@ -86,8 +102,16 @@ impl DownstreamConfig {
         let proxy_protocol = section.boolean(findings, "proxy_protocol").unwrap_or(false);
         let max_connections = section.integer(findings, "max_connections", 1..=MOST_CONNECTIONS);
         let max_connections = max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS);
+        let sv1_profiles = read_sv1_profiles(&mut section, findings);
         section.finish(findings);
-        Some(DownstreamConfig { sv1_listen, sv2_listen, authority, proxy_protocol, max_connections })
+        Some(DownstreamConfig {
+            sv1_listen,
+            sv1_profiles,
+            sv2_listen,
+            authority,
+            proxy_protocol,
+            max_connections,
+        })
     }
 
     pub(super) fn render(&self, page: &mut Page) {
@@ -101,7 +125,53 @@ impl DownstreamConfig {
         }
         page.key("proxy_protocol", self.proxy_protocol);
         page.key("max_connections", i64::from(self.max_connections));
+        for profile in &self.sv1_profiles {
+            page.section("[[downstream.sv1_profile]]");
+            page.key("listen", profile.listen.to_string());
+            page.key("minimum_difficulty", 2f64.powi(profile.minimum_exponent));
+            page.key("initial_difficulty", 2f64.powi(profile.initial_exponent));
+        }
     }
+}
+
+fn read_sv1_profiles(downstream: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<Sv1Profile> {
+    let place = downstream.place_of(findings, "sv1_profile");
+    let mut profiles = Vec::new();
+    let sections = downstream.sections(findings, "sv1_profile");
+    if sections.len() > MAX_SV1_PROFILES {
+        let what = format!("has {} entries; at most {MAX_SV1_PROFILES} are possible", sections.len());
+        findings.problem(place, what);
+    }
+    for (index, mut section) in sections.into_iter().enumerate().take(MAX_SV1_PROFILES) {
+        section.require(findings, "listen");
+        section.require(findings, "minimum_difficulty");
+        let listen = section.listen(findings, "listen", ListenKey::Sv1Profile(index));
+        let minimum = read_firm_minimum(&mut section, findings);
+        let initial = read_difficulty(&mut section, findings, "initial_difficulty");
+        if let (Some(minimum), Some(initial)) = (minimum, initial)
+            && initial < minimum
+        {
+            findings.problem(section.place_of(findings, "initial_difficulty"), "is below minimum_difficulty");
+        }
+        section.finish(findings);
+        if let (Some(listen), Some(minimum_exponent)) = (listen, minimum) {
+            let initial_exponent = initial.unwrap_or(minimum_exponent);
+            profiles.push(Sv1Profile { listen, minimum_exponent, initial_exponent });
+        }
+    }
+    profiles
+}
+
+/// A minimum that somebody was promised. It must be a power of two itself: rounded down, it would not be kept.
+fn read_firm_minimum(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<i32> {
+    let (difficulty, exponent) = read_in_range(section, findings, "minimum_difficulty")?;
+    let below = 2f64.powi(exponent);
+    if below != difficulty {
+        let what = format!("{difficulty} is not a power of two; {below} and {} are", below * 2.0);
+        findings.problem(section.place_of(findings, "minimum_difficulty"), what);
+        return None;
+    }
+    Some(exponent)
 }
 
 fn read_authority(
@@ -169,20 +239,29 @@ impl VardiffSettings {
 /// The exponent of a difficulty, rounded down to a power of two: devices are only sent such, because some firmware
 /// misreads others.
 fn read_difficulty(section: &mut Section<'_>, findings: &mut Findings<'_>, key: &'static str) -> Option<i32> {
+    let (difficulty, exponent) = read_in_range(section, findings, key)?;
+    let rounded = 2f64.powi(exponent);
+    if rounded != difficulty {
+        let what = format!("{difficulty} is rounded down to {rounded}, a power of two");
+        findings.note(section.place_of(findings, key), what);
+    }
+    Some(exponent)
+}
+
+/// A difficulty that can be given out, and the exponent of the greatest power of two that is not above it.
+fn read_in_range(
+    section: &mut Section<'_>,
+    findings: &mut Findings<'_>,
+    key: &'static str,
+) -> Option<(f64, i32)> {
     let difficulty = section.number(findings, key)?;
-    let place = section.place_of(findings, key);
     let range = 2f64.powi(EASIEST_EXPONENT)..=2f64.powi(HARDEST_EXPONENT);
     if !range.contains(&difficulty) {
         let what = format!("{difficulty} is not from 2^{EASIEST_EXPONENT} to 2^{HARDEST_EXPONENT}");
-        findings.problem(place, what);
+        findings.problem(section.place_of(findings, key), what);
         return None;
     }
-    let exponent = floor_log2(difficulty);
-    let rounded = 2f64.powi(exponent);
-    if rounded != difficulty {
-        findings.note(place, format!("{difficulty} is rounded down to {rounded}, a power of two"));
-    }
-    Some(exponent)
+    Some((difficulty, floor_log2(difficulty)))
 }
 
 /// Exact, as a logarithm would not be: the exponent field of a normal double.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mining_proxy::DownstreamKey;
-use mining_server::{Event, Registry};
+use mining_server::{Event, Registry, VersionRolling};
 use stratum::extranonce::Exhausted;
 use stratum::job::RESERVED_SIZE;
 use stratum::{ChannelId, ConnectionId, DeviceId, HashRate};
@@ -31,6 +31,7 @@ pub(super) struct Holdings {
     reserved: BTreeSet<[u8; RESERVED_SIZE]>,
     upstream_channels: BTreeSet<ChannelId>,
     rated: BTreeSet<ChannelId>,
+    version_rolling: VersionRolling,
 }
 
 impl Holdings {
@@ -50,6 +51,7 @@ impl Holdings {
             reserved: BTreeSet::new(),
             upstream_channels: BTreeSet::new(),
             rated: BTreeSet::new(),
+            version_rolling: VersionRolling::NotNegotiated,
         }
     }
 
@@ -71,8 +73,26 @@ impl Holdings {
                 Event::HashRate { channel, .. } => {
                     self.rated.remove(channel);
                 }
+                Event::VersionRolling(state) => self.count_version_rolling(*state),
+                Event::RolledOutsideMask => {
+                    self.counts.rolled_outside_mask.fetch_add(1, Ordering::Relaxed);
+                }
                 Event::NewJobWanted { .. } | Event::Notice(_) => {}
             }
+        }
+    }
+
+    /// Counts the connection where it belongs now, and no longer where it was counted.
+    fn count_version_rolling(&mut self, state: VersionRolling) {
+        let before = std::mem::replace(&mut self.version_rolling, state);
+        if let Some(gauge) = self.counts.version_rolling(before) {
+            gauge.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(gauge) = self.counts.version_rolling(state) {
+            gauge.fetch_add(1, Ordering::Relaxed);
+        }
+        if state == VersionRolling::Withheld {
+            self.counts.rolling_withheld_total.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -110,6 +130,7 @@ impl Registry for Holdings {
 impl Drop for Holdings {
     fn drop(&mut self) {
         (self.gauge)(&self.counts).fetch_sub(1, Ordering::Relaxed);
+        self.count_version_rolling(VersionRolling::NotNegotiated);
         for reserved in std::mem::take(&mut self.reserved) {
             self.registry.recover_reserved(reserved);
         }

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
-use mining_server::{CloseReason, DropReason, Event, Fate, Fault, Output, Settings, ShareEvent, Verdict};
+use mining_server::{
+    CloseReason, DropReason, Event, Fate, Fault, Output, Settings, ShareEvent, Verdict, VersionRolling,
+};
 use stratum::sv2::keys::AuthoritySecretKey;
 use stratum::{ConnectionId, Now};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -104,9 +106,28 @@ pub struct ConnectionCounts {
     pub closed_for_fault: AtomicU64,
     /// Connections that ended by a bug of ours.
     pub panicked: AtomicU64,
+    /// Open SV1 connections whose miner may roll the version bits that it negotiated.
+    pub rolling_granted: AtomicU64,
+    /// Open SV1 connections whose miner negotiated version rolling and may not roll, because the job forbids it.
+    pub rolling_withheld: AtomicU64,
+    /// How often a connection came to be among those, since the start: some miners leave at once.
+    pub rolling_withheld_total: AtomicU64,
+    /// SV1 connections since the start whose miner rolled version bits outside its mask.
+    pub rolled_outside_mask: AtomicU64,
     next_id: AtomicU64,
     /// Here because the listeners of a role share it, as they share the counts.
     log: LogLimits,
+}
+
+impl ConnectionCounts {
+    /// The gauge of the open connections in this state; none for those that negotiated nothing.
+    fn version_rolling(&self, state: VersionRolling) -> Option<&AtomicU64> {
+        match state {
+            VersionRolling::NotNegotiated => None,
+            VersionRolling::Granted => Some(&self.rolling_granted),
+            VersionRolling::Withheld => Some(&self.rolling_withheld),
+        }
+    }
 }
 
 /// What a listener speaks.
@@ -281,6 +302,8 @@ impl Outlet {
                 Event::NewJobWanted { channel } => {
                     self.command(Command::NewJobWanted { key: self.key(channel) }).await;
                 }
+                // The connection's holdings count these.
+                Event::VersionRolling(_) | Event::RolledOutsideMask => {}
                 Event::Notice(notice) => tracing::info!(connection = self.id.0, "{notice}"),
             }
         }

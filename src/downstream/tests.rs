@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mining_server::{Event, Registry, Settings, ShareUse};
+use mining_server::{Event, Registry, Settings, ShareUse, VersionRolling};
 use stratum::vardiff::VardiffConfig;
 use stratum::{ChannelId, ConnectionId, HashRate};
 use tokio::net::{TcpListener, TcpStream};
@@ -30,6 +30,7 @@ fn context() -> (Context, OwnerInbox) {
         share_use: ShareUse::Forward,
         vardiff_enabled: true,
         vardiff,
+        minimum_is_firm: false,
         channel_per_device: true,
         proxy_protocol: false,
         share_batch_size: 1,
@@ -104,6 +105,32 @@ async fn what_was_given_back_in_order_is_not_given_back_twice() {
     assert_eq!(context.counts.sv1.load(Ordering::Relaxed), 0);
     drop(context);
     assert!(inbox.commands.recv().await.is_none(), "nobody is left who could say anything");
+}
+
+#[tokio::test]
+async fn a_connection_counts_where_its_mask_stands_and_nowhere_once_it_ends() {
+    let (context, _inbox) = context();
+    let counted = |counts: &super::ConnectionCounts| {
+        let counters = [&counts.rolling_granted, &counts.rolling_withheld, &counts.rolling_withheld_total];
+        counters.map(|counter| counter.load(Ordering::Relaxed))
+    };
+    let mut held = holdings(&context);
+    let mut other = holdings(&context);
+    other.note(&[Event::VersionRolling(VersionRolling::Granted)]);
+    held.note(&[Event::VersionRolling(VersionRolling::Granted)]);
+    assert_eq!(counted(&context.counts), [2, 0, 0]);
+    held.note(&[Event::VersionRolling(VersionRolling::Withheld), Event::RolledOutsideMask]);
+    assert_eq!(counted(&context.counts), [1, 1, 1]);
+    let connection = tokio::spawn(async move {
+        let _held = held;
+        panic!("a bug of ours");
+    });
+    assert!(connection.await.is_err());
+    assert_eq!(counted(&context.counts), [1, 0, 1]);
+    other.note(&[Event::VersionRolling(VersionRolling::NotNegotiated)]);
+    drop(other);
+    assert_eq!(counted(&context.counts), [0, 0, 1]);
+    assert_eq!(context.counts.rolled_outside_mask.load(Ordering::Relaxed), 1, "what was seen stays seen");
 }
 
 #[tokio::test]

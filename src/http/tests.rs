@@ -14,7 +14,7 @@ use crate::sink::{Totals, UpstreamSums};
 fn status(is_live: bool) -> Status {
     let upstream = |name: &str, is_live| UpstreamState { name: name.to_owned(), is_live };
     let upstreams = vec![upstream("pool.example:34254", is_live), upstream("other.example:1", false)];
-    Status { sv1_connections: 3, upstreams, ..Status::default() }
+    Status { sv1_connections: 3, rolling_withheld: 2, rolled_outside_mask: 1, upstreams, ..Status::default() }
 }
 
 fn overview() -> Overview {
@@ -85,6 +85,10 @@ fn the_page_follows_the_text_format() {
     assert_eq!(samples["checkweigh_work_accepted_hashes_total"], 2f64.powi(100));
     assert_eq!(samples["checkweigh_upstream_up{upstream=\"pool.example:34254\"}"], 1.0);
     assert_eq!(samples["checkweigh_connections{protocol=\"sv1\"}"], 3.0);
+    assert_eq!(samples["checkweigh_sv1_version_rolling_connections{state=\"granted\"}"], 0.0);
+    assert_eq!(samples["checkweigh_sv1_version_rolling_connections{state=\"withheld\"}"], 2.0);
+    assert_eq!(samples["checkweigh_sv1_version_rolling_withheld_total"], 0.0);
+    assert_eq!(samples["checkweigh_sv1_rolled_outside_mask_connections_total"], 1.0);
     let version = format!("checkweigh_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     assert_eq!(samples[&version], 1.0);
     for reason in RejectReason::ALL {

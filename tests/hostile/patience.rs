@@ -43,6 +43,7 @@ impl Bench {
                 share_use: ShareUse::Keep,
                 vardiff_enabled: true,
                 vardiff: farm::vardiff(0).config,
+                minimum_is_firm: false,
                 channel_per_device: false,
                 proxy_protocol: false,
                 share_batch_size: 1,

@@ -74,6 +74,7 @@ fn settings(dice: &mut Dice) -> Settings {
     Settings {
         share_use: ShareUse::Keep,
         vardiff_enabled: true,
+        minimum_is_firm: false,
         vardiff,
         channel_per_device: false,
         proxy_protocol: false,

@@ -337,7 +337,7 @@ impl Server {
                 Event::CloseUpstream { channel } => Command::Close { key: key(channel) },
                 Event::HashRate { channel, rate } => Command::HashRate { key: key(channel), rate },
                 Event::NewJobWanted { channel } => Command::NewJobWanted { key: key(channel) },
-                Event::Notice(_) => continue,
+                Event::VersionRolling(_) | Event::RolledOutsideMask | Event::Notice(_) => continue,
             };
             self.commands.push_back(command);
         }

@@ -120,7 +120,7 @@ pub(crate) fn start_pool_with_status(
         vardiff,
         share_batch_size: 10,
     };
-    let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(sv2)), metrics: None };
+    let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(sv2)), ..Listeners::default() };
     let pool = pool::start(parts, listeners, Clock::start(), end).expect("the pool starts");
     let role = pool.role;
     let running = Running {
@@ -148,8 +148,12 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
     };
     let metrics_listener = listen(None);
     let metrics = metrics_listener.local_addr().ok();
-    let listeners =
-        Listeners { sv1: Some(listen(None)), sv2: Some(listen(None)), metrics: Some(metrics_listener) };
+    let listeners = Listeners {
+        sv1: Some(listen(None)),
+        sv2: Some(listen(None)),
+        metrics: Some(metrics_listener),
+        ..Listeners::default()
+    };
     let role = proxy::start(&config, listeners, Clock::start(), end).expect("the proxy starts");
     Running {
         sv1: role.sv1_address.expect("it has a listener"),
@@ -164,6 +168,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
 fn downstream() -> DownstreamConfig {
     DownstreamConfig {
         sv1_listen: None,
+        sv1_profiles: Vec::new(),
         sv2_listen: None,
         authority: Some((PathBuf::new(), key())),
         proxy_protocol: false,

@@ -38,6 +38,7 @@ struct Options {
     pool: bool,
     channel_per_device: bool,
     vardiff_enabled: bool,
+    minimum_is_firm: bool,
     proxy_protocol: bool,
     batch: u8,
     initial: u8,
@@ -69,6 +70,7 @@ fn settings(options: Options) -> Settings {
     Settings {
         share_use: if options.pool { ShareUse::Keep } else { ShareUse::Forward },
         vardiff_enabled: options.vardiff_enabled,
+        minimum_is_firm: options.minimum_is_firm,
         vardiff: VardiffConfig { minimum_exponent: -32, initial_exponent, shares_per_minute: 8.0 },
         channel_per_device: options.channel_per_device && !options.pool,
         proxy_protocol: options.proxy_protocol,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use mining_server::record::RejectReason;
 use mining_server::sv1::Sv1Connection;
-use mining_server::{Event, Output, Registry, Settings, ShareEvent, Verdict, Work};
+use mining_server::{Event, Output, Registry, Settings, ShareEvent, Verdict, VersionRolling, Work};
 use stratum::sv1::client::ServerLine;
 use stratum::{ConnectionId, Now};
 
@@ -69,6 +69,8 @@ struct Run {
     told: f64,
     records: Records,
     upstream_open: bool,
+    version_rolling: VersionRolling,
+    rolled_outside: bool,
     closed: bool,
 }
 
@@ -90,6 +92,8 @@ pub(crate) fn run(settings: Settings, operations: &[Operation<'_>]) {
         told: f64::INFINITY,
         records: Records::default(),
         upstream_open: false,
+        version_rolling: VersionRolling::default(),
+        rolled_outside: false,
         closed: false,
         settings,
     };
@@ -268,6 +272,12 @@ impl Run {
                 assert!(std::mem::take(&mut self.upstream_open), "what is closed was open");
             }
             Event::HashRate { rate, .. } => assert!(rate.0.is_finite() && rate.0 >= 0.0),
+            Event::VersionRolling(state) => {
+                assert_ne!(std::mem::replace(&mut self.version_rolling, *state), *state, "no news");
+            }
+            Event::RolledOutsideMask => {
+                assert!(!std::mem::replace(&mut self.rolled_outside, true), "it was said already");
+            }
             Event::NewJobWanted { .. } | Event::Notice(_) => {}
         }
     }

@@ -224,6 +224,7 @@ impl Run {
                 Event::CloseUpstream { channel } => self.wanted.retain(|wanted| *wanted != channel),
                 Event::HashRate { rate, .. } => assert!(rate.0.is_finite() && rate.0 >= 0.0),
                 Event::NewJobWanted { .. } | Event::Notice(_) => {}
+                Event::VersionRolling(_) | Event::RolledOutsideMask => panic!("masks belong to SV1"),
             }
         }
         messages.into_iter().for_each(|message| self.hear(message));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use stratum::hash::Hash;
 use stratum::job::{RESERVED_SIZE, Rolled};
-use stratum::vardiff::Vardiff;
+use stratum::vardiff::{Vardiff, VardiffConfig};
 use stratum::{
     ChannelId, ConnectionId, DeviceId, Difficulty, Epoch, HashRate, Job, JobNumber, Now, Target, TipNumber,
     Work as WorkSum,
@@ -67,7 +67,8 @@ pub struct Judge {
     difficulties: ArrayVec<(JobNumber, i32), MAX_DIFFICULTY_CHANGES>,
     /// The difficulty exponent at which the upstream's target stands, the hardest that a miner is ever given.
     upstream_exponent: i32,
-    /// The hardest difficulty exponent that the miner accepts (SV2 `max_target`), or the easiest of all.
+    /// Never undercut, not even for the upstream's target: the easiest difficulty exponent that the miner accepts
+    /// (SV2 `max_target`) or that its listener promises. `i32::MIN` where nobody named one.
     minimum_exponent: i32,
     seen: SeenShares,
     /// The epoch and tip that `seen` is about.
@@ -89,7 +90,7 @@ impl Judge {
             vardiff: Vardiff::new(config, config.initial_exponent, now.monotonic),
             difficulties: ArrayVec::new(),
             upstream_exponent: i32::MAX,
-            minimum_exponent: i32::MIN,
+            minimum_exponent: firm_minimum(settings),
             seen: SeenShares::default(),
             seen_tip: (Epoch(0), TipNumber(0)),
             oldest: JobNumber(u64::MAX),
@@ -121,9 +122,10 @@ impl Judge {
         }
     }
 
-    /// Forbids difficulties below 2^`exponent`: the target must not be easier than the miner's own maximum.
-    pub fn set_minimum_exponent(&mut self, exponent: i32) {
-        self.minimum_exponent = exponent;
+    /// Forbids difficulties below 2^`exponent`: the target must not be easier than the miner's own maximum. A
+    /// listener's firm minimum holds beside it.
+    pub fn set_minimum_exponent(&mut self, settings: &Settings, exponent: i32) {
+        self.minimum_exponent = exponent.max(firm_minimum(settings));
     }
 
     /// The difficulty exponent that the next job will have.
@@ -143,6 +145,12 @@ impl Judge {
     /// The difficulty exponent that the miner was told last; `None` before its first job.
     pub fn told_exponent(&self) -> Option<i32> {
         self.difficulties.last().map(|(_, exponent)| *exponent)
+    }
+
+    /// Whether the miner was told a harder target than the upstream's, because of a minimum. What it finds between
+    /// the two is never submitted.
+    pub fn is_told_more_than_upstream(&self) -> bool {
+        self.told_exponent().is_some_and(|told| told > self.upstream_exponent)
     }
 
     /// Whether everything that was sent before must be dropped when `job` is sent.
@@ -243,8 +251,11 @@ impl Judge {
             self.vardiff.set_exponent(self.vardiff.exponent(), now.monotonic);
             return false;
         }
-        settings.vardiff_enabled
-            && self.vardiff.check(&settings.vardiff, self.upstream_exponent.min(223), now.monotonic).is_some()
+        // Vardiff must know of the minimum: shares that are harder than it believes would make the miner seem slow.
+        let minimum_exponent = settings.vardiff.minimum_exponent.max(self.minimum_exponent);
+        let config = VardiffConfig { minimum_exponent, ..settings.vardiff };
+        let maximum_exponent = self.upstream_exponent.min(223).max(self.minimum_exponent);
+        settings.vardiff_enabled && self.vardiff.check(&config, maximum_exponent, now.monotonic).is_some()
     }
 
     /// When [`Judge::check_difficulty`] is due, on the monotonic clock.
@@ -310,6 +321,11 @@ impl Judge {
             self.difficulties.remove(0);
         }
     }
+}
+
+/// The difficulty exponent below which nobody on this listener goes; the lowest of all where there is none.
+fn firm_minimum(settings: &Settings) -> i32 {
+    if settings.minimum_is_firm { settings.vardiff.minimum_exponent } else { i32::MIN }
 }
 
 /// Completes the record of a share that is good, and says where it goes.

@@ -18,7 +18,7 @@ pub mod sv1;
 pub mod sv2;
 pub mod work;
 
-pub use output::{CloseReason, Event, Fault, ForwardShare, Output, Registry, ShareEvent};
+pub use output::{CloseReason, Event, Fault, ForwardShare, Output, Registry, ShareEvent, VersionRolling};
 pub use record::{DropReason, Fate, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
 pub use settings::{Settings, ShareUse};
 pub use work::{JobBook, PublishedJob, Work};

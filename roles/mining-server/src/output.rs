@@ -54,8 +54,25 @@ pub enum Event {
         /// The downstream channel.
         channel: ChannelId,
     },
+    /// What an SV1 miner may do with the version bits changed. Until the first one it rolls nothing.
+    VersionRolling(VersionRolling),
+    /// An SV1 miner was seen rolling version bits outside its mask. Said once for each connection.
+    RolledOutsideMask,
     /// Something that the operator should see once, at the log level of information.
     Notice(String),
+}
+
+/// What an SV1 miner may do with the version bits (BIP 310).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VersionRolling {
+    /// It did not ask to roll any, or only such that nobody may roll.
+    #[default]
+    NotNegotiated,
+    /// It was told the mask that it negotiated.
+    Granted,
+    /// It negotiated a mask and was told an empty one, because the job that it has or is about to get forbids
+    /// rolling. Many ASICs mine slower then, or leave.
+    Withheld,
 }
 
 /// A verdict, and the share itself where it is to be passed on.

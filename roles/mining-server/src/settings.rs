@@ -22,6 +22,9 @@ pub struct Settings {
     pub vardiff_enabled: bool,
     /// How they do. Hash rates are estimated with it either way.
     pub vardiff: VardiffConfig,
+    /// Whether the minimum of `vardiff` holds even where the upstream's target is easier. If not, the upstream's
+    /// target is the hardest that a miner is given, so that no share that the upstream wants is missed.
+    pub minimum_is_firm: bool,
     /// Whether every device has an upstream channel of its own.
     pub channel_per_device: bool,
     /// Whether SV1 connections may open with a PROXY protocol header.

@@ -125,6 +125,8 @@ impl Desk {
                 Event::CloseUpstream { .. } => Command::Close { key },
                 Event::HashRate { rate, .. } => Command::HashRate { key, rate },
                 Event::NewJobWanted { .. } => Command::NewJobWanted { key },
+                // The connection's holdings count these.
+                Event::VersionRolling(_) | Event::RolledOutsideMask => continue,
                 Event::Notice(notice) => {
                     tracing::info!(connection = id.0, "{notice}");
                     continue;

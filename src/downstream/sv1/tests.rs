@@ -39,6 +39,7 @@ fn context() -> (Context, OwnerInbox) {
         share_use: ShareUse::Forward,
         vardiff_enabled: true,
         vardiff,
+        minimum_is_firm: false,
         channel_per_device: false,
         proxy_protocol: false,
         share_batch_size: 1,

@@ -25,7 +25,7 @@ use stratum::sv1::request::{Call, Configure, RawId, Request, RequestError, passw
 use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, HashRate, Job, JobNumber, Now, Target};
 
 use crate::judge::{Judge, Submitter};
-use crate::output::{CloseReason, Event, Output, Registry};
+use crate::output::{CloseReason, Event, Output, Registry, VersionRolling};
 use crate::settings::{HANDSHAKE_DEADLINE, KEEPALIVE, Settings};
 use crate::work::{PublishedJob, Work};
 
@@ -59,11 +59,15 @@ pub struct Sv1Connection {
     asked_mask: Option<u32>,
     /// The mask that it was last told.
     told_mask: u32,
+    /// What the driver was last told of the mask.
+    version_rolling: VersionRolling,
     /// The last suggestion that counted.
     last_suggestion: Option<i32>,
     next_suggestion: Duration,
     /// The operator was told that this miner rolls bits which it must not roll.
     reported_bits: bool,
+    /// The operator was told that this miner's minimum is above the upstream's target.
+    reported_minimum: bool,
     /// The first job went out under an id of its own.
     first_job: Option<(Box<str>, JobNumber)>,
     told_rate: HashRate,
@@ -90,9 +94,11 @@ impl Sv1Connection {
             user_agent: None,
             asked_mask: None,
             told_mask: 0,
+            version_rolling: VersionRolling::NotNegotiated,
             last_suggestion: None,
             next_suggestion: now.monotonic,
             reported_bits: false,
+            reported_minimum: false,
             first_job: None,
             told_rate: HashRate(0.0),
             opened: now.monotonic,
@@ -267,9 +273,10 @@ impl Sv1Connection {
             self.asked_mask = Some(mask);
             // A mask of zero keeps the miner, where a refusal makes the cgminer family leave.
             self.told_mask = if allowed { mask } else { 0 };
+            self.note_version_rolling(out);
         }
         if let Some(minimum) = configure.minimum_difficulty.flatten() {
-            self.judge.set_minimum_exponent(exponent_from(Difficulty(minimum)));
+            self.judge.set_minimum_exponent(&self.settings, exponent_from(Difficulty(minimum)));
         }
         let grant = Grant {
             version_mask: configure.version_rolling.map(|_| self.told_mask),
@@ -347,6 +354,9 @@ impl Sv1Connection {
         let clean = self.judge.is_clean(job);
         if let Some(exponent) = self.judge.send_job(&self.settings, work, job) {
             render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(exponent));
+            if self.judge.is_told_more_than_upstream() {
+                report_minimum(&mut self.reported_minimum, exponent, work.upstream_target, out);
+            }
         }
         if let Some(asked) = self.asked_mask {
             let mask = if job.version_rolling_allowed { asked } else { 0 };
@@ -355,6 +365,7 @@ impl Sv1Connection {
             if mask != self.told_mask || own_id.is_some() {
                 self.told_mask = mask;
                 render::set_version_mask(&mut out.bytes, mask);
+                self.note_version_rolling(out);
             }
         }
         match own_id {
@@ -364,6 +375,19 @@ impl Sv1Connection {
                 clean,
                 &mut out.bytes,
             ),
+        }
+    }
+
+    /// Says when the miner gains or loses what it negotiated: hash rate that an upstream costs it is only seen so.
+    fn note_version_rolling(&mut self, out: &mut Output) {
+        let state = match self.asked_mask {
+            None | Some(0) => VersionRolling::NotNegotiated,
+            Some(_) if self.told_mask == 0 => VersionRolling::Withheld,
+            Some(_) => VersionRolling::Granted,
+        };
+        if self.version_rolling != state {
+            self.version_rolling = state;
+            out.events.push(Event::VersionRolling(state));
         }
     }
 
@@ -411,6 +435,18 @@ impl Sv1Connection {
             self.last_sent = now.monotonic;
         }
     }
+}
+
+/// Work that a minimum costs is lost without a trace in any sum: the operator should see that it is, once.
+fn report_minimum(reported: &mut bool, exponent: i32, upstream_target: Target, out: &mut Output) {
+    if std::mem::replace(reported, true) {
+        return;
+    }
+    let (told, wanted) = (Difficulty::from_exponent(exponent).0, upstream_target.difficulty().0);
+    out.events.push(Event::Notice(format!(
+        "its minimum difficulty of {told} is above the upstream's of {wanted}: what it finds between the two is never \
+         submitted and earns nothing"
+    )));
 }
 
 /// The smallest power of two that is no easier than `difficulty`, as an exponent.

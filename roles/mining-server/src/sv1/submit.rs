@@ -102,6 +102,7 @@ impl Sv1Connection {
         let notice =
             format!("{user_agent:?} rolls the version bits {bits:08x}; it was told the mask {mask:08x}");
         out.events.push(Event::Notice(notice));
+        out.events.push(Event::RolledOutsideMask);
     }
 
     /// Our number of the job that a miner names; the first job of a connection has a name of its own.

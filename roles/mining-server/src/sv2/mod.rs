@@ -317,7 +317,7 @@ impl Sv2Connection {
             return refuse(codes::update_channel::MAX_TARGET_OUT_OF_RANGE, out);
         };
         // Takes effect, and is told with SetTarget, before the next job.
-        channel.judge.set_minimum_exponent(minimum);
+        channel.judge.set_minimum_exponent(&self.settings, minimum);
         if channel.judge.hash_rate(now).is_none() {
             let declared = opening::Declared::of(update.nominal_hash_rate, &self.settings);
             if let Some(exponent) = declared.exponent {

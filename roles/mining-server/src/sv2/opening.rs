@@ -211,7 +211,7 @@ impl Sv2Connection {
             }
         };
         let mut judge = Judge::new(open.reserved, rolled_size, &self.settings, now);
-        judge.set_minimum_exponent(open.minimum_exponent);
+        judge.set_minimum_exponent(&self.settings, open.minimum_exponent);
         if let Some(exponent) = open.declared.exponent {
             judge.suggest(&self.settings, exponent, now);
         }

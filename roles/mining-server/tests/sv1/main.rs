@@ -4,6 +4,7 @@ mod difficulty;
 mod handshake;
 mod ids;
 mod jobs;
+mod minimum;
 mod shares;
 mod support;
 mod version_rolling;

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use mining_server::record::{RejectReason, Verdict};
+use mining_server::{Event, VersionRolling};
 use stratum::sv1::client::RolledVersion;
 
 /// A share of the newest job with these bits rolled.
@@ -18,6 +19,23 @@ fn with_sixth(found: &Found, sixth: u32) -> String {
         &format!("{:08x}", found.nonce),
         &format!("{sixth:08x}"),
     ])
+}
+
+/// What the driver was told of the mask since the last time.
+fn told(rig: &mut Rig) -> Vec<VersionRolling> {
+    let mut told = Vec::new();
+    rig.events.retain(|event| {
+        if let Event::VersionRolling(state) = event {
+            told.push(*state);
+        }
+        !matches!(event, Event::VersionRolling(_))
+    });
+    told
+}
+
+fn times_reported(rig: &Rig) -> (usize, usize) {
+    let reported = rig.events.iter().filter(|event| matches!(event, Event::RolledOutsideMask)).count();
+    (rig.notices().len(), reported)
 }
 
 #[test]
@@ -88,7 +106,7 @@ fn bits_outside_the_miners_own_mask_are_refused_and_reported_once() {
             assert_eq!(record.verdict, rejected(RejectReason::BadVersionBits), "{firmware}");
             assert_eq!((record.credited.0, record.difficulty), (0, None), "{firmware}");
         }
-        assert_eq!(rig.notices().len(), 1, "{firmware}");
+        assert_eq!(times_reported(&rig), (1, 1), "{firmware}");
     }
 }
 
@@ -136,7 +154,7 @@ fn a_job_without_rolling_keeps_its_version_and_takes_the_mask_away_first() {
     let deaf = rolled(&rig, FULL_MASK, 0x2000);
     assert_eq!(rig.submit(&deaf), 20);
     assert_eq!(rig.record().verdict, rejected(RejectReason::BadVersionBits));
-    assert_eq!(rig.notices().len(), 1);
+    assert_eq!(times_reported(&rig), (1, 1));
     // A second job of that kind says nothing more; one with rolling gives the mask back.
     assert_eq!(rig.job().len(), 1);
     rig.source.version_rolling_allowed = true;
@@ -197,4 +215,35 @@ fn a_miner_may_ask_for_another_mask_later() {
     let found = rolled(&rig, 0x00c0_0000, 0x0040_0000);
     assert_eq!(rig.submit(&found), 0);
     assert_eq!(rig.record().verdict, Verdict::Accepted);
+}
+
+#[test]
+fn the_driver_hears_when_a_miner_gains_or_loses_its_mask() {
+    let mut rig = Rig::rolling(settings());
+    assert_eq!(told(&mut rig), [VersionRolling::Granted]);
+    rig.job();
+    assert_eq!(told(&mut rig), [], "nothing changed");
+    rig.source.version_rolling_allowed = false;
+    rig.job();
+    rig.job();
+    assert_eq!(told(&mut rig), [VersionRolling::Withheld]);
+    rig.source.version_rolling_allowed = true;
+    rig.job();
+    assert_eq!(told(&mut rig), [VersionRolling::Granted]);
+    rig.send(&CONFIGURE.replace("ffffffff", "00001fff"));
+    assert_eq!(told(&mut rig), [VersionRolling::NotNegotiated], "it asks for bits that nobody may roll");
+}
+
+#[test]
+fn a_miner_that_is_granted_an_empty_mask_counts_before_it_can_leave() {
+    // The cgminer family reads the answer and goes to its next pool: it never has a job.
+    let mut rig = Rig::new(settings());
+    rig.source.version_rolling_allowed = false;
+    rig.job();
+    rig.send(CONFIGURE);
+    assert_eq!(told(&mut rig), [VersionRolling::Withheld]);
+    let mut rig = Rig::mining(settings());
+    rig.source.version_rolling_allowed = false;
+    rig.job();
+    assert_eq!(told(&mut rig), [], "one without a mask has nothing to lose");
 }

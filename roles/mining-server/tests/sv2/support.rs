@@ -34,6 +34,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         share_use: ShareUse::Forward,
         vardiff_enabled: true,
+        minimum_is_firm: false,
         vardiff: VardiffConfig { shares_per_minute: 8.0, minimum_exponent: -30, initial_exponent: INITIAL },
         channel_per_device: false,
         proxy_protocol: false,
