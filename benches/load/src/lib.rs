@@ -8,6 +8,7 @@
 //! Nothing here decides what is good: the program prints what it measured.
 
 pub mod block;
+pub mod compare;
 pub mod floor;
 pub mod in_flight;
 pub mod pool_stub;

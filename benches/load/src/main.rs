@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use load::compare::{self, CompareOptions};
 use load::floor::{self, FloorKind, FloorOptions};
 use load::scenario::{self, RunOptions};
 use load::target;
@@ -21,7 +22,8 @@ const INTERRUPTED: i32 = 130;
 Examples:
   load run --scenario shares --target checkweigh --miners 1000 --outstanding 4
   load run --scenario fanout --target translator --mode per-device --miners 8000
-  load run --scenario connect --target floor-epoll --miners 8000"
+  load run --scenario connect --target floor-epoll --miners 8000
+  load compare --quick"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -32,6 +34,8 @@ struct Cli {
 enum Command {
     /// Play one scenario on one target, and print what was measured as one JSON object
     Run(RunOptions),
+    /// Play every scenario on every target in turn, and print one table
+    Compare(CompareOptions),
     /// Serve miners with the least that a server can do; a line "block" on standard input is a new block
     Floor {
         /// Which floor
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
         }
+        Command::Compare(options) => compare::run(&options),
         Command::Floor { kind, threads, exponent } => {
             floor::run(FloorOptions { kind, threads, difficulty_exponent: exponent })
         }
