@@ -60,7 +60,9 @@ pub struct Shares {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forwarded_per_second: Option<f64>,
     /// Processor time of the target for each share that was both accepted and forwarded, whichever were fewer;
-    /// for floors, accepted. In microseconds.
+    /// for floors, accepted. In microseconds. With all miners as fast as they can, from their first share until
+    /// the pool has the last one: forwarding later does not make a share cheaper or dearer. At a given pace, over
+    /// the measured time.
     pub cpu_us_per_share: f64,
     /// Processors that the target kept busy, in per cent of one.
     pub cpu_percent: f64,
@@ -177,7 +179,7 @@ impl Shares {
             outstanding: None,
             acknowledged_per_second: acknowledged as f64 / seconds,
             forwarded_per_second: None,
-            cpu_us_per_share: cpu.as_secs_f64() * 1e6 / acknowledged as f64,
+            cpu_us_per_share: Shares::cost(before, after, false),
             cpu_percent: percent(cpu),
             swarm_cpu_percent: percent(after.swarm_cpu - before.swarm_cpu),
             pool_cpu_percent: percent(after.pool_cpu - before.pool_cpu),
@@ -191,13 +193,20 @@ impl Shares {
         }
     }
 
+    /// Processor time of the target for each share between two readings, in microseconds; not finite when there was
+    /// none. Shares that must be forwarded count when they are.
+    pub fn cost(before: &Reading, after: &Reading, is_forwarding: bool) -> f64 {
+        let acknowledged = after.acknowledged - before.acknowledged;
+        let forwarded = after.forwarded - before.forwarded;
+        let counted = if is_forwarding { acknowledged.min(forwarded) } else { acknowledged };
+        (after.target.cpu - before.target.cpu).as_secs_f64() * 1e6 / counted as f64
+    }
+
     /// Adds what the pool received between the same readings.
     pub fn with_pool(mut self, before: &Reading, after: &Reading, forwarding: &Histogram<u64>) -> Self {
         let forwarded = after.forwarded - before.forwarded;
-        let counted = forwarded.min(after.acknowledged - before.acknowledged);
-        let cpu = after.target.cpu - before.target.cpu;
         self.forwarded_per_second = Some(forwarded as f64 / self.seconds);
-        self.cpu_us_per_share = cpu.as_secs_f64() * 1e6 / counted as f64;
+        self.cpu_us_per_share = Shares::cost(before, after, true);
         self.forwarding = Some(Latency::of(forwarding));
         self
     }

@@ -145,6 +145,7 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
 }
 
 fn shares(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
+    let before = stage.read()?;
     let pace = Pace::Closed { outstanding: options.outstanding };
     stage.swarm.set_pace(Class::Ordinary, pace)?;
     sleep(WARM_UP);
@@ -154,6 +155,8 @@ fn shares(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
     })?;
     shares.outstanding = Some(options.outstanding);
     drain(stage, &mut shares)?;
+    // A target that answers first and forwards later has not paid for its shares yet when the time is over.
+    shares.cpu_us_per_share = Shares::cost(&before, &stage.read()?, stage.pool.is_some());
     Ok(shares)
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::judge::{FloorJob, Jobs, Peer};
+use super::judge::{FloorJob, Peer};
 use super::{Publish, Reserved, any_port, listen};
 
 /// Events taken at once.
@@ -61,7 +61,7 @@ pub(super) fn start(threads: NonZeroUsize, job: &Arc<FloorJob>) -> io::Result<(S
             free: Vec::new(),
             inbox,
             desk: Desk {
-                jobs: Jobs::new(Arc::clone(job)),
+                job: Arc::clone(job),
                 buffer: vec![0; READ_BUFFER],
                 out: Vec::with_capacity(READ_BUFFER),
             },
@@ -91,7 +91,7 @@ struct Server {
 
 /// What the connections of a thread have in common.
 struct Desk {
-    jobs: Jobs,
+    job: Arc<FloorJob>,
     buffer: Vec<u8>,
     out: Vec<u8>,
 }
@@ -158,10 +158,10 @@ impl Server {
 
     fn take_jobs(&mut self) {
         while let Ok(job) = self.inbox.try_recv() {
-            self.desk.jobs.replace(job);
+            self.desk.job = job;
             for index in 0..self.connections.len() {
                 let Some(connection) = &mut self.connections[index] else { continue };
-                let line = self.desk.jobs.current().line();
+                let line = self.desk.job.line();
                 if connection.peer.is_authorized && connection.send(line).is_err() {
                     self.close(index);
                 }
@@ -187,14 +187,14 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let Desk { jobs, buffer, out } = desk;
+            let Desk { job, buffer, out } = desk;
             out.clear();
             if self.unfinished.is_empty() {
-                let rest = self.peer.answer_lines(&buffer[..length], jobs, out);
+                let rest = self.peer.answer_lines(&buffer[..length], job, out);
                 self.unfinished.extend_from_slice(rest.map_err(|_| io::ErrorKind::InvalidData)?);
             } else {
                 self.unfinished.extend_from_slice(&buffer[..length]);
-                let rest = self.peer.answer_lines(&self.unfinished, jobs, out);
+                let rest = self.peer.answer_lines(&self.unfinished, job, out);
                 let kept = rest.map_err(|_| io::ErrorKind::InvalidData)?.len();
                 self.unfinished.drain(..self.unfinished.len() - kept);
             }

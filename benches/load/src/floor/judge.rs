@@ -1,7 +1,5 @@
 //! What a floor says to a line: a scanner that knows where the fields of a submission are, one hash, one comparison.
 
-use std::sync::Arc;
-
 use stratum::Job;
 use stratum::job::{EXTRANONCE2_SIZE, RESERVED_SIZE, Rolled, SV1_VERSION_MASK};
 use stratum::sv1::render::NotifyLine;
@@ -41,28 +39,6 @@ impl FloorJob {
     }
 }
 
-/// The jobs that shares may be for.
-#[derive(Clone, Debug)]
-pub(super) struct Jobs {
-    current: Arc<FloorJob>,
-    /// Kept to tell a stale share from a wrong one.
-    before: Option<Arc<FloorJob>>,
-}
-
-impl Jobs {
-    pub(super) const fn new(current: Arc<FloorJob>) -> Self {
-        Jobs { current, before: None }
-    }
-
-    pub(super) fn current(&self) -> &FloorJob {
-        &self.current
-    }
-
-    pub(super) fn replace(&mut self, next: Arc<FloorJob>) {
-        self.before = Some(std::mem::replace(&mut self.current, next));
-    }
-}
-
 /// A connection's side of the conversation.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -84,22 +60,22 @@ impl Peer {
     pub(super) fn answer_lines<'a>(
         &mut self,
         mut bytes: &'a [u8],
-        jobs: &Jobs,
+        job: &FloorJob,
         out: &mut Vec<u8>,
     ) -> Result<&'a [u8], Malformed> {
         while let Some((line, rest)) = scan::split_line(bytes) {
-            self.answer(line, jobs, out)?;
+            self.answer(line, job, out)?;
             bytes = rest;
         }
         Ok(bytes)
     }
 
-    fn answer(&mut self, line: &[u8], jobs: &Jobs, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    fn answer(&mut self, line: &[u8], job: &FloorJob, out: &mut Vec<u8>) -> Result<(), Malformed> {
         let id = scan::id(line).ok_or(Malformed)?;
         let mut strings = scan::after(line, b"\"method\":").map(Strings::of).ok_or(Malformed)?;
         match strings.next().ok_or(Malformed)? {
             b"mining.submit" => {
-                let verdict = self.judge(&mut strings, jobs).ok_or(Malformed)?;
+                let verdict = self.judge(&mut strings, job).ok_or(Malformed)?;
                 answer_with(out, id, verdict.as_bytes());
             }
             b"mining.configure" => {
@@ -115,8 +91,8 @@ impl Peer {
             b"mining.authorize" => {
                 answer_with(out, id, ACCEPTED.as_bytes());
                 self.is_authorized = true;
-                out.extend_from_slice(jobs.current.difficulty_line.as_bytes());
-                out.extend_from_slice(jobs.current.line());
+                out.extend_from_slice(job.difficulty_line.as_bytes());
+                out.extend_from_slice(job.line());
             }
             _ => answer_with(out, id, b"\"result\":null,\"error\":[20,\"Other/Unknown\",null]}\n"),
         }
@@ -124,16 +100,16 @@ impl Peer {
     }
 
     /// Judges a submission whose method was taken from `strings` already. `None` when it is malformed.
-    fn judge(&self, strings: &mut Strings<'_>, jobs: &Jobs) -> Option<&'static str> {
+    fn judge(&self, strings: &mut Strings<'_>, job: &FloorJob) -> Option<&'static str> {
         let (_params, _user) = (strings.next()?, strings.next()?);
         let job_id = strings.next()?;
         let extranonce2 = scan::hex_number(strings.next()?)?;
         let (ntime, nonce) = (scan::hex_number(strings.next()?)?, scan::hex_number(strings.next()?)?);
         let bits = strings.next().map_or(Some(0), scan::hex_number)?;
-        if job_id != jobs.current.id {
+        if job_id != job.id {
             return Some(UNKNOWN_JOB);
         }
-        let job = &jobs.current.job;
+        let job = &job.job;
         let rolled = Rolled {
             reserved: self.reserved,
             extranonce: &extranonce2.to_be_bytes(),

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use super::judge::{FloorJob, Jobs, Peer};
+use super::judge::{FloorJob, Peer};
 use super::{Publish, Reserved, any_port, listen};
 
 /// Bytes read at once, and the longest line.
@@ -68,7 +68,7 @@ async fn serve(mut stream: TcpStream, mut peer: Peer, mut subscription: watch::R
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let mut jobs = Jobs::new(Arc::clone(&subscription.borrow_and_update()));
+    let mut job = Arc::clone(&subscription.borrow_and_update());
     let mut buffer = [0; READ_BUFFER];
     let (mut filled, mut out) = (0, Vec::new());
     loop {
@@ -78,8 +78,8 @@ async fn serve(mut stream: TcpStream, mut peer: Peer, mut subscription: watch::R
                 if changed.is_err() {
                     return;
                 }
-                jobs.replace(Arc::clone(&subscription.borrow_and_update()));
-                if peer.is_authorized && stream.write_all(jobs.current().line()).await.is_err() {
+                job = Arc::clone(&subscription.borrow_and_update());
+                if peer.is_authorized && stream.write_all(job.line()).await.is_err() {
                     return;
                 }
             }
@@ -87,7 +87,7 @@ async fn serve(mut stream: TcpStream, mut peer: Peer, mut subscription: watch::R
                 let Ok(length @ 1..) = read else { return };
                 filled += length;
                 out.clear();
-                let Ok(rest) = peer.answer_lines(&buffer[..filled], &jobs, &mut out) else { return };
+                let Ok(rest) = peer.answer_lines(&buffer[..filled], &job, &mut out) else { return };
                 let kept = rest.len();
                 buffer.copy_within(filled - kept..filled, 0);
                 filled = kept;

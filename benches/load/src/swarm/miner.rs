@@ -249,9 +249,11 @@ impl Miner {
         }
     }
 
-    /// Finds a share and appends its submission, to be written `now`. False when there is nothing to hash.
-    pub(super) fn submit(&mut self, now: Instant, desk: &mut Desk, out: &mut Vec<u8>) -> bool {
+    /// Finds a share and appends its submission, to be written at once. False when there is nothing to hash.
+    pub(super) fn submit(&mut self, desk: &mut Desk, out: &mut Vec<u8>) -> bool {
         let Some((extranonce2, nonce)) = self.find_share(desk) else { return false };
+        // Not before: what the swarm hashes is no latency of the target.
+        let now = Instant::now();
         let id = self.next_id;
         self.next_id += 1;
         let grind = self.grind.as_ref().expect("it found the share");

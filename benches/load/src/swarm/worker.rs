@@ -208,7 +208,7 @@ impl Worker {
             }
             match pace {
                 Pace::Idle => {}
-                Pace::Closed { .. } => self.attend(index, |worker| worker.fill(index, now)),
+                Pace::Closed { .. } => self.attend(index, |worker| worker.fill(index)),
                 Pace::Poisson { rate } => {
                     self.due.push(Reverse((now + self.dice.wait(rate), index)));
                 }
@@ -252,7 +252,7 @@ impl Worker {
                 let connection = &mut connections[index];
                 let is_up = connection.stream.is_some() && connection.miner.unanswered() < MAX_UNANSWERED;
                 out.clear();
-                if is_up && connection.miner.submit(now, desk, out) { connection.send(out) } else { Ok(()) }
+                if is_up && connection.miner.submit(desk, out) { connection.send(out) } else { Ok(()) }
             });
         }
     }
@@ -296,7 +296,7 @@ impl Worker {
             };
             let now = Instant::now();
             self.connections[index].miner.handle_bytes(&buffer[..length], now, &mut self.desk)?;
-            self.fill(index, now)?;
+            self.fill(index)?;
             // A short read has emptied the socket, and what comes later is a new event.
             if length < buffer.len() {
                 return Ok(());
@@ -305,14 +305,14 @@ impl Worker {
     }
 
     /// Submits until as many shares are outstanding as the pace asks for, in one write.
-    fn fill(&mut self, index: usize, now: Instant) -> Result<(), Unusable> {
+    fn fill(&mut self, index: usize) -> Result<(), Unusable> {
         let Pace::Closed { outstanding } = self.pace(self.connections[index].miner.class) else {
             return Ok(());
         };
         let Worker { connections, desk, out, .. } = self;
         let connection = &mut connections[index];
         out.clear();
-        while connection.miner.unanswered() < outstanding && connection.miner.submit(now, desk, out) {}
+        while connection.miner.unanswered() < outstanding && connection.miner.submit(desk, out) {}
         if out.is_empty() { Ok(()) } else { connection.send(out) }
     }
 }
