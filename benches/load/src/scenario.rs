@@ -1,0 +1,300 @@
+//! What can be measured: each scenario sets a stage, plays on it, and reports.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::report::{Blocks, Connections, Report, Shares, Verified};
+use crate::stage::{BlockTimes, Reading, Stage, StageOptions};
+use crate::swarm::{Class, Pace};
+use crate::target::{Mode, TargetKind};
+
+/// How long miners mine before anything is measured.
+const WARM_UP: Duration = Duration::from_secs(3);
+
+/// How long a target with idle miners is left alone, so that its memory has settled.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long the pool waits for accepted shares after the miners have stopped.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// How long a job is known before its block, as pools send the next one ahead.
+const AHEAD: Duration = Duration::from_millis(500);
+
+/// Shares of a flooding miner that wait for their answer.
+const FLOOD_OUTSTANDING: usize = 256;
+
+/// Blocks in each half of the flood.
+const FLOOD_BLOCKS: usize = 5;
+
+/// What to play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scenario {
+    /// Every miner submits as soon as one of its outstanding shares is answered
+    Shares,
+    /// Idle miners, and new blocks
+    Fanout,
+    /// All miners connect as fast as they can, and then idle
+    Connect,
+    /// Every miner submits eight shares a minute by chance, with a new block every ten seconds
+    Farm,
+    /// Every miner submits one share a second by chance; then some of them flood
+    Flood,
+}
+
+/// How to play it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunOptions {
+    /// What to play
+    #[arg(long, value_enum)]
+    pub scenario: Scenario,
+    /// What to measure
+    #[arg(long, value_enum)]
+    pub target: TargetKind,
+    /// How a proxy opens channels
+    #[arg(long, value_enum, default_value = "aggregated")]
+    pub mode: Mode,
+    /// Miners, those that flood among them
+    #[arg(long, default_value_t = 1000)]
+    pub miners: usize,
+    /// Shares that each miner has outstanding (shares)
+    #[arg(long, default_value_t = 1)]
+    pub outstanding: usize,
+    /// Seconds that are measured (shares, farm, flood)
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    /// New blocks (fanout)
+    #[arg(long, default_value_t = 20)]
+    pub blocks: usize,
+    /// Seconds from one block to the next (fanout)
+    #[arg(long, default_value_t = 1.5)]
+    pub block_interval: f64,
+    /// Miners that flood (flood)
+    #[arg(long, default_value_t = 1)]
+    pub flooders: usize,
+    /// The difficulty of shares is two to the power of this: one hash in 2^(32 + EXPONENT) is a share
+    #[arg(long, default_value_t = -28, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-32..=0))]
+    pub exponent: i32,
+    /// The pool hashes every share, and looks for duplicates
+    #[arg(long)]
+    pub verify: bool,
+    /// The pool sends jobs to a group channel instead of to each channel
+    #[arg(long)]
+    pub group: bool,
+    /// Threads of the swarm
+    #[arg(long, default_value = "1")]
+    pub swarm_threads: NonZeroUsize,
+    /// Threads of a floor
+    #[arg(long, default_value = "2")]
+    pub floor_threads: NonZeroUsize,
+    /// The target's program, where it is not the usual one
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
+}
+
+/// Plays a scenario to its end.
+pub fn run(options: &RunOptions) -> io::Result<Report> {
+    let flooders = if options.scenario == Scenario::Flood { options.flooders.min(options.miners) } else { 0 };
+    let mut stage = Stage::set(&StageOptions {
+        kind: options.target,
+        mode: options.mode,
+        binary: options.binary.clone(),
+        miners: options.miners,
+        flooders,
+        swarm_threads: options.swarm_threads,
+        floor_threads: options.floor_threads,
+        difficulty_exponent: options.exponent,
+        grouped: options.group,
+        verify: options.verify,
+    })?;
+    let before = stage.read()?;
+    let connect_time = stage.connect()?;
+    eprintln!("{} miners connected in {:.3} s", options.miners, connect_time.as_secs_f64());
+    let connected = stage.read()?;
+    let mut report = Report {
+        scenario: format!("{:?}", options.scenario).to_lowercase(),
+        target: options.target,
+        mode: stage.pool.is_some().then_some(options.mode),
+        miners: options.miners,
+        lost_connections: 0,
+        connect_seconds: connect_time.as_secs_f64(),
+        shares: None,
+        shares_before_flood: None,
+        blocks: None,
+        blocks_before_flood: None,
+        connections: None,
+        verified: None,
+    };
+    match options.scenario {
+        Scenario::Shares => report.shares = Some(shares(&mut stage, options)?),
+        Scenario::Fanout => report.blocks = Some(fanout(&mut stage, options)?),
+        Scenario::Connect => report.connections = Some(connections(&stage, &before, &connected)?),
+        Scenario::Farm => farm(&mut stage, options, &mut report)?,
+        Scenario::Flood => flood(&mut stage, options, &mut report)?,
+    }
+    report.lost_connections = stage.swarm.counts().lost;
+    report.verified = stage.pool_figures().filter(|_| options.verify).map(|pool| Verified {
+        shares: pool.received,
+        bad: pool.bad,
+        duplicates: pool.duplicates,
+        without_channel: pool.without_channel,
+    });
+    Ok(report)
+}
+
+fn shares(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
+    let before = stage.read()?;
+    let pace = Pace::Closed { outstanding: options.outstanding };
+    stage.swarm.set_pace(Class::Ordinary, pace)?;
+    sleep(WARM_UP);
+    let mut shares = measure(stage, |_| {
+        sleep(Duration::from_secs(options.seconds));
+        Ok(())
+    })?;
+    shares.outstanding = Some(options.outstanding);
+    drain(stage, &mut shares)?;
+    // A target that answers first and forwards later has not paid for its shares yet when the time is over.
+    shares.cpu_us_per_share = Shares::cost(&before, &stage.read()?, stage.pool.is_some());
+    Ok(shares)
+}
+
+/// Measures what is submitted while `play` goes on.
+fn measure(stage: &mut Stage, play: impl FnOnce(&mut Stage) -> io::Result<()>) -> io::Result<Shares> {
+    stage.swarm.reset()?;
+    stage.in_flight.reset();
+    let before = stage.read()?;
+    play(stage)?;
+    let after = stage.read()?;
+    let figures = stage.swarm.figures()?;
+    let shares = Shares::between(&before, &after, &figures.ordinary);
+    Ok(match stage.pool {
+        Some(_) => shares.with_pool(&before, &after, &stage.in_flight.forwarding()),
+        None => shares,
+    })
+}
+
+/// Stops mining, and waits until the pool has what was accepted.
+fn drain(stage: &Stage, shares: &mut Shares) -> io::Result<()> {
+    stage.swarm.set_pace(Class::Ordinary, Pace::Idle)?;
+    stage.swarm.set_pace(Class::Flooder, Pace::Idle)?;
+    let started = Instant::now();
+    let is_answered = || {
+        let counts = stage.swarm.counts();
+        // A share of a lost connection is never answered.
+        counts.accepted + counts.refused >= counts.submitted || counts.lost > 0
+    };
+    if stage.wait(DRAIN, "the last answers", is_answered).is_err() {
+        eprintln!("some shares were not answered within {DRAIN:?}");
+    }
+    if stage.pool.is_none() {
+        return Ok(());
+    }
+    let behind = || {
+        let forwarded = stage.pool_figures().map_or(0, |pool| pool.received);
+        stage.swarm.counts().accepted.saturating_sub(forwarded)
+    };
+    shares.backlog = behind();
+    if stage.wait(DRAIN, "the last shares", || behind() == 0).is_ok() {
+        shares.drain_seconds = Some(started.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn fanout(stage: &mut Stage, options: &RunOptions) -> io::Result<Blocks> {
+    // What the target does when nothing happens is not the price of a block.
+    let idle = [stage.read()?, {
+        sleep(SETTLE);
+        stage.read()?
+    }];
+    let idle_cpu = cpu_between(&idle[0], &idle[1]).as_secs_f64() / (idle[1].at - idle[0].at).as_secs_f64();
+    let interval = Duration::from_secs_f64(options.block_interval);
+    stage.swarm.reset()?;
+    let before = stage.read()?;
+    let times = blocks(stage, options.blocks, interval)?;
+    let after = stage.read()?;
+    let seconds = (after.at - before.at).as_secs_f64();
+    let cpu = cpu_between(&before, &after).as_secs_f64() - idle_cpu * seconds;
+    let figures = stage.swarm.figures()?;
+    let mut blocks = Blocks::of(&times, &figures.ordinary.block_arrived);
+    blocks.cpu_us_per_miner = Some(cpu * 1e6 / (options.miners * options.blocks) as f64);
+    Ok(blocks)
+}
+
+/// Starts blocks, each an interval after the one before or when that has reached everybody.
+fn blocks(stage: &mut Stage, count: usize, interval: Duration) -> io::Result<Vec<BlockTimes>> {
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let begun = Instant::now();
+        stage.prepare_block()?;
+        sleep(AHEAD.min(interval / 2));
+        let block = stage.new_block()?;
+        eprintln!("a block reached the last miner after {:.1} ms", block.last.as_secs_f64() * 1e3);
+        times.push(block);
+        sleep(interval.saturating_sub(begun.elapsed()));
+    }
+    Ok(times)
+}
+
+fn connections(stage: &Stage, before: &Reading, connected: &Reading) -> io::Result<Connections> {
+    sleep(SETTLE);
+    let after = stage.read()?;
+    let miners = stage.swarm.miners as f64;
+    let growth = |after: u64, before: u64| (after as f64 - before as f64) * 1024.0 / miners;
+    let idle = cpu_between(connected, &after).as_secs_f64() / (after.at - connected.at).as_secs_f64();
+    Ok(Connections {
+        cpu_us_per_connection: cpu_between(before, connected).as_secs_f64() * 1e6 / miners,
+        resident_kib_before: before.target.resident_kib,
+        resident_kib_after: after.target.resident_kib,
+        resident_bytes_per_miner: growth(after.target.resident_kib, before.target.resident_kib),
+        anonymous_bytes_per_miner: growth(after.target.anonymous_kib, before.target.anonymous_kib),
+        idle_cpu_percent: 100.0 * idle,
+    })
+}
+
+fn farm(stage: &mut Stage, options: &RunOptions, report: &mut Report) -> io::Result<()> {
+    const SHARES_PER_SECOND: f64 = 8.0 / 60.0;
+    const BLOCK_INTERVAL: Duration = Duration::from_secs(10);
+    let count = (options.seconds / BLOCK_INTERVAL.as_secs()).max(1) as usize;
+    stage.swarm.set_pace(Class::Ordinary, Pace::Poisson { rate: SHARES_PER_SECOND })?;
+    sleep(WARM_UP);
+    let (shares, blocks) = shares_and_blocks(stage, count, BLOCK_INTERVAL)?;
+    report.shares = Some(shares);
+    report.blocks = Some(blocks);
+    Ok(())
+}
+
+fn flood(stage: &mut Stage, options: &RunOptions, report: &mut Report) -> io::Result<()> {
+    let interval = Duration::from_secs(options.seconds) / FLOOD_BLOCKS as u32;
+    stage.swarm.set_pace(Class::Ordinary, Pace::Poisson { rate: 1.0 })?;
+    sleep(WARM_UP);
+    let (before, blocks_before) = shares_and_blocks(stage, FLOOD_BLOCKS, interval)?;
+    eprintln!(
+        "without a flood: the last miner has a block after {:.1} ms",
+        blocks_before.last_miner_ms_median
+    );
+    stage.swarm.set_pace(Class::Flooder, Pace::Closed { outstanding: FLOOD_OUTSTANDING })?;
+    sleep(WARM_UP);
+    let (mut during, blocks) = shares_and_blocks(stage, FLOOD_BLOCKS, interval)?;
+    drain(stage, &mut during)?;
+    report.shares_before_flood = Some(before);
+    report.shares = Some(during);
+    report.blocks_before_flood = Some(blocks_before);
+    report.blocks = Some(blocks);
+    Ok(())
+}
+
+fn shares_and_blocks(stage: &mut Stage, count: usize, interval: Duration) -> io::Result<(Shares, Blocks)> {
+    let mut times = Vec::new();
+    let shares = measure(stage, |stage| {
+        times = blocks(stage, count, interval)?;
+        Ok(())
+    })?;
+    let figures = stage.swarm.figures()?;
+    Ok((shares, Blocks::of(&times, &figures.ordinary.block_arrived)))
+}
+
+fn cpu_between(before: &Reading, after: &Reading) -> Duration {
+    after.target.cpu.saturating_sub(before.target.cpu)
+}
