@@ -4,12 +4,16 @@
 //! The task never waits for a connection of ours, and a slow pool never holds up work: what cannot be written is
 //! kept up to a bound, and then shares wait in their queue and are dropped there.
 
-use std::collections::HashMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mining_proxy::upstream::MAX_DEVICE_CHANNELS;
 use mining_proxy::{
     Backoff, DownstreamKey, Endpoint, Feed, LinkState, Upstream, UpstreamConfig, UpstreamOutput,
 };
@@ -20,7 +24,7 @@ use stratum::sv2::frame::MAX_PAYLOAD_FROM_UPSTREAM;
 use stratum::sv2::noise::{Initiator, RESPONDER_MESSAGE_SIZE};
 use stratum::sv2::transport::{Decryptor, Encryptor};
 use stratum::sv2::url::PoolUrl;
-use stratum::{HashRate, JobNumber};
+use stratum::{HashRate, JobNumber, Now};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,7 +32,9 @@ use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox};
+use crate::owner::{
+    BLOCK_QUEUE, COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox, SHARE_QUEUE,
+};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
@@ -41,6 +47,10 @@ const MAX_UNWRITTEN: usize = 256 * 1024;
 
 /// Shares that are forwarded together at most, in one encryption pass and one write.
 const SHARE_BATCH: usize = 256;
+
+/// Devices that have gone while a slow pool left no room for their last shares: no more can have a channel. One more
+/// goes at once, and its shares are dropped.
+const MAX_WAITING_CLOSES: usize = MAX_DEVICE_CHANNELS;
 
 /// Bytes read at once from the pool.
 const READ_BUFFER: usize = 16 * 1024;
@@ -79,21 +89,7 @@ pub struct UpstreamTask {
 /// Serves one upstream until the end is asked for.
 pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
     let now = task.clock.now();
-    let name = format!("{}:{}", task.url.host, task.url.port);
-    let mut driver = Driver {
-        upstream: Upstream::new(task.config.clone(), JobNumber::first(now), now),
-        out: UpstreamOutput::default(),
-        mailboxes: HashMap::new(),
-        backoff: Backoff::new(),
-        link: Link::Down { dial_at: now.monotonic },
-        unwritten: Vec::new(),
-        commands: Vec::with_capacity(COMMAND_BATCH),
-        shares: Vec::with_capacity(SHARE_BATCH),
-        buffer: vec![0; READ_BUFFER],
-        redirect: None,
-        name,
-        task,
-    };
+    let mut driver = Driver::new(task, now);
     driver.serve(shutdown.requested()).await;
     // Connections end first: what they have judged by then is still forwarded.
     driver.serve(tokio::time::sleep(DRAIN_GRACE)).await;
@@ -138,6 +134,10 @@ struct Driver {
     #[expect(clippy::vec_box, reason = "they come boxed out of their queue")]
     shares: Vec<Box<ShareEvent>>,
     commands: Vec<Command>,
+    /// Shares that were taken out of their queue until now.
+    shares_taken: u64,
+    /// Devices that have gone, each with the count of taken shares at which its last one is among them.
+    closes: VecDeque<(u64, DownstreamKey)>,
     buffer: Vec<u8>,
     /// Where the upstream asked us to go, tried once.
     redirect: Option<Endpoint>,
@@ -146,6 +146,25 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(task: UpstreamTask, now: Now) -> Self {
+        Driver {
+            upstream: Upstream::new(task.config.clone(), JobNumber::first(now), now),
+            out: UpstreamOutput::default(),
+            mailboxes: HashMap::new(),
+            backoff: Backoff::new(),
+            link: Link::Down { dial_at: now.monotonic },
+            unwritten: Vec::new(),
+            commands: Vec::with_capacity(COMMAND_BATCH),
+            shares: Vec::with_capacity(SHARE_BATCH),
+            shares_taken: 0,
+            closes: VecDeque::new(),
+            buffer: vec![0; READ_BUFFER],
+            redirect: None,
+            name: format!("{}:{}", task.url.host, task.url.port),
+            task,
+        }
+    }
+
     /// Serves until `end`, or until there is no connection any more and none can come.
     async fn serve(&mut self, end: impl Future<Output = ()>) {
         let mut end = pin!(end);
@@ -180,7 +199,7 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
-        let room = self.unwritten.len() < MAX_UNWRITTEN;
+        let room = self.has_room();
         let Driver { link, buffer, unwritten, commands, shares, task, .. } = self;
         let inbox = &mut task.inbox;
         let link = async {
@@ -241,16 +260,50 @@ impl Driver {
         self.upstream.handle_share(share, self.task.clock.now(), &mut self.out);
     }
 
-    /// Takes a batch of commands, and then what shares there are: commands without end must not starve them.
+    /// Does what a batch of commands says, but first takes what was sent before it: the end of a device must not
+    /// overtake its own last shares, nor its block, and commands without end must not starve either.
     fn handle_commands(&mut self) {
+        self.take_blocks();
+        let left = self.take_shares();
         let mut commands = std::mem::take(&mut self.commands);
-        commands.drain(..).for_each(|command| self.handle_command(command));
+        for command in commands.drain(..) {
+            match command {
+                Command::Close { key } if left > 0 && self.closes.len() < MAX_WAITING_CLOSES => {
+                    self.closes.push_back((self.shares_taken + left, key));
+                }
+                command => self.handle_command(command),
+            }
+        }
         self.commands = commands;
-        if self.unwritten.len() < MAX_UNWRITTEN {
+    }
+
+    /// Takes the blocks that wait. More may come all the time: no more than their queue holds.
+    fn take_blocks(&mut self) {
+        for _ in 0..BLOCK_QUEUE {
+            let Ok(block) = self.task.inbox.blocks.try_recv() else { return };
+            self.handle_block(*block);
+        }
+    }
+
+    /// Takes the shares that wait, no more than their queue holds. Returns how many are left for want of room.
+    fn take_shares(&mut self) -> u64 {
+        for _ in 0..SHARE_QUEUE.div_ceil(SHARE_BATCH) {
+            if !self.has_room() {
+                return self.task.inbox.shares.len() as u64;
+            }
             let waiting = std::iter::from_fn(|| self.task.inbox.shares.try_recv().ok());
             self.shares.extend(waiting.take(SHARE_BATCH));
+            if self.shares.is_empty() {
+                return 0;
+            }
             self.handle_shares();
         }
+        0
+    }
+
+    /// Whether further shares may be taken, or the pool is too slow for them.
+    fn has_room(&self) -> bool {
+        self.unwritten.len() + self.out.bytes.len() < MAX_UNWRITTEN
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -278,8 +331,12 @@ impl Driver {
 
     fn handle_shares(&mut self) {
         let now = self.task.clock.now();
+        self.shares_taken += self.shares.len() as u64;
         for share in self.shares.drain(..) {
             self.upstream.handle_share(*share, now, &mut self.out);
+        }
+        while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.shares_taken) {
+            self.handle_command(Command::Close { key });
         }
     }
 
