@@ -2,8 +2,10 @@
 //! state machine of the `mining-proxy` crate and the rest of the program.
 //!
 //! The task never waits for a connection of ours, and a slow pool never holds up work: what cannot be written is
-//! kept up to a bound, and then shares wait in their queue and are dropped there.
+//! kept up to a bound, and then shares wait in their queue and are dropped there. Blocks never wait; a pool that does
+//! not even take those is given up.
 
+mod lines;
 #[cfg(test)]
 mod tests;
 
@@ -38,12 +40,21 @@ use crate::owner::{
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
+use lines::LineLimit;
 
 /// How long a pool has to accept a TCP connection and finish the handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
 const MAX_UNWRITTEN: usize = 256 * 1024;
+
+/// Bytes that wait for a slow pool with blocks among them, which are taken whatever waits. With more the connection
+/// is given up: tens of thousands of blocks are found on test networks alone, and such a pool reads nothing any more.
+const MAX_UNWRITTEN_WITH_BLOCKS: usize = 16 * MAX_UNWRITTEN;
+
+/// Blocks that are taken in a row. Then everything else has its turn: it may be a new tip, which makes those that
+/// follow worthless.
+const BLOCKS_IN_A_ROW: u32 = 16;
 
 /// Shares that are forwarded together at most, in one encryption pass and one write.
 const SHARE_BATCH: usize = 256;
@@ -138,6 +149,9 @@ struct Driver {
     shares_taken: u64,
     /// Devices that have gone, each with the count of taken shares at which its last one is among them.
     closes: VecDeque<(u64, DownstreamKey)>,
+    blocks_in_a_row: u32,
+    found_lines: LineLimit,
+    lost_lines: LineLimit,
     buffer: Vec<u8>,
     /// Where the upstream asked us to go, tried once.
     redirect: Option<Endpoint>,
@@ -158,6 +172,9 @@ impl Driver {
             shares: Vec::with_capacity(SHARE_BATCH),
             shares_taken: 0,
             closes: VecDeque::new(),
+            blocks_in_a_row: 0,
+            found_lines: LineLimit::default(),
+            lost_lines: LineLimit::default(),
             buffer: vec![0; READ_BUFFER],
             redirect: None,
             name: format!("{}:{}", task.url.host, task.url.port),
@@ -169,7 +186,7 @@ impl Driver {
     async fn serve(&mut self, end: impl Future<Output = ()>) {
         let mut end = pin!(end);
         loop {
-            match self.wait(end.as_mut()).await {
+            match self.next(end.as_mut()).await {
                 Wake::End => return,
                 Wake::Read(Ok(length)) if length > 0 => self.handle_read(length),
                 Wake::Read(Ok(_)) => self.disconnect("the pool closed the connection"),
@@ -186,11 +203,20 @@ impl Driver {
                 Wake::Dial => self.dial(),
             }
             self.settle();
+            self.give_up_if_unread();
         }
     }
 
-    /// Waits for the next thing to do. Blocks come first, and then whatever comes from the upstream: it may be a
-    /// new block of somebody else's.
+    /// Waits for the next thing to do, and counts blocks in a row.
+    async fn next(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
+        let wake = self.wait(end).await;
+        let is_block = matches!(wake, Wake::Block(_));
+        self.blocks_in_a_row = if is_block { self.blocks_in_a_row.saturating_add(1) } else { 0 };
+        wake
+    }
+
+    /// Waits for the next thing to do. Blocks come first, if not too many did, and then whatever comes from the
+    /// upstream: it may be a new block of somebody else's.
     async fn wait(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
         let timeout = self.upstream.next_timeout().map(|at| self.task.clock.instant(at));
         let timer = async {
@@ -200,8 +226,10 @@ impl Driver {
             }
         };
         let room = self.has_room();
+        let blocks_first = self.blocks_in_a_row < BLOCKS_IN_A_ROW;
         let Driver { link, buffer, unwritten, commands, shares, task, .. } = self;
         let inbox = &mut task.inbox;
+        let block = async { inbox.blocks.recv().await.map_or(Wake::End, Wake::Block) };
         let link = async {
             match link {
                 Link::Down { dial_at } => {
@@ -221,16 +249,24 @@ impl Driver {
                 }
             }
         };
-        tokio::select! {
-            biased;
-            () = end => Wake::End,
-            block = inbox.blocks.recv() => block.map_or(Wake::End, Wake::Block),
-            wake = link => wake,
-            // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
-            () = timer => Wake::Time,
-            _ = inbox.commands.recv_many(commands, COMMAND_BATCH) => Wake::Commands,
-            _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
-        }
+        let other = async {
+            tokio::select! {
+                biased;
+                wake = link => wake,
+                // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
+                () = timer => Wake::Time,
+                _ = inbox.commands.recv_many(commands, COMMAND_BATCH) => Wake::Commands,
+                _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
+            }
+        };
+        let urgent_first = async {
+            if blocks_first {
+                tokio::select! { biased; wake = block => wake, wake = other => wake }
+            } else {
+                tokio::select! { biased; wake = other => wake, wake = block => wake }
+            }
+        };
+        tokio::select! { biased; () = end => Wake::End, wake = urgent_first => wake }
     }
 
     fn handle_read(&mut self, length: usize) {
@@ -256,8 +292,11 @@ impl Driver {
     }
 
     fn handle_block(&mut self, share: ShareEvent) {
-        tracing::info!(job = ?share.record.job, "a block was found by a device");
-        self.upstream.handle_share(share, self.task.clock.now(), &mut self.out);
+        let now = self.task.clock.now();
+        if let Some(blocks) = self.found_lines.admit(now.monotonic) {
+            tracing::info!(job = ?share.record.job, blocks, "a block was found by a device");
+        }
+        self.upstream.handle_share(share, now, &mut self.out);
     }
 
     /// Does what a batch of commands says, but first takes what was sent before it: the end of a device must not
@@ -364,8 +403,11 @@ impl Driver {
             }
         }
         for record in self.out.records.drain(..) {
-            if record.verdict == mining_server::Verdict::BlockFound && record.fate != Fate::Forwarded {
-                tracing::error!(fate = ?record.fate, "a block could not be forwarded");
+            if record.verdict == mining_server::Verdict::BlockFound
+                && record.fate != Fate::Forwarded
+                && let Some(blocks) = self.lost_lines.admit(self.task.clock.now().monotonic)
+            {
+                tracing::error!(fate = ?record.fate, blocks, "a block could not be forwarded");
             }
             self.task.writer.share(record);
         }
@@ -409,6 +451,14 @@ impl Driver {
             && let Ok(written) = connected.writer.try_write(&self.unwritten)
         {
             self.unwritten.drain(..written);
+        }
+    }
+
+    fn give_up_if_unread(&mut self) {
+        let bytes = self.unwritten.len();
+        if bytes > MAX_UNWRITTEN_WITH_BLOCKS {
+            self.disconnect(&format!("the pool does not read: {bytes} bytes wait for it"));
+            self.settle();
         }
     }
 

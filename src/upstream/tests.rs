@@ -187,3 +187,43 @@ async fn devices_that_wait_to_go_are_bounded() {
     driver.take_shares();
     assert_eq!(fates(&driver)[1..], [Fate::Dropped(DropReason::UpstreamLost); 2]);
 }
+
+#[tokio::test]
+async fn a_pool_that_does_not_even_take_blocks_is_given_up() {
+    let (mut driver, _owner, job) = mining();
+    let now = driver.task.clock.now();
+    driver.unwritten = vec![0; MAX_UNWRITTEN_WITH_BLOCKS];
+    driver.give_up_if_unread();
+    assert_eq!(driver.upstream.open_channels(), 1, "as much may wait");
+    driver.unwritten.push(0);
+    driver.give_up_if_unread();
+    assert_eq!((driver.upstream.open_channels(), driver.unwritten.len()), (0, 0));
+    driver.handle_block(*share(&job, 1, true, now));
+    assert_eq!(fates(&driver), [Fate::Dropped(DropReason::UpstreamLost)]);
+}
+
+#[tokio::test]
+async fn a_stream_of_blocks_does_not_hold_up_what_the_pool_says() {
+    let (mut driver, owner, job) = mining();
+    let now = driver.task.clock.now();
+    let dialled = tokio::spawn(async { Err("refused".to_owned()) });
+    while !dialled.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    driver.link = Link::Dialling(dialled);
+    let mut blocks = 0;
+    loop {
+        owner.blocks.try_send(share(&job, blocks, true, now)).expect("there is room");
+        match driver.next(pin!(std::future::pending())).await {
+            Wake::Block(_) => {
+                blocks += 1;
+                assert!(blocks <= BLOCKS_IN_A_ROW, "the pool is not heard");
+            }
+            Wake::Dialled(_) => break,
+            _ => panic!("nothing else is there"),
+        }
+    }
+    assert_eq!(blocks, BLOCKS_IN_A_ROW);
+    driver.link = Link::Down { dial_at: now.monotonic + DIAL_TIMEOUT };
+    assert!(matches!(driver.next(pin!(std::future::pending())).await, Wake::Block(_)), "and then they go on");
+}
