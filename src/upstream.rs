@@ -427,12 +427,14 @@ impl Driver {
         self.task.status.live.store(self.is_live(), Ordering::Relaxed);
     }
 
-    /// Whether work comes from the upstream. Devices with channels of their own come and go, and say nothing of that.
+    /// Whether work comes from the upstream. Where devices have channels of their own, one that is open is enough,
+    /// and where there is no device the connection is: but an upstream that opens none of them serves nobody.
     fn is_live(&self) -> bool {
         if self.task.config.aggregate {
             self.task.inbox.work.borrow().as_ref().is_some_and(|work| work.live)
         } else {
             self.upstream.link() == LinkState::Ready
+                && (self.upstream.device_count() == 0 || self.upstream.open_channels() > 0)
         }
     }
 

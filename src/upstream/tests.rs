@@ -227,3 +227,19 @@ async fn a_stream_of_blocks_does_not_hold_up_what_the_pool_says() {
     driver.link = Link::Down { dial_at: now.monotonic + DIAL_TIMEOUT };
     assert!(matches!(driver.next(pin!(std::future::pending())).await, Wake::Block(_)), "and then they go on");
 }
+
+#[tokio::test]
+async fn an_upstream_that_opens_no_channel_is_not_live() {
+    let (mut driver, _owner) = driver();
+    assert!(!driver.is_live());
+    ask_for_channel(&mut driver);
+    assert!(!driver.is_live(), "not yet");
+    start_job(&mut driver);
+    assert!(driver.is_live());
+    driver.handle_command(Command::Close { key: KEY });
+    assert!(driver.is_live(), "without devices the connection is all that there can be");
+    ask_for_channel(&mut driver);
+    let error_code = "unknown-user".to_owned();
+    receive(&mut driver, OpenMiningChannelError { request_id: RequestId(2), error_code });
+    assert!(!driver.is_live());
+}
