@@ -1,0 +1,58 @@
+//! How a pool's task ends, and that nothing it holds is forgotten.
+
+use mining_proxy::DownstreamKey;
+use stratum::{ChannelId, ConnectionId, HashRate, JobNumber};
+use tokio::time::Instant;
+
+use super::*;
+use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
+use crate::owner::{COMMAND_QUEUE, Owner, owner};
+use crate::sink::RecordSink;
+
+fn pool_task(clock: Clock, sink: &RecordSink) -> (PoolTask, Owner) {
+    let (owner, inbox) = owner();
+    let rules = crate::pool::coinbase_rules(vec![0x51], "tests").expect("rules");
+    let settings = DevChainSettings { seed: 7, nbits: nbits_for_hashes(1 << 40), transactions: 0 };
+    let task = PoolTask {
+        jobs: PoolJobs::new(rules, JobNumber::first(clock.now())),
+        source: BlockSource::Development(DevChain::new(settings, clock)),
+        inbox,
+        writer: sink.writer(),
+        clock,
+        registry: SharedRegistry::new(clock, sink.writer()),
+        status: Arc::default(),
+    };
+    (task, owner)
+}
+
+#[tokio::test]
+async fn a_submission_that_panics_is_a_lost_block() {
+    let status = PoolStatus::default();
+    note_panic(&tokio::spawn(async { Some(true) }).await, &status);
+    assert_eq!(status.blocks_lost.load(Ordering::Relaxed), 0);
+    note_panic(&tokio::spawn(async { panic!("a bug of ours") }).await, &status);
+    assert_eq!(status.blocks_lost.load(Ordering::Relaxed), 1);
+}
+
+/// More connections end at once than their queue of news holds.
+#[tokio::test]
+async fn a_pool_ends_with_its_connections_however_many_there_are() {
+    let clock = Clock::start();
+    let (sink, _task) = RecordSink::start();
+    let (task, owner) = pool_task(clock, &sink);
+    let connections: JoinSet<()> = (0..COMMAND_QUEUE as u64 + 100)
+        .map(|connection| {
+            let owner = owner.clone();
+            async move {
+                let key = DownstreamKey { connection: ConnectionId(connection), channel: ChannelId(0) };
+                // Whether it still takes them is its affair, but nobody may wait for ever.
+                let _ = owner.commands.send(Command::HashRate { key, rate: HashRate(0.0) }).await;
+                drop(owner);
+            }
+        })
+        .collect();
+    drop(owner);
+    let start = Instant::now();
+    tokio::join!(task.finish(JoinSet::new()), connections.join_all());
+    assert!(start.elapsed() < DRAIN_GRACE, "it does not wait for who waits for it");
+}
