@@ -139,6 +139,7 @@ impl PoolTask {
         self.registry.set_newest_job(work.active().job.number);
         self.inbox.work.send_replace(Some(Arc::new(work)));
         self.registry.set_oldest_live_job(oldest);
+        self.writer.flush();
     }
 
     fn handle_block(&mut self, share: ShareEvent, submissions: &mut JoinSet<Saved>) {

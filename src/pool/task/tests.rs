@@ -1,12 +1,16 @@
 //! How a pool's task ends, and that nothing it holds is forgotten.
 
 use mining_proxy::DownstreamKey;
+use mining_server::judge::{Submission, Submitter, refusal};
+use mining_server::work::JobLookup;
+use mining_server::{RejectReason, ShareRecord};
 use stratum::{ChannelId, ConnectionId, HashRate, JobNumber};
 use tokio::time::Instant;
 
 use super::*;
 use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use crate::owner::{COMMAND_QUEUE, Owner, owner};
+use crate::shutdown::shutdown;
 use crate::sink::RecordSink;
 
 fn pool_task(clock: Clock, sink: &RecordSink) -> (PoolTask, Owner) {
@@ -55,4 +59,41 @@ async fn a_pool_ends_with_its_connections_however_many_there_are() {
     let start = Instant::now();
     tokio::join!(task.finish(JoinSet::new()), connections.join_all());
     assert!(start.elapsed() < DRAIN_GRACE, "it does not wait for who waits for it");
+}
+
+fn record(now: Now) -> ShareRecord {
+    let submission = Submission {
+        job: JobLookup::Unknown,
+        extranonce: &[],
+        version: 0,
+        version_mask: 0,
+        ntime: 0,
+        nonce: 0,
+    };
+    let submitter = Submitter { connection: ConnectionId(1), channel: ChannelId(0), device: None };
+    refusal(submitter, &submission, RejectReason::Stale, now).record
+}
+
+#[tokio::test]
+async fn records_that_found_the_sink_busy_follow_within_a_refresh() {
+    let clock = Clock::start();
+    let (sink, _task) = RecordSink::start();
+    let (mut task, owner) = pool_task(clock, &sink);
+    // The sink's task does not run while this one does not wait.
+    let written = crate::sink::QUEUE as u64 + 100;
+    for _ in 0..written {
+        task.writer.share(record(clock.now()));
+    }
+    // A wish for a new job brings the refresh forward.
+    let key = DownstreamKey { connection: ConnectionId(1), channel: ChannelId(0) };
+    owner.commands.send(Command::NewJobWanted { key }).await.expect("the queue is open");
+    let (_stop, end) = shutdown();
+    let _running = tokio::spawn(run(task, end));
+    let all = async {
+        let mut poll = tokio::time::interval(Duration::from_millis(20));
+        while sink.overview(clock.now()).await.expect("the sink runs").totals.shares.submitted < written {
+            poll.tick().await;
+        }
+    };
+    tokio::time::timeout(REFRESH_INTERVAL, all).await.expect("nothing is kept back");
 }
