@@ -5,7 +5,6 @@ use mining_server::judge::{Submission, Submitter, refusal};
 use mining_server::work::JobLookup;
 use mining_server::{RejectReason, ShareRecord};
 use stratum::{ChannelId, ConnectionId, HashRate, JobNumber};
-use tokio::time::Instant;
 
 use super::*;
 use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
@@ -96,4 +95,33 @@ async fn records_that_found_the_sink_busy_follow_within_a_refresh() {
         }
     };
     tokio::time::timeout(REFRESH_INTERVAL, all).await.expect("nothing is kept back");
+}
+
+/// Ends a pool whose connections have gone, while a submission takes so long. Returns whether that was waited for, and
+/// for how long.
+async fn end_with_submission(length: Duration) -> (bool, Duration) {
+    let clock = Clock::start();
+    let (sink, _task) = RecordSink::start();
+    let (task, owner) = pool_task(clock, &sink);
+    let mut submissions = JoinSet::new();
+    let (judged, was_judged) = tokio::sync::oneshot::channel();
+    submissions.spawn(async move {
+        tokio::time::sleep(length).await;
+        judged.send(()).expect("somebody waits");
+        None
+    });
+    drop(owner);
+    let start = Instant::now();
+    task.finish(submissions).await;
+    (was_judged.await.is_ok(), start.elapsed())
+}
+
+#[tokio::test]
+async fn submissions_have_the_time_that_connections_leave_them() {
+    let (slow, endless) = tokio::join!(
+        end_with_submission(DRAIN_GRACE - Duration::from_millis(500)),
+        end_with_submission(Duration::from_secs(60))
+    );
+    assert!(slow.0, "it ends well before the role must");
+    assert!(!endless.0 && endless.1 >= END_GRACE, "{endless:?}");
 }
