@@ -15,9 +15,17 @@ export CHECKWEIGH_REFERENCE_PEERS
 # A thousand miners in one process have two thousand sockets.
 ulimit -n "$(ulimit -Hn)"
 
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run --workspace --profile ci
+  cargo nextest run --workspace --profile ci 2>&1 | tee "$log"
 else
   cargo test --workspace
 fi
 scripts/fuzz.sh "${FUZZ_SECONDS:-60}"
+
+# Last, so that nobody misses it: what passed at the second try only.
+flaky=$(sed 's/\x1b\[[0-9;]*m//g' "$log" | sed -n '/^ *Summary \[/,$ s/^ *\(FLAKY .*\)/\1/p')
+if [ -n "$flaky" ]; then
+  printf '\nPASSED ONLY WHEN TRIED AGAIN, which hides a race or a test that is too hasty. Look at each:\n%s\n' "$flaky" >&2
+fi

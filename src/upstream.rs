@@ -2,14 +2,20 @@
 //! state machine of the `mining-proxy` crate and the rest of the program.
 //!
 //! The task never waits for a connection of ours, and a slow pool never holds up work: what cannot be written is
-//! kept up to a bound, and then shares wait in their queue and are dropped there.
+//! kept up to a bound, and then shares wait in their queue and are dropped there. Blocks never wait; a pool that does
+//! not even take those is given up.
 
-use std::collections::HashMap;
+mod lines;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mining_proxy::upstream::MAX_DEVICE_CHANNELS;
 use mining_proxy::{
     Backoff, DownstreamKey, Endpoint, Feed, LinkState, Upstream, UpstreamConfig, UpstreamOutput,
 };
@@ -20,7 +26,7 @@ use stratum::sv2::frame::MAX_PAYLOAD_FROM_UPSTREAM;
 use stratum::sv2::noise::{Initiator, RESPONDER_MESSAGE_SIZE};
 use stratum::sv2::transport::{Decryptor, Encryptor};
 use stratum::sv2::url::PoolUrl;
-use stratum::{HashRate, JobNumber};
+use stratum::{HashRate, JobNumber, Now};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,10 +34,13 @@ use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox};
+use crate::owner::{
+    BLOCK_QUEUE, COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox, SHARE_QUEUE,
+};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
+use lines::LineLimit;
 
 /// How long a pool has to accept a TCP connection and finish the handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,8 +48,20 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
 const MAX_UNWRITTEN: usize = 256 * 1024;
 
+/// Bytes that wait for a slow pool with blocks among them, which are taken whatever waits. With more the connection
+/// is given up: tens of thousands of blocks are found on test networks alone, and such a pool reads nothing any more.
+const MAX_UNWRITTEN_WITH_BLOCKS: usize = 16 * MAX_UNWRITTEN;
+
+/// Blocks that are taken in a row. Then everything else has its turn: it may be a new tip, which makes those that
+/// follow worthless.
+const BLOCKS_IN_A_ROW: u32 = 16;
+
 /// Shares that are forwarded together at most, in one encryption pass and one write.
 const SHARE_BATCH: usize = 256;
+
+/// Devices that have gone while a slow pool left no room for their last shares: no more can have a channel. One more
+/// goes at once, and its shares are dropped.
+const MAX_WAITING_CLOSES: usize = MAX_DEVICE_CHANNELS;
 
 /// Bytes read at once from the pool.
 const READ_BUFFER: usize = 16 * 1024;
@@ -79,21 +100,7 @@ pub struct UpstreamTask {
 /// Serves one upstream until the end is asked for.
 pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
     let now = task.clock.now();
-    let name = format!("{}:{}", task.url.host, task.url.port);
-    let mut driver = Driver {
-        upstream: Upstream::new(task.config.clone(), JobNumber::first(now), now),
-        out: UpstreamOutput::default(),
-        mailboxes: HashMap::new(),
-        backoff: Backoff::new(),
-        link: Link::Down { dial_at: now.monotonic },
-        unwritten: Vec::new(),
-        commands: Vec::with_capacity(COMMAND_BATCH),
-        shares: Vec::with_capacity(SHARE_BATCH),
-        buffer: vec![0; READ_BUFFER],
-        redirect: None,
-        name,
-        task,
-    };
+    let mut driver = Driver::new(task, now);
     driver.serve(shutdown.requested()).await;
     // Connections end first: what they have judged by then is still forwarded.
     driver.serve(tokio::time::sleep(DRAIN_GRACE)).await;
@@ -138,6 +145,13 @@ struct Driver {
     unwritten: Vec<u8>,
     shares: Vec<ShareEvent>,
     commands: Vec<Command>,
+    /// Shares that were taken out of their queue until now.
+    shares_taken: u64,
+    /// Devices that have gone, each with the count of taken shares at which its last one is among them.
+    closes: VecDeque<(u64, DownstreamKey)>,
+    blocks_in_a_row: u32,
+    found_lines: LineLimit,
+    lost_lines: LineLimit,
     buffer: Vec<u8>,
     /// Where the upstream asked us to go, tried once.
     redirect: Option<Endpoint>,
@@ -146,11 +160,33 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(task: UpstreamTask, now: Now) -> Self {
+        Driver {
+            upstream: Upstream::new(task.config.clone(), JobNumber::first(now), now),
+            out: UpstreamOutput::default(),
+            mailboxes: HashMap::new(),
+            backoff: Backoff::new(),
+            link: Link::Down { dial_at: now.monotonic },
+            unwritten: Vec::new(),
+            commands: Vec::with_capacity(COMMAND_BATCH),
+            shares: Vec::with_capacity(SHARE_BATCH),
+            shares_taken: 0,
+            closes: VecDeque::new(),
+            blocks_in_a_row: 0,
+            found_lines: LineLimit::default(),
+            lost_lines: LineLimit::default(),
+            buffer: vec![0; READ_BUFFER],
+            redirect: None,
+            name: format!("{}:{}", task.url.host, task.url.port),
+            task,
+        }
+    }
+
     /// Serves until `end`, or until there is no connection any more and none can come.
     async fn serve(&mut self, end: impl Future<Output = ()>) {
         let mut end = pin!(end);
         loop {
-            match self.wait(end.as_mut()).await {
+            match self.next(end.as_mut()).await {
                 Wake::End => return,
                 Wake::Read(Ok(length)) if length > 0 => self.handle_read(length),
                 Wake::Read(Ok(_)) => self.disconnect("the pool closed the connection"),
@@ -167,11 +203,20 @@ impl Driver {
                 Wake::Dial => self.dial(),
             }
             self.settle();
+            self.give_up_if_unread();
         }
     }
 
-    /// Waits for the next thing to do. Blocks come first, and then whatever comes from the upstream: it may be a
-    /// new block of somebody else's.
+    /// Waits for the next thing to do, and counts blocks in a row.
+    async fn next(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
+        let wake = self.wait(end).await;
+        let is_block = matches!(wake, Wake::Block(_));
+        self.blocks_in_a_row = if is_block { self.blocks_in_a_row.saturating_add(1) } else { 0 };
+        wake
+    }
+
+    /// Waits for the next thing to do. Blocks come first, if not too many did, and then whatever comes from the
+    /// upstream: it may be a new block of somebody else's.
     async fn wait(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
         let timeout = self.upstream.next_timeout().map(|at| self.task.clock.instant(at));
         let timer = async {
@@ -180,9 +225,12 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
-        let room = self.unwritten.len() < MAX_UNWRITTEN;
+        let room = self.has_room();
+        let blocks_first = self.blocks_in_a_row < BLOCKS_IN_A_ROW;
         let Driver { link, buffer, unwritten, commands, shares, task, .. } = self;
         let inbox = &mut task.inbox;
+        let block =
+            async { inbox.blocks.recv().await.map_or(Wake::End, |share| Wake::Block(Box::new(share))) };
         let link = async {
             match link {
                 Link::Down { dial_at } => {
@@ -202,16 +250,24 @@ impl Driver {
                 }
             }
         };
-        tokio::select! {
-            biased;
-            () = end => Wake::End,
-            block = inbox.blocks.recv() => block.map_or(Wake::End, |share| Wake::Block(Box::new(share))),
-            wake = link => wake,
-            // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
-            () = timer => Wake::Time,
-            _ = inbox.commands.recv_many(commands, COMMAND_BATCH) => Wake::Commands,
-            _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
-        }
+        let other = async {
+            tokio::select! {
+                biased;
+                wake = link => wake,
+                // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
+                () = timer => Wake::Time,
+                _ = inbox.commands.recv_many(commands, COMMAND_BATCH) => Wake::Commands,
+                _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
+            }
+        };
+        let urgent_first = async {
+            if blocks_first {
+                tokio::select! { biased; wake = block => wake, wake = other => wake }
+            } else {
+                tokio::select! { biased; wake = other => wake, wake = block => wake }
+            }
+        };
+        tokio::select! { biased; () = end => Wake::End, wake = urgent_first => wake }
     }
 
     fn handle_read(&mut self, length: usize) {
@@ -237,20 +293,57 @@ impl Driver {
     }
 
     fn handle_block(&mut self, share: ShareEvent) {
-        tracing::info!(job = ?share.record.job, "a block was found by a device");
-        self.upstream.handle_share(share, self.task.clock.now(), &mut self.out);
+        let now = self.task.clock.now();
+        if let Some(blocks) = self.found_lines.admit(now.monotonic) {
+            tracing::info!(job = ?share.record.job, blocks, "a block was found by a device");
+        }
+        self.upstream.handle_share(share, now, &mut self.out);
     }
 
-    /// Takes a batch of commands, and then what shares there are: commands without end must not starve them.
+    /// Does what a batch of commands says, but first takes what was sent before it: the end of a device must not
+    /// overtake its own last shares, nor its block, and commands without end must not starve either.
     fn handle_commands(&mut self) {
+        self.take_blocks();
+        let left = self.take_shares();
         let mut commands = std::mem::take(&mut self.commands);
-        commands.drain(..).for_each(|command| self.handle_command(command));
+        for command in commands.drain(..) {
+            match command {
+                Command::Close { key } if left > 0 && self.closes.len() < MAX_WAITING_CLOSES => {
+                    self.closes.push_back((self.shares_taken + left, key));
+                }
+                command => self.handle_command(command),
+            }
+        }
         self.commands = commands;
-        if self.unwritten.len() < MAX_UNWRITTEN {
+    }
+
+    /// Takes the blocks that wait. More may come all the time: no more than their queue holds.
+    fn take_blocks(&mut self) {
+        for _ in 0..BLOCK_QUEUE {
+            let Ok(block) = self.task.inbox.blocks.try_recv() else { return };
+            self.handle_block(block);
+        }
+    }
+
+    /// Takes the shares that wait, no more than their queue holds. Returns how many are left for want of room.
+    fn take_shares(&mut self) -> u64 {
+        for _ in 0..SHARE_QUEUE.div_ceil(SHARE_BATCH) {
+            if !self.has_room() {
+                return self.task.inbox.shares.len() as u64;
+            }
             let waiting = std::iter::from_fn(|| self.task.inbox.shares.try_recv().ok());
             self.shares.extend(waiting.take(SHARE_BATCH));
+            if self.shares.is_empty() {
+                return 0;
+            }
             self.handle_shares();
         }
+        0
+    }
+
+    /// Whether further shares may be taken, or the pool is too slow for them.
+    fn has_room(&self) -> bool {
+        self.unwritten.len() + self.out.bytes.len() < MAX_UNWRITTEN
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -278,8 +371,12 @@ impl Driver {
 
     fn handle_shares(&mut self) {
         let now = self.task.clock.now();
+        self.shares_taken += self.shares.len() as u64;
         for share in self.shares.drain(..) {
             self.upstream.handle_share(share, now, &mut self.out);
+        }
+        while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.shares_taken) {
+            self.handle_command(Command::Close { key });
         }
     }
 
@@ -307,8 +404,11 @@ impl Driver {
             }
         }
         for record in self.out.records.drain(..) {
-            if record.verdict == mining_server::Verdict::BlockFound && record.fate != Fate::Forwarded {
-                tracing::error!(fate = ?record.fate, "a block could not be forwarded");
+            if record.verdict == mining_server::Verdict::BlockFound
+                && record.fate != Fate::Forwarded
+                && let Some(blocks) = self.lost_lines.admit(self.task.clock.now().monotonic)
+            {
+                tracing::error!(fate = ?record.fate, blocks, "a block could not be forwarded");
             }
             self.task.writer.share(record);
         }
@@ -328,12 +428,14 @@ impl Driver {
         self.task.status.live.store(self.is_live(), Ordering::Relaxed);
     }
 
-    /// Whether work comes from the upstream. Devices with channels of their own come and go, and say nothing of that.
+    /// Whether work comes from the upstream. Where devices have channels of their own, one that is open is enough,
+    /// and where there is no device the connection is: but an upstream that opens none of them serves nobody.
     fn is_live(&self) -> bool {
         if self.task.config.aggregate {
             self.task.inbox.work.newest().is_some_and(|work| work.live)
         } else {
             self.upstream.link() == LinkState::Ready
+                && (self.upstream.device_count() == 0 || self.upstream.open_channels() > 0)
         }
     }
 
@@ -352,6 +454,14 @@ impl Driver {
             && let Ok(written) = connected.writer.try_write(&self.unwritten)
         {
             self.unwritten.drain(..written);
+        }
+    }
+
+    fn give_up_if_unread(&mut self) {
+        let bytes = self.unwritten.len();
+        if bytes > MAX_UNWRITTEN_WITH_BLOCKS {
+            self.disconnect(&format!("the pool does not read: {bytes} bytes wait for it"));
+            self.settle();
         }
     }
 

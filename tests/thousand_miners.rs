@@ -96,13 +96,17 @@ async fn accounts_hold(pool: &Running, proxy: &Running, seen: &Seen) {
     assert_eq!(ours.shares.rejected_total(), seen.stale);
     assert_eq!((ours.shares.dropped_total(), ours.answers.lost), (0, 0));
     assert_eq!(ours.shares.forwarded, ours.shares.accepted, "every share is worth forwarding");
-    let theirs = pool.totals().await;
+    // A share that is a block is answered first, and recorded by the owner of the pool's work only then.
+    let theirs = pool
+        .wait_for("the pool has recorded what it answered", |totals| {
+            totals.shares.submitted == ours.shares.forwarded
+        })
+        .await;
     println!(
         "forwarded {}, folded {}, stale at the pool {}",
         ours.answers.forwarded, ours.folded, ours.answers.refused
     );
     assert_eq!(theirs.violation(), None);
-    assert_eq!(theirs.shares.submitted, ours.shares.forwarded);
     assert_eq!(theirs.shares.accepted, ours.answers.acknowledged);
     assert_eq!(theirs.shares.rejected_total(), ours.answers.refused);
     assert_eq!(theirs.shares.rejected[RejectReason::Stale as usize], ours.answers.refused, "{theirs:?}");
@@ -142,9 +146,9 @@ async fn floods_are_answered_with_new_jobs_and_not_with_refusals() {
         })
         .await;
     assert_eq!(ours.shares.rejected_total() + ours.shares.dropped_total() + ours.answers.refused, 0);
-    let theirs = pool.totals().await;
-    assert_eq!(theirs.shares.rejected_total(), 0);
-    assert_eq!(theirs.shares.accepted, ours.shares.forwarded + sums[0].accepted);
+    let shares = ours.shares.forwarded + sums[0].accepted;
+    let theirs = pool.wait_for("all recorded", |sums| sums.shares.submitted == shares).await;
+    assert_eq!((theirs.shares.rejected_total(), theirs.shares.accepted), (0, shares));
     proxy.stop().await;
     pool.stop().await;
 }

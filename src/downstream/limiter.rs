@@ -26,11 +26,14 @@ pub(super) enum LineKind {
     StrangerClosed,
     /// A connection closed that had.
     DeviceClosed,
+    /// There is something odd about a connection.
+    Notice,
 }
 
 impl LineKind {
     /// All of them.
-    const ALL: [LineKind; 3] = [LineKind::TurnedAway, LineKind::StrangerClosed, LineKind::DeviceClosed];
+    const ALL: [LineKind; 4] =
+        [LineKind::TurnedAway, LineKind::StrangerClosed, LineKind::DeviceClosed, LineKind::Notice];
 
     /// What a line that stands for many says of them.
     pub(super) fn what(self) -> &'static str {
@@ -38,12 +41,13 @@ impl LineKind {
             LineKind::TurnedAway => "connections turned away",
             LineKind::StrangerClosed => "closed connections that had not authorised",
             LineKind::DeviceClosed => "closed connections that had authorised",
+            LineKind::Notice => "what is odd about connections",
         }
     }
 
     fn limit(self) -> u32 {
         match self {
-            LineKind::TurnedAway | LineKind::StrangerClosed => STRANGER_LINES,
+            LineKind::TurnedAway | LineKind::StrangerClosed | LineKind::Notice => STRANGER_LINES,
             LineKind::DeviceClosed => DEVICE_LINES,
         }
     }

@@ -256,6 +256,7 @@ struct Outlet {
     latencies: Arc<Latencies>,
     clock: Clock,
     patience: Patience,
+    counts: Arc<ConnectionCounts>,
     mailbox: Arc<TaskMailbox>,
     /// When what is being answered was read, if there is a share among it.
     share_read: Option<Now>,
@@ -272,6 +273,7 @@ impl Outlet {
             latencies: Arc::clone(&context.latencies),
             clock: context.clock,
             patience: context.patience,
+            counts: Arc::clone(&context.counts),
             mailbox: Arc::new(TaskMailbox::default()),
             share_read: None,
             clean_job_received: None,
@@ -304,7 +306,7 @@ impl Outlet {
                 }
                 // The connection's holdings count these.
                 Event::VersionRolling(_) | Event::RolledOutsideMask => {}
-                Event::Notice(notice) => tracing::info!(connection = self.id.0, "{notice}"),
+                Event::Notice(notice) => log_notice(self.id, &notice, &self.counts, self.clock),
             }
         }
     }
@@ -394,6 +396,13 @@ fn log_close(
     }
     if context.counts.log.admit(kind, context.clock.now().monotonic) {
         tracing::info!(%peer, connection = id.0, who, fault = ?reason.fault, "closed: {reason}");
+    }
+}
+
+/// What is odd about a connection, in a line of the log. Strangers can cause as many as they like.
+fn log_notice(id: ConnectionId, notice: &str, counts: &ConnectionCounts, clock: Clock) {
+    if counts.log.admit(LineKind::Notice, clock.now().monotonic) {
+        tracing::info!(connection = id.0, "{notice}");
     }
 }
 

@@ -9,6 +9,7 @@ use stratum::Now;
 use template::BlockTemplate;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::jobs::{FoundBlock, PoolJobs};
 use crate::clock::Clock;
@@ -25,9 +26,9 @@ pub const REFRESH_INTERVAL: Duration = Duration::from_secs(20);
 /// A connection that needs a new job gets one for everybody, but not more often than this.
 const WANTED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long submissions have to end, from when connections have or [`DRAIN_GRACE`] is over: with that it stays below
-/// what a role has to end.
-const SUBMISSION_GRACE: Duration = Duration::from_secs(1);
+/// How long the pool has to end from when it is asked to: within [`DRAIN_GRACE`] its connections do, and submissions
+/// have all the time that is left. Below what a role has to end, so that it can still say what did not.
+const END_GRACE: Duration = Duration::from_millis(3500);
 
 /// What the rest of the program may know of a pool.
 #[derive(Debug, Default)]
@@ -139,6 +140,7 @@ impl PoolTask {
         self.registry.set_newest_job(work.active().job.number);
         self.inbox.work.publish(Arc::new(work));
         self.registry.set_oldest_live_job(oldest);
+        self.writer.flush();
     }
 
     fn handle_block(&mut self, share: ShareEvent, submissions: &mut JoinSet<Saved>) {
@@ -149,6 +151,9 @@ impl PoolTask {
 
     /// Takes the blocks of connections that are still there, and waits for the node's judgement of them.
     async fn finish(mut self, mut submissions: JoinSet<Saved>) {
+        // Nobody reads them any more, and who waits for room in their queue would never end.
+        self.inbox.commands.close();
+        let deadline = Instant::now() + END_GRACE;
         let drained = tokio::time::timeout(DRAIN_GRACE, async {
             while let Some(share) = self.inbox.blocks.recv().await {
                 self.handle_block(share, &mut submissions);
@@ -164,7 +169,7 @@ impl PoolTask {
         while let Ok(share) = self.inbox.shares.try_recv() {
             self.writer.share(share.record);
         }
-        let ended = tokio::time::timeout(SUBMISSION_GRACE, async {
+        let ended = tokio::time::timeout_at(deadline, async {
             while let Some(submitted) = submissions.join_next().await {
                 note_panic(&submitted, &self.status);
                 if let Ok(Some(false)) = submitted {
@@ -224,15 +229,4 @@ fn newest(templates: &mut watch::Receiver<Option<Arc<BlockTemplate>>>) -> Option
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_submission_that_panics_is_a_lost_block() {
-        let status = PoolStatus::default();
-        note_panic(&tokio::spawn(async { Some(true) }).await, &status);
-        assert_eq!(status.blocks_lost.load(Ordering::Relaxed), 0);
-        note_panic(&tokio::spawn(async { panic!("a bug of ours") }).await, &status);
-        assert_eq!(status.blocks_lost.load(Ordering::Relaxed), 1);
-    }
-}
+mod tests;

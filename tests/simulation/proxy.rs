@@ -1,13 +1,13 @@
 //! The proxy: its miners' side, its upstream, and the driver between them, as the program has it. Work is published
 //! before frames are sent, frames are sent before anything is recorded, and who writes slowly loses shares.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use mining_proxy::{Backoff, DownstreamKey, Endpoint, Feed, Upstream, UpstreamConfig, UpstreamOutput};
-use mining_server::{Fate, Settings, ShareRecord};
-use stratum::sv2::Message;
-use stratum::{HashRate, JobNumber, Now, Target, UpstreamId};
+use mining_server::{DropReason, Fate, Settings, ShareRecord};
+use stratum::sv2::{Message, codes};
+use stratum::{ChannelId, HashRate, JobNumber, Now, Target, UpstreamId};
 
 use crate::frames::{Frames, messages};
 use crate::net::{End, LinkId, Net, Place, What};
@@ -16,6 +16,9 @@ use crate::witness::Submission;
 
 /// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
 const MAX_UNWRITTEN: usize = 4 * 1024;
+
+/// Bytes with blocks among them, which are taken whatever waits. With more the connection is given up.
+const MAX_UNWRITTEN_WITH_BLOCKS: usize = 16 * MAX_UNWRITTEN;
 
 /// Shares that are forwarded together at most.
 const SHARE_BATCH: usize = 16;
@@ -38,6 +41,11 @@ pub(crate) struct Proxy {
     backoff: Backoff,
     timer: Duration,
     mailboxes: BTreeSet<DownstreamKey>,
+    shares_taken: u64,
+    /// Devices that have gone, each with the count of taken shares at which its last one is among them.
+    closes: VecDeque<(u64, DownstreamKey)>,
+    /// The channels that were closed because their device had gone, each with its session.
+    closed: BTreeSet<(LinkId, ChannelId)>,
     /// Since when each device wants a channel of its own, and since when it has had work.
     pub(crate) wanted: BTreeMap<DownstreamKey, Duration>,
     pub(crate) served: BTreeMap<DownstreamKey, Duration>,
@@ -75,6 +83,9 @@ impl Proxy {
             backoff: Backoff::new(),
             timer: Duration::MAX,
             mailboxes: BTreeSet::new(),
+            shares_taken: 0,
+            closes: VecDeque::new(),
+            closed: BTreeSet::new(),
             wanted: BTreeMap::new(),
             served: BTreeMap::new(),
             lives: BTreeMap::new(),
@@ -140,41 +151,94 @@ impl Proxy {
         }
     }
 
-    /// Takes a few commands, then shares, then looks at the time.
+    /// Takes a few turns, then looks at the time.
     pub(crate) fn wake(&mut self, net: &mut Net) {
         self.server.owner_wakes = false;
         for _ in 0..1 + net.dice.below(8) {
-            let Some(command) = self.server.commands.pop_front() else { break };
-            self.handle_command(command, net);
-            self.settle(net);
-        }
-        if self.server.commands.is_empty() && self.unwritten.len() < MAX_UNWRITTEN {
-            for _ in 0..SHARE_BATCH {
-                let Some(share) = self.server.shares.pop_front() else { break };
-                self.upstream.handle_share(share, net.now, &mut self.out);
-            }
-            self.settle(net);
+            self.turn(net);
         }
         self.upstream.handle_timeout(net.now, &mut self.out);
         let next = self.upstream.next_timeout();
         assert!(next.is_none_or(|at| at > net.now.monotonic), "what was due was done: {next:?}");
         self.settle(net);
-        if !self.server.commands.is_empty() || !self.server.shares.is_empty() {
+        if self.server.has_news() {
             self.server.wake_owner(net);
         }
     }
 
+    /// Takes from the first of its queues that is not empty. What comes while it looks at one after the other is there
+    /// for those that it has not looked at yet: so any of them may seem to be empty.
+    fn turn(&mut self, net: &mut Net) {
+        let mut is_seen = || net.dice.chance(0.7);
+        if is_seen() && !self.server.blocks.is_empty() {
+            self.take_blocks(1, net);
+        } else if is_seen() && !self.server.commands.is_empty() {
+            self.take_commands(net);
+        } else if is_seen() && self.has_room() {
+            self.take_share_batch(net);
+        }
+        if self.unwritten.len() > MAX_UNWRITTEN_WITH_BLOCKS {
+            self.upstream.handle_disconnected(net.now, &mut self.out);
+            self.hang_up(net);
+            self.settle(net);
+        }
+    }
+
+    /// Takes a few commands, after the blocks and shares that their connections sent before them.
+    fn take_commands(&mut self, net: &mut Net) {
+        self.take_blocks(usize::MAX, net);
+        while self.has_room() && !self.server.shares.is_empty() {
+            self.take_share_batch(net);
+        }
+        let last = self.shares_taken + self.server.shares.len() as u64;
+        for _ in 0..1 + net.dice.below(8) {
+            let Some(command) = self.server.commands.pop_front() else { break };
+            match command {
+                Command::Close { key } if last > self.shares_taken => {
+                    self.wanted.remove(&key);
+                    self.closes.push_back((last, key));
+                }
+                command => self.handle_command(command, net),
+            }
+            self.settle(net);
+        }
+    }
+
+    fn take_blocks(&mut self, most: usize, net: &mut Net) {
+        for _ in 0..most {
+            let Some(share) = self.server.blocks.pop_front() else { break };
+            self.upstream.handle_share(share, net.now, &mut self.out);
+        }
+        self.settle(net);
+    }
+
+    fn take_share_batch(&mut self, net: &mut Net) {
+        for _ in 0..SHARE_BATCH {
+            let Some(share) = self.server.shares.pop_front() else { break };
+            self.shares_taken += 1;
+            self.upstream.handle_share(share, net.now, &mut self.out);
+        }
+        while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.shares_taken) {
+            self.handle_command(Command::Close { key }, net);
+        }
+        self.settle(net);
+    }
+
+    fn has_room(&self) -> bool {
+        self.unwritten.len() < MAX_UNWRITTEN
+    }
+
     pub(crate) fn check(&self) {
-        let queued = self.server.shares.len()
-            + self.server.commands.iter().filter(|command| matches!(command, Command::Block(_))).count();
+        let queued = self.server.shares.len() + self.server.blocks.len();
         self.server.accounts.check(queued, Some(self.upstream.tally()));
         if !self.upstream.config().aggregate && self.server.commands.is_empty() {
             let (asked, needed) = (self.upstream.device_count(), self.server.needed_channels());
-            assert_eq!(asked, needed, "every channel with the upstream is some device's");
+            let going = self.closes.len();
+            assert_eq!(asked, needed + going, "every channel with the upstream is some device's");
         }
         assert!(self.server.shares.len() <= crate::server::SHARE_QUEUE, "the queue of shares is bounded");
         assert!(
-            self.unwritten.len() <= MAX_UNWRITTEN + SHARE_BATCH * 128 + 4096,
+            self.unwritten.len() <= MAX_UNWRITTEN_WITH_BLOCKS,
             "what waits for a slow pool is bounded: {}",
             self.unwritten.len()
         );
@@ -184,7 +248,6 @@ impl Proxy {
         let now = net.now;
         let (upstream, out) = (&mut self.upstream, &mut self.out);
         match command {
-            Command::Block(share) => upstream.handle_share(*share, now, out),
             Command::Open { key, user_identity, rate } => {
                 self.mailboxes.insert(key);
                 self.wanted.insert(key, now.monotonic);
@@ -228,6 +291,7 @@ impl Proxy {
         let bytes = std::mem::take(&mut self.out.bytes);
         let records = std::mem::take(&mut self.out.records);
         self.note_forwarded(&bytes, &records, net);
+        self.check_dropped(&bytes, &records);
         self.unwritten.extend_from_slice(&bytes);
         self.flush(net);
         for (key, reason) in std::mem::take(&mut self.out.open_failed) {
@@ -241,12 +305,16 @@ impl Proxy {
         self.out.notices.clear();
         if self.out.close.take().is_some() {
             self.out.reconnect_to = None;
-            if let Some(link) = self.link() {
-                net.close(link, End::Client);
-            }
-            self.go_down(net);
+            self.hang_up(net);
         }
         self.schedule(net);
+    }
+
+    fn hang_up(&mut self, net: &mut Net) {
+        if let Some(link) = self.link() {
+            net.close(link, End::Client);
+        }
+        self.go_down(net);
     }
 
     /// Writes what the pool's side takes. Called again when it has read something.
@@ -302,6 +370,27 @@ impl Proxy {
             net.witness.submitted(link, submission);
         }
         assert!(forwarded.next().is_none(), "what is recorded as forwarded is sent");
+    }
+
+    /// No share is dropped because the device that submitted it has gone since.
+    fn check_dropped(&mut self, bytes: &[u8], records: &[ShareRecord]) {
+        let Some(link) = self.link() else { return };
+        for message in messages(bytes) {
+            if let Message::CloseChannel(close) = message
+                && close.reason_code == codes::close_channel::DOWNSTREAM_DISCONNECTED
+            {
+                self.closed.insert((link, close.channel_id));
+            }
+        }
+        let dropped = |record: &&ShareRecord| record.fate == Fate::Dropped(DropReason::UpstreamLost);
+        for record in records.iter().filter(dropped) {
+            let live = record.job.and_then(|job| self.lives.get(&job)) == Some(&Some(link));
+            let channel = record.upstream_channel.map(|channel| (link, ChannelId(channel.0)));
+            assert!(
+                !live || channel.is_none_or(|channel| !self.closed.contains(&channel)),
+                "the end of a device does not overtake its shares: {record:?}"
+            );
+        }
     }
 
     fn go_down(&mut self, net: &mut Net) {

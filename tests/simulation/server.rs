@@ -27,7 +27,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a connection tells the owner of its work.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Block(Box<ShareEvent>),
     Open { key: DownstreamKey, user_identity: String, rate: HashRate },
     Close { key: DownstreamKey },
     HashRate { key: DownstreamKey, rate: HashRate },
@@ -102,6 +101,8 @@ pub(crate) struct Server {
     pub(crate) work: Option<Arc<Work>>,
     /// Since when there has been work.
     pub(crate) work_since: Option<Duration>,
+    /// Shares that are blocks, which have a queue of their own.
+    pub(crate) blocks: VecDeque<ShareEvent>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) shares: VecDeque<ShareEvent>,
     pub(crate) accounts: Accounts,
@@ -126,6 +127,7 @@ impl Server {
             conns: BTreeMap::new(),
             work: None,
             work_since: None,
+            blocks: VecDeque::new(),
             commands: VecDeque::new(),
             shares: VecDeque::new(),
             accounts: Accounts::default(),
@@ -325,9 +327,7 @@ impl Server {
         for share in shares {
             self.accounts.judged += 1;
             net.witness.judged(link, &share.record);
-            if let Some(block) = self.pass_share(share) {
-                self.commands.push_back(Command::Block(Box::new(block)));
-            }
+            self.pass_share(share);
         }
         for event in events {
             let command = match event {
@@ -342,16 +342,21 @@ impl Server {
             self.commands.push_back(command);
         }
         assert!(self.commands.len() < checkweigh::owner::COMMAND_QUEUE, "the queue of commands is bounded");
-        if !self.commands.is_empty() || !self.shares.is_empty() {
+        assert!(self.blocks.len() < checkweigh::owner::BLOCK_QUEUE, "the queue of blocks is bounded");
+        if self.has_news() {
             self.wake_owner(net);
         }
     }
 
-    /// Returns a share that is a block: it goes before all others.
-    fn pass_share(&mut self, mut share: ShareEvent) -> Option<ShareEvent> {
+    /// Whether the owner has something to take.
+    pub(crate) fn has_news(&self) -> bool {
+        !(self.blocks.is_empty() && self.commands.is_empty() && self.shares.is_empty())
+    }
+
+    fn pass_share(&mut self, mut share: ShareEvent) {
         match &share.forward {
             None => self.accounts.record(&share.record),
-            Some(forward) if forward.is_block => return Some(share),
+            Some(forward) if forward.is_block => self.blocks.push_back(share),
             Some(_) if self.shares.len() < SHARE_QUEUE => {
                 assert_eq!(self.settings.share_use, ShareUse::Forward, "a pool forwards blocks only");
                 self.shares.push_back(share);
@@ -361,7 +366,6 @@ impl Server {
                 self.accounts.record(&share.record);
             }
         }
-        None
     }
 
     fn finish(&mut self, link: LinkId, net: &mut Net) {

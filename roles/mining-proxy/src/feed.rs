@@ -133,9 +133,9 @@ impl FeedState {
             return Ok(false);
         };
         let Some(tip) = channel.tip else { return Err("a job before the first previous hash") };
-        let start = Start { upstream, job, min_ntime, tip, prefix: &channel.prefix.clone() };
-        self.start(&start, now);
-        self.schedule_refresh(refresh_interval, now);
+        let prefix = &channel.prefix.clone();
+        let start = Start { upstream, job, min_ntime, tip, prefix, voids_others: false };
+        self.start(&start, refresh_interval, now);
         Ok(true)
     }
 
@@ -153,21 +153,23 @@ impl FeedState {
         let Some(future) = channel.set_tip(tip, job) else {
             return Err("a previous hash for a future job that it never sent");
         };
-        let start = Start { upstream, job: &future.job, min_ntime, tip, prefix: &future.prefix };
-        self.start(&start, now);
-        self.schedule_refresh(refresh_interval, now);
+        let (job, prefix) = (&future.job, &future.prefix);
+        let start = Start { upstream, job, min_ntime, tip, prefix, voids_others: true };
+        self.start(&start, refresh_interval, now);
         Ok(true)
     }
 
-    /// Makes a job the active one.
-    fn start(&mut self, start: &Start<'_>, now: Now) {
+    /// Makes a job the active one: at once, or where miners hash its very headers already, as soon as a second has
+    /// passed that makes others of them.
+    fn start(&mut self, start: &Start<'_>, refresh_interval: Duration, now: Now) {
         let last_tip = self.tip_number;
         let tip_number = self.count_tip(start.tip);
         let number = self.book.next_number();
         let Standing::Open(channel) = &mut self.standing else { return };
-        // Not whenever a SetNewPrevHash comes: pools repeat the one they said, and honest shares of the jobs
-        // before would be called stale by us alone.
-        let clean = tip_number != last_tip || !channel.started;
+        // A SetNewPrevHash leaves no other job valid (SV2 5.3.17), even when it repeats the hash: miners must leave
+        // what they have. Shares that they had made by then stay good here, and are forwarded: they were honest work
+        // on what is still the tip, and one of them may be a block. If the upstream refuses them, the record says so.
+        let clean = start.voids_others || tip_number != last_tip || !channel.started;
         channel.started = true;
         let job = start.job;
         let parts = JobParts {
@@ -202,6 +204,13 @@ impl FeedState {
         self.book.set_upstream_target(channel.target);
         self.book.add(parts);
         self.live = true;
+        let is_held_back = self.book.next_number() == number && !self.book.refresh(now);
+        if is_held_back {
+            // Not put off: the upstream may repeat itself for ever.
+            self.want_job();
+        } else {
+            self.schedule_refresh(refresh_interval, now);
+        }
     }
 
     /// Ends the channel, if there is one. Returns it, and whether there is something to publish.
@@ -288,4 +297,6 @@ struct Start<'a> {
     min_ntime: u32,
     tip: ChannelTip,
     prefix: &'a [u8],
+    /// Whether the upstream takes no share of any other job from now on.
+    voids_others: bool,
 }

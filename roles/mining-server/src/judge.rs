@@ -153,9 +153,12 @@ impl Judge {
         self.told_exponent().is_some_and(|told| told > self.upstream_exponent)
     }
 
-    /// Whether everything that was sent before must be dropped when `job` is sent.
-    pub fn is_clean(&self, job: &Job) -> bool {
-        (job.epoch, job.tip.number) != self.seen_tip
+    /// Whether the miner must drop everything that it was sent before when the active job of `work` is sent.
+    pub fn is_clean(&self, work: &Work) -> bool {
+        let job = &work.active().job;
+        // A job that said so may have been overtaken before this connection saw it.
+        let mut unsent = work.jobs.iter().rev().take_while(|published| published.job.number > self.newest);
+        (job.epoch, job.tip.number) != self.seen_tip || unsent.any(|published| published.job.clean)
     }
 
     /// Notes that `job` goes to the miner now, at the difficulty that is current now. Returns that difficulty's

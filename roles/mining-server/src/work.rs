@@ -115,19 +115,21 @@ impl JobBook {
         self.next
     }
 
-    /// Adds a job, which becomes the active one. `parts.number` must be [`JobBook::next_number`]. A clean job
-    /// retires all others.
+    /// Adds a job, which becomes the active one. `parts.number` must be [`JobBook::next_number`]. The first job of
+    /// another tip or epoch retires all others.
     ///
     /// A job that differs from the active one by no later time is not added yet: an upstream that moves the time on
-    /// as [`JobBook::refresh`] did before would otherwise have miners hash headers twice, and be refused for it. Its
-    /// target comes with the next refresh.
+    /// as [`JobBook::refresh`] did before would otherwise have miners hash headers twice, and be refused for it. It
+    /// comes with the next refresh, and [`JobBook::next_number`] stays as it was.
     pub fn add(&mut self, parts: JobParts) -> &Arc<PublishedJob> {
-        let job = Job::new(parts);
+        let mut job = Job::new(parts);
         assert_eq!(job.number, self.next, "jobs are numbered by their book");
         let repeats = |active: &Arc<PublishedJob>| {
-            !job.clean && active.job.is_same_work(&job) && job.min_ntime <= active.job.min_ntime
+            active.job.is_same_work(&job) && job.min_ntime <= active.job.min_ntime
         };
         let repeated = self.jobs.back().is_some_and(repeats);
+        // What the job was to replace is to be replaced by the one that comes in its stead.
+        job.clean |= self.base.take().is_some_and(|base| base.clean);
         if repeated {
             self.base = Some(job);
         } else {
@@ -145,7 +147,8 @@ impl JobBook {
             return false;
         }
         let min_ntime = active.min_ntime.saturating_add(seconds);
-        let job = self.base.as_ref().unwrap_or(active).refreshed(self.next, min_ntime, now);
+        let mut job = self.base.as_ref().unwrap_or(active).refreshed(self.next, min_ntime, now);
+        job.clean = self.base.take().is_some_and(|base| base.clean);
         self.add_job(job);
         true
     }
@@ -178,8 +181,10 @@ impl JobBook {
 
     fn add_job(&mut self, job: Job) {
         self.next = self.next.next();
-        self.base = None;
-        if job.clean {
+        let goes_on =
+            |last: &Arc<PublishedJob>| (last.job.epoch, last.job.tip.number) == (job.epoch, job.tip.number);
+        // Not whenever a job is clean: on the same tip, a share that its miner had made by then is worth as much.
+        if !self.jobs.back().is_some_and(goes_on) {
             self.jobs.clear();
         } else if self.jobs.len() == MAX_LIVE_JOBS {
             self.jobs.pop_front();

@@ -70,7 +70,8 @@ pub struct Job {
     pub origin: JobOrigin,
     /// The tip that it builds on.
     pub tip: Tip,
-    /// True when every earlier job must be dropped at once: a new tip or a new epoch.
+    /// True when miners must drop every earlier job at once: with a new tip, with a new epoch, and when the upstream
+    /// takes no share of them any more.
     pub clean: bool,
     /// The version as every miner is sent it: where rolling is allowed, without the bits of [`SV1_VERSION_MASK`].
     pub version: u32,

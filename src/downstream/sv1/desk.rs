@@ -13,7 +13,7 @@ use stratum::Now;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
 
-use super::super::{Context, MAX_HOLD, Patience, READ_BUFFER, keep, not_taken};
+use super::super::{ConnectionCounts, Context, MAX_HOLD, Patience, READ_BUFFER, keep, log_notice, not_taken};
 use super::inbox::{Inbox, Place, Slip};
 use crate::clock::Clock;
 use crate::latency::Latencies;
@@ -22,6 +22,9 @@ use crate::sink::RecordWriter;
 
 /// Shares that are handed on together at most: they leave within a fraction of a millisecond of the first one's answer.
 const FORWARD_BATCH: usize = 64;
+
+/// How often room is looked for in a queue that had none: the shortest time that the system waits.
+pub(super) const HELD_UP_TICK: Duration = Duration::from_millis(1);
 
 /// The shared part of a worker.
 pub(super) struct Desk {
@@ -38,6 +41,7 @@ pub(super) struct Desk {
     /// Where other threads leave things for this worker.
     pub(super) inbox: Arc<Inbox>,
     owner: Owner,
+    counts: Arc<ConnectionCounts>,
     forward: Vec<ShareEvent>,
     /// Since when the owner's queue has had no room for them.
     held_since: Option<Duration>,
@@ -55,6 +59,7 @@ impl Desk {
             work: context.owner.work.clone(),
             inbox,
             owner: context.owner.clone(),
+            counts: Arc::clone(&context.counts),
             forward: Vec::with_capacity(2 * FORWARD_BATCH),
             held_since: None,
         }
@@ -107,6 +112,16 @@ impl Desk {
         }
     }
 
+    /// Hands on the shares that are to be forwarded, and waits for room if there is none; no longer than any share
+    /// waits for it.
+    pub(super) fn forward_now(&mut self) {
+        self.forward_all();
+        while !self.forward.is_empty() {
+            std::thread::sleep(HELD_UP_TICK);
+            self.forward_all();
+        }
+    }
+
     /// Whether shares wait for room in their owner's queue.
     pub(super) fn is_held_up(&self) -> bool {
         self.forward.len() >= FORWARD_BATCH || (self.held_since.is_some() && !self.forward.is_empty())
@@ -116,6 +131,10 @@ impl Desk {
     pub(super) fn pass_events(&mut self, place: Place) {
         let id = place.1;
         let key = DownstreamKey { connection: id, channel: SV1_CHANNEL };
+        if self.out.events.iter().any(|event| matches!(event, Event::CloseUpstream { .. })) {
+            // Its last shares must not find their channel closed.
+            self.forward_now();
+        }
         for event in self.out.events.drain(..) {
             let command = match event {
                 Event::OpenUpstream { user_identity, hash_rate, .. } => {
@@ -128,7 +147,7 @@ impl Desk {
                 // The connection's holdings count these.
                 Event::VersionRolling(_) | Event::RolledOutsideMask => continue,
                 Event::Notice(notice) => {
-                    tracing::info!(connection = id.0, "{notice}");
+                    log_notice(id, &notice, &self.counts, self.clock);
                     continue;
                 }
             };

@@ -22,7 +22,7 @@ use stratum::ConnectionId;
 use super::super::limiter::LineKind;
 use super::super::{ACCEPT_PAUSE, Context};
 use super::connection::{Connection, Newcomer};
-use super::desk::Desk;
+use super::desk::{Desk, HELD_UP_TICK};
 use super::fan_out::FanOut;
 use super::inbox::{Inbox, News};
 
@@ -37,9 +37,6 @@ const FAN_OUT_BATCH: usize = 64;
 
 /// Timers are looked at this often at most, so that thousands of connections do not wake the thread for each.
 const TICK: Duration = Duration::from_millis(10);
-
-/// How often room is looked for in a queue that had none: the shortest time that the system waits.
-const HELD_UP_TICK: Duration = Duration::from_millis(1);
 
 /// A worker may have this many connections more than the one with the fewest: beyond, it hands newcomers over. A
 /// new block is written by all cores only if each has its part of the miners.
@@ -360,11 +357,7 @@ impl Worker {
         for place in places {
             self.with(place, |_, _| Err(reason.clone()));
         }
-        self.desk.forward_all();
-        while self.desk.is_held_up() {
-            std::thread::sleep(HELD_UP_TICK);
-            self.desk.forward_all();
-        }
+        self.desk.forward_now();
     }
 }
 

@@ -75,11 +75,11 @@ fn a_previous_hash_that_is_repeated_makes_no_share_stale() {
     rig.receive(job(CHANNEL, 2, None));
     rig.receive(tip(CHANNEL, 2, 1));
     let new = rig.active();
-    assert_eq!((new.origin.job, new.clean, new.tip), (UpstreamJobId(2), false, old.tip));
+    assert_eq!((new.origin.job, new.clean, new.tip), (UpstreamJobId(2), true, old.tip));
     let numbers = |rig: &Rig| -> Vec<_> {
         rig.work[&Feed::Shared].jobs.iter().map(|published| published.job.number).collect()
     };
-    assert_eq!(numbers(&rig), [old.number, new.number], "shares of both are taken");
+    assert_eq!(numbers(&rig), [old.number, new.number], "miners leave the old one, and its shares are taken");
     assert_eq!(rig.share(&old, 1, false).fate, Fate::Forwarded);
 
     // Another difficulty of the network is another tip, like another block.
@@ -91,6 +91,68 @@ fn a_previous_hash_that_is_repeated_makes_no_share_stale() {
     rig.receive(job(CHANNEL, 4, Some(NTIME)));
     assert_eq!((rig.active().clean, rig.active().tip.number), (true, TipNumber(3)));
     assert_eq!(numbers(&rig), [rig.active().number]);
+}
+
+#[test]
+fn a_job_that_its_previous_hash_activates_is_mined_on_at_once_even_if_it_is_the_same_work() {
+    let mut rig = Rig::mining();
+    // Only its id tells the second job from the first.
+    let same = |id: u32| NewExtendedMiningJob { job_id: JobId(id), ..job(CHANNEL, 1, None) };
+    for id in 2..8 {
+        rig.advance(10 * SECOND);
+        let old = rig.active();
+        rig.receive(same(id));
+        rig.receive(tip(CHANNEL, id, 1));
+        let new = rig.active();
+        assert_eq!(
+            (new.origin.job, new.clean),
+            (UpstreamJobId(id), true),
+            "all other jobs are void upstream"
+        );
+        assert_eq!(new.min_ntime, old.min_ntime + 10, "no header is hashed twice");
+        // Who has not heard of it yet mined what we had said: the upstream may refuse that, and we do not.
+        assert_eq!(rig.work[&Feed::Shared].jobs.len(), id as usize);
+        assert_eq!(rig.share(&old, id, false).fate, Fate::Forwarded);
+    }
+}
+
+#[test]
+fn a_repeated_previous_hash_is_held_back_for_a_second_at_most() {
+    let mut rig = Rig::mining();
+    let first = rig.active();
+    let same = |id: u32| NewExtendedMiningJob { job_id: JobId(id), ..job(CHANNEL, 1, None) };
+    // Within one second there is no later time to hash; repetitions must not put it off.
+    for id in 2..=20 {
+        rig.receive(same(id));
+        rig.receive(tip(CHANNEL, id, 1));
+        rig.advance(SECOND / 20);
+    }
+    assert_eq!(rig.active().number, first.number, "there is nothing fresh to hash yet");
+    // A job that is not for a previous hash voids none, and does not take back what was voided before it.
+    rig.receive(NewExtendedMiningJob { min_ntime: Some(NTIME), ..same(21) });
+    rig.advance(SECOND);
+    let second = rig.active();
+    assert_eq!((second.origin.job, second.clean, second.min_ntime), (UpstreamJobId(21), true, NTIME + 1));
+    assert_eq!(second.number, first.number.next());
+    // A job of other work takes its place when it comes first.
+    rig.receive(same(22));
+    rig.receive(tip(CHANNEL, 22, 1));
+    assert_eq!(rig.active().number, second.number);
+    rig.receive(job(CHANNEL, 23, Some(NTIME)));
+    assert_eq!((rig.active().origin.job, rig.active().clean), (UpstreamJobId(23), true));
+    rig.receive(job(CHANNEL, 24, Some(NTIME)));
+    assert!(!rig.active().clean, "told once");
+}
+
+#[test]
+fn the_same_job_again_does_not_put_a_wanted_one_off() {
+    let mut rig = Rig::mining();
+    for id in 2..20 {
+        rig.upstream.handle_new_job_wanted(Feed::Shared);
+        rig.receive(NewExtendedMiningJob { job_id: JobId(id), ..job(CHANNEL, 1, Some(NTIME)) });
+        rig.advance(SECOND / 2);
+    }
+    assert!((7..=9).contains(&(rig.active().min_ntime - NTIME)), "{}", rig.active().min_ntime - NTIME);
 }
 
 #[test]

@@ -351,7 +351,7 @@ impl Sv1Connection {
     fn send_job(&mut self, published: &PublishedJob, own_id: Option<&str>, out: &mut Output) {
         let work = self.work.as_ref().expect("jobs come with work");
         let job = &published.job;
-        let clean = self.judge.is_clean(job);
+        let clean = self.judge.is_clean(work);
         if let Some(exponent) = self.judge.send_job(&self.settings, work, job) {
             render::set_difficulty(&mut out.bytes, Difficulty::from_exponent(exponent));
             if self.judge.is_told_more_than_upstream() {

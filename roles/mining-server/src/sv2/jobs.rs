@@ -90,7 +90,7 @@ impl Sv2Connection {
         let job = &work.active().job;
         self.channels.get(&id).is_some_and(|channel| {
             job.number > channel.judge.newest_sent()
-                || (job.number != channel.judge.newest_sent() && channel.judge.is_clean(job))
+                || (job.number != channel.judge.newest_sent() && channel.judge.is_clean(work))
         })
     }
 
@@ -152,7 +152,7 @@ impl Sv2Connection {
 /// another than before. Returns whether the job replaces all others.
 fn prepare(channel: &mut Channel, settings: &crate::Settings, work: &Work, out: &mut Output) -> bool {
     let job = &work.active().job;
-    let clean = channel.judge.is_clean(job);
+    let clean = channel.judge.is_clean(work);
     if let Some(exponent) = channel.judge.send_job(settings, work, job) {
         let maximum_target = Target::from_difficulty_exponent(exponent);
         send(SetTarget { channel_id: channel.id, maximum_target }, out);

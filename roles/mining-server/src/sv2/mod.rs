@@ -198,7 +198,7 @@ impl Sv2Connection {
         let channels: Vec<_> = self.channels.keys().copied().collect();
         channels.into_iter().for_each(|channel| self.remove_channel(channel, now, out));
         for open in std::mem::take(&mut self.pending) {
-            self.abandon(&open, out);
+            self.abandon(&open, now, out);
         }
         self.give_back_released(registry);
         self.closed = true;

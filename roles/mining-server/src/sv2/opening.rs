@@ -20,7 +20,7 @@ use super::channel::{Channel, Group, Unacknowledged};
 use super::{MAX_CHANNELS, MAX_PENDING_OPENS, OPEN_DEADLINE, Sv2Connection, printable, send};
 use crate::judge::Judge;
 use crate::output::{CloseReason, Event, Output, Registry};
-use crate::settings::{Settings, ShareUse, VARDIFF_INTERVAL};
+use crate::settings::{HANDSHAKE_DEADLINE, Settings, ShareUse, VARDIFF_INTERVAL};
 use crate::work::Work;
 
 /// The group of all channels that share their work.
@@ -175,7 +175,7 @@ impl Sv2Connection {
             let open = self.pending.remove(index).expect("the index is of an element");
             refuse(open.request_id, &error_text(reason), out);
             // The upstream's side asks again for whoever has not gone, and what it got would serve nobody.
-            self.abandon(&open, out);
+            self.abandon(&open, now, out);
         } else if self.channels.contains_key(&channel) {
             if self.channels.len() == 1 {
                 let what = format!("the upstream closed the device's channel: {}", printable(reason));
@@ -196,7 +196,7 @@ impl Sv2Connection {
         }
         if !is_servable(open.minimum_exponent, &self.settings, work) {
             refuse(open.request_id, open_channel::MAX_TARGET_OUT_OF_RANGE, out);
-            return self.abandon(&open, out);
+            return self.abandon(&open, now, out);
         }
         let group = self.group_for(open.own_group, work);
         let rolled_size = match open.kind {
@@ -205,7 +205,7 @@ impl Sv2Connection {
                 let size = group.full_size - RESERVED_SIZE;
                 if size < min_extranonce_size {
                     refuse(open.request_id, open_channel::MIN_EXTRANONCE_SIZE_TOO_LARGE, out);
-                    return self.abandon(&open, out);
+                    return self.abandon(&open, now, out);
                 }
                 size
             }
@@ -245,12 +245,14 @@ impl Sv2Connection {
         while self.pending.front().is_some_and(|open| open.deadline <= now.monotonic) {
             let open = self.pending.pop_front().expect("the queue has a front");
             refuse(open.request_id, NO_WORK, out);
-            self.abandon(&open, out);
+            self.abandon(&open, now, out);
         }
     }
 
-    /// Lets go of what a request held.
-    pub(super) fn abandon(&mut self, open: &PendingOpen, out: &mut Output) {
+    /// Lets go of what a request held. A peer that was refused has its time to ask again, however long it waited: it
+    /// is not to blame when there is no work.
+    pub(super) fn abandon(&mut self, open: &PendingOpen, now: Now, out: &mut Output) {
+        self.idle_deadline = now.monotonic + HANDSHAKE_DEADLINE;
         self.released.push(open.reserved);
         if self.settings.channel_per_device {
             out.events.push(Event::CloseUpstream { channel: open.channel });

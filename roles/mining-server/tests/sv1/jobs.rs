@@ -140,6 +140,25 @@ fn only_the_newest_of_several_jobs_is_sent_and_it_is_clean_when_its_tip_is_new_h
 }
 
 #[test]
+fn miners_leave_jobs_that_the_upstream_voided_and_their_last_shares_are_good() {
+    let mut rig = Rig::mining(settings());
+    let found = rig.grind(&rig.newest(), INITIAL);
+    let second = rig.grind_where(&rig.newest(), Grind { first_nonce: found.nonce + 1, ..Grind::default() });
+    rig.source.voids_others = true;
+    rig.job();
+    assert!(rig.newest().clean);
+    assert_eq!((rig.submit(&found), rig.submit(&found)), (0, 22), "honest work on the tip, once");
+    // A connection that misses that job leaves the old ones all the same, and no more than once.
+    rig.source.voids_others = true;
+    rig.source.job(rig.now);
+    rig.job();
+    assert!(rig.newest().clean);
+    assert_eq!(rig.submit(&second), 0);
+    rig.job();
+    assert!(!rig.newest().clean);
+}
+
+#[test]
 fn a_job_that_too_many_came_after_is_refused() {
     let mut rig = Rig::mining(settings());
     let found = rig.grind(&rig.newest(), INITIAL);

@@ -87,6 +87,8 @@ pub(crate) struct Source {
     pub(crate) rollable_size: usize,
     pub(crate) coinbase_suffix: Vec<u8>,
     pub(crate) merkle_path: Vec<[u8; 32]>,
+    /// The upstream takes no share of the jobs before the next one.
+    pub(crate) voids_others: bool,
 }
 
 impl Source {
@@ -109,15 +111,18 @@ impl Source {
             rollable_size: 12,
             coinbase_suffix: b"suffix".to_vec(),
             merkle_path: vec![[1; 32], [2; 32]],
+            voids_others: false,
         }
     }
 
     /// A job on the present tip.
     pub(crate) fn job(&mut self, now: Now) -> Arc<Work> {
-        let clean = self.book.work().is_none_or(|work| {
-            let job = &work.active().job;
-            (job.epoch, job.tip.number) != (Epoch(self.epoch), TipNumber(self.tip))
-        });
+        let clean = std::mem::take(&mut self.voids_others);
+        let clean = clean
+            || self.book.work().is_none_or(|work| {
+                let job = &work.active().job;
+                (job.epoch, job.tip.number) != (Epoch(self.epoch), TipNumber(self.tip))
+            });
         self.upstream_jobs += 1;
         let upstream_target = Target::from_difficulty_exponent(self.upstream_exponent);
         self.book.set_epoch(Epoch(self.epoch));

@@ -42,6 +42,20 @@ fn a_tip_that_another_job_overtook_is_still_announced() {
 }
 
 #[test]
+fn a_job_that_the_upstream_takes_alone_replaces_all_on_the_same_tip() {
+    let mut source = Source::new();
+    let (mut driver, opened) = one_channel(&mut source);
+    source.voids_others = true;
+    let work = source.job(driver.now);
+    assert_eq!(driver.work(&work), job_messages(&opened, opened.channel, &work.active().job, true));
+    assert_eq!(work.jobs.len(), 2, "shares on their way are taken");
+    let old = source.work();
+    let work = source.job(driver.now);
+    assert_eq!(driver.work(&work), job_messages(&opened, opened.channel, &work.active().job, false));
+    assert_eq!(driver.work(&old), [], "it was overtaken");
+}
+
+#[test]
 fn work_without_a_new_job_disturbs_nobody() {
     let mut source = Source::new();
     let (mut driver, _) = one_channel(&mut source);

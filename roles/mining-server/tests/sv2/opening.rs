@@ -201,6 +201,20 @@ fn requests_without_work_are_refused_in_time() {
 }
 
 #[test]
+fn who_asks_again_and_again_while_there_is_no_work_is_not_to_blame() {
+    let mut driver = Driver::set_up(settings(), 0);
+    for request_id in 1..10 {
+        driver.send(extended(request_id));
+        assert_eq!(driver.wait(seconds(20)), [refused(request_id, "no-work-available")]);
+        assert!(driver.closed.is_none(), "after {request_id} requests: {:?}", driver.closed);
+    }
+    driver.wait(seconds(59));
+    assert!(driver.closed.is_none());
+    driver.wait(seconds(1));
+    assert_eq!(driver.closed.as_ref().expect("it asks no more").fault, Fault::Downstream);
+}
+
+#[test]
 fn waiting_requests_are_bounded() {
     let mut driver = Driver::set_up(settings(), 0);
     for request_id in 0..MAX_PENDING_OPENS as u32 {

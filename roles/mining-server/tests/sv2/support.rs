@@ -53,6 +53,8 @@ pub(crate) struct Source {
     pub(crate) version_rolling_allowed: bool,
     pub(crate) upstream_target: Target,
     pub(crate) nbits: u32,
+    /// The upstream takes no share of the jobs before the next one.
+    pub(crate) voids_others: bool,
 }
 
 impl Source {
@@ -70,15 +72,18 @@ impl Source {
             version_rolling_allowed: true,
             upstream_target: Target::from_difficulty_exponent(-10),
             nbits: 0x1d00_ffff,
+            voids_others: false,
         }
     }
 
     /// A job on the present tip.
     pub(crate) fn job(&mut self, now: Now) -> Arc<Work> {
-        let clean = self.book.work().is_none_or(|work| {
-            let job = &work.active().job;
-            (job.epoch, job.tip.number) != (Epoch(self.epoch), TipNumber(self.tip))
-        });
+        let clean = std::mem::take(&mut self.voids_others);
+        let clean = clean
+            || self.book.work().is_none_or(|work| {
+                let job = &work.active().job;
+                (job.epoch, job.tip.number) != (Epoch(self.epoch), TipNumber(self.tip))
+            });
         self.upstream_jobs += 1;
         let coinbase_prefix = [b"coinbase, then ", &self.prefix[..]].concat();
         self.book.set_epoch(Epoch(self.epoch));
