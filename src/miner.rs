@@ -149,10 +149,9 @@ impl<'a> Miner<'a> {
         }
     }
 
-    fn handle_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    fn handle_bytes(&mut self, mut bytes: &[u8]) -> std::io::Result<()> {
         let mut lines = std::mem::take(&mut self.lines);
-        lines.push(bytes);
-        while let Some(line) = lines.next_line().map_err(std::io::Error::other)? {
+        while let Some(line) = lines.next_line(&mut bytes).map_err(std::io::Error::other)? {
             match ServerLine::parse(line).map_err(std::io::Error::other)? {
                 ServerLine::Notify(notify) => self.start(notify),
                 ServerLine::SetDifficulty(difficulty) => self.difficulty = difficulty,

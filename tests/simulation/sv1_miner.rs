@@ -105,10 +105,9 @@ impl Sv1Miner {
     }
 
     /// False when the miner leaves.
-    pub(crate) fn read(&mut self, bytes: &[u8], net: &mut Net, out: &mut Vec<u8>) -> bool {
+    pub(crate) fn read(&mut self, mut bytes: &[u8], net: &mut Net, out: &mut Vec<u8>) -> bool {
         let mut lines = std::mem::take(&mut self.lines);
-        lines.push(bytes);
-        while let Some(line) = lines.next_line().expect("a server's lines are short") {
+        while let Some(line) = lines.next_line(&mut bytes).expect("a server's lines are short") {
             let line = ServerLine::parse(line).expect("a server's lines are well-formed");
             self.take(line, net, out);
         }

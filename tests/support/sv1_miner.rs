@@ -206,8 +206,9 @@ impl<'a> Session<'a> {
             return Err("the server closed the connection".to_owned());
         }
         let mut lines = std::mem::take(&mut self.lines);
-        lines.push(&self.buffer[..length]);
-        while let Some(line) = lines.next_line().map_err(|error| error.to_string())? {
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut bytes = &buffer[..length];
+        while let Some(line) = lines.next_line(&mut bytes).map_err(|error| error.to_string())? {
             let text = String::from_utf8_lossy(line).into_owned();
             match ServerLine::parse(line).map_err(|error| format!("{error}: {text}"))? {
                 ServerLine::Notify(notify) => self.start(notify),
@@ -220,6 +221,7 @@ impl<'a> Session<'a> {
             }
         }
         self.lines = lines;
+        self.buffer = buffer;
         Ok(())
     }
 

@@ -20,8 +20,9 @@ use mining_server::record::UpstreamVerdict;
 use mining_server::{CloseReason, DropReason, Fate, ForwardShare, ShareEvent, ShareRecord, UpstreamAnswer};
 use stratum::sv2::codes;
 use stratum::sv2::messages::{
-    CloseChannel, OpenExtendedMiningChannel, Protocol, SetupConnection, SubmitSharesExtended, UpdateChannel,
+    CloseChannel, OpenExtendedMiningChannel, Protocol, SetupConnection, UpdateChannel,
 };
+use stratum::sv2::shares::ExtendedShare;
 use stratum::sv2::{FrameHeader, Message};
 use stratum::{
     ChannelId, Epoch, HashRate, JobId, JobNumber, Now, RequestId, SequenceNumber, Target, UpstreamChannelId,
@@ -429,17 +430,16 @@ impl Upstream {
         }
         let sequence_number = channel.pending.push(now.monotonic);
         self.tally.forwarded += 1;
-        let submit = SubmitSharesExtended {
+        let submit = ExtendedShare {
             channel_id: ChannelId(channel.id.0),
             sequence_number,
             job_id: JobId(share.origin.job.0),
             nonce: record.nonce,
             ntime: record.ntime,
             version: record.version,
-            extranonce: record.rollable.to_vec(),
-            user_identity: None,
+            extranonce: &record.rollable,
         };
-        send(submit, out);
+        submit.encode_frame(&mut out.bytes).expect("a record holds no more bytes than the field");
         Ok(sequence_number)
     }
 

@@ -78,6 +78,23 @@ pub struct Judge {
     oldest: JobNumber,
     newest: JobNumber,
     next_check: Duration,
+    /// What the last share was judged by: nearly always the next one's too.
+    judged_by: JudgedBy,
+}
+
+/// What follows from a difficulty exponent, worked out once.
+#[derive(Clone, Copy, Debug)]
+struct JudgedBy {
+    exponent: i32,
+    target: Target,
+    work: WorkSum,
+}
+
+impl JudgedBy {
+    fn new(exponent: i32) -> Self {
+        let target = Target::from_difficulty_exponent(exponent);
+        JudgedBy { exponent, target, work: target.work() }
+    }
 }
 
 impl Judge {
@@ -96,6 +113,7 @@ impl Judge {
             oldest: JobNumber(u64::MAX),
             newest: JobNumber(0),
             next_check: now.monotonic + VARDIFF_INTERVAL,
+            judged_by: JudgedBy::new(config.initial_exponent),
         }
     }
 
@@ -227,8 +245,10 @@ impl Judge {
         record.difficulty = Some(Difficulty::of_hash(&hash));
         let is_block = job.tip.network_target.is_met_by(&hash);
         let exponent = self.judging_exponent(job.number);
-        let own_target = Target::from_difficulty_exponent(exponent);
-        let meets_own_target = own_target.is_met_by(&hash);
+        if exponent != self.judged_by.exponent {
+            self.judged_by = JudgedBy::new(exponent);
+        }
+        let meets_own_target = self.judged_by.target.is_met_by(&hash);
         if !is_block && !meets_own_target {
             record.verdict = Verdict::Rejected(RejectReason::LowDifficulty);
             return event;
@@ -241,8 +261,8 @@ impl Judge {
             self.vardiff.on_share(&settings.vardiff, exponent, now.monotonic);
         }
         // Where blocks are easier than the miner's shares (regtest, testnets), a block proves what the network asked.
-        let judged_by = if meets_own_target { own_target } else { job.tip.network_target };
-        accept(settings, work, &mut event, job, &Accepted { credited: judged_by.work(), hash, is_block });
+        let credited = if meets_own_target { self.judged_by.work } else { job.tip.network_target.work() };
+        accept(settings, work, &mut event, job, &Accepted { credited, hash, is_block });
         event
     }
 
@@ -337,7 +357,7 @@ fn accept(settings: &Settings, work: &Work, event: &mut ShareEvent, job: &Job, a
     let record = &mut event.record;
     record.verdict = if accepted.is_block { Verdict::BlockFound } else { Verdict::Accepted };
     record.credited = accepted.credited;
-    record.upstream_work = if worth_forwarding { job.upstream_target.work() } else { WorkSum(0) };
+    record.upstream_work = if worth_forwarding { job.upstream_work } else { WorkSum(0) };
     record.fate = match settings.share_use {
         ShareUse::Keep => Fate::Kept,
         ShareUse::Forward if !worth_forwarding && !accepted.is_block => Fate::BelowUpstreamTarget,

@@ -56,9 +56,14 @@ impl Work {
 
     /// Finds a job by our number.
     pub fn job(&self, number: JobNumber) -> JobLookup<'_> {
+        // Nearly every share is for the active job.
+        let active = self.active();
+        if number == active.job.number {
+            return JobLookup::Live(active);
+        }
         match self.jobs.binary_search_by_key(&number, |published| published.job.number) {
             Ok(index) => JobLookup::Live(&self.jobs[index]),
-            Err(_) if number >= self.first && number < self.active().job.number => JobLookup::Retired,
+            Err(_) if number >= self.first && number < active.job.number => JobLookup::Retired,
             Err(_) => JobLookup::Unknown,
         }
     }

@@ -7,6 +7,9 @@ use sha2::block_api::compress256;
 /// A double SHA-256 digest in internal byte order.
 pub type Hash = [u8; 32];
 
+/// The padding of a message of 64 bytes, a block of its own.
+const PADDING_OF_64: [u8; 64] = padding(64, 0);
+
 const INITIAL_STATE: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
@@ -64,17 +67,57 @@ impl Midstate {
         }
         self.pending[56..].copy_from_slice(&(self.length * 8).to_be_bytes());
         compress256(&mut self.state, &[self.pending]);
-        let mut digest = [0; 32];
-        for (bytes, word) in digest.chunks_exact_mut(4).zip(self.state) {
-            bytes.copy_from_slice(&word.to_be_bytes());
-        }
-        digest
+        digest_of(self.state)
     }
 
     /// The double SHA-256 digest of everything hashed.
     pub fn finish_double(self) -> Hash {
-        sha256(&self.finish())
+        sha256_of_32(&self.finish())
     }
+}
+
+/// A last block: `kept` bytes of message that the caller fills in, and the padding of a message of `length` bytes.
+const fn padding(length: u64, kept: usize) -> [u8; 64] {
+    let mut block = [0; 64];
+    block[kept] = 0x80;
+    let bits = (length * 8).to_be_bytes();
+    let mut index = 0;
+    while index < bits.len() {
+        block[56 + index] = bits[index];
+        index += 1;
+    }
+    block
+}
+
+/// The hash of blocks that end with their padding.
+fn sha256_of_blocks(blocks: &[[u8; 64]]) -> [u8; 32] {
+    let mut state = INITIAL_STATE;
+    compress256(&mut state, blocks);
+    digest_of(state)
+}
+
+fn digest_of(state: [u32; 8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    for (bytes, word) in digest.as_chunks_mut::<4>().0.iter_mut().zip(state) {
+        *bytes = word.to_be_bytes();
+    }
+    digest
+}
+
+/// SHA-256 of a digest.
+fn sha256_of_32(digest: &[u8; 32]) -> [u8; 32] {
+    let mut block = const { padding(32, 32) };
+    block[..32].copy_from_slice(digest);
+    sha256_of_blocks(&[block])
+}
+
+/// Double SHA-256 of a block header.
+pub fn header_hash(header: &[u8; 80]) -> Hash {
+    let mut blocks = const { [[0; 64], padding(80, 16)] };
+    let (first, rest) = header.split_at(64);
+    blocks[0].copy_from_slice(first);
+    blocks[1][..16].copy_from_slice(rest);
+    sha256_of_32(&sha256_of_blocks(&blocks))
 }
 
 /// Single SHA-256.
@@ -89,10 +132,10 @@ pub fn sha256d(bytes: &[u8]) -> Hash {
 
 /// The parent of two nodes of a merkle tree.
 pub fn merkle_node(left: &Hash, right: &Hash) -> Hash {
-    let mut both = [0; 64];
-    both[..32].copy_from_slice(left);
-    both[32..].copy_from_slice(right);
-    sha256d(&both)
+    let mut blocks = [[0; 64], PADDING_OF_64];
+    blocks[0][..32].copy_from_slice(left);
+    blocks[0][32..].copy_from_slice(right);
+    sha256_of_32(&sha256_of_blocks(&blocks))
 }
 
 /// The merkle root over a coinbase's txid and the siblings on its way up.
@@ -103,6 +146,15 @@ pub fn merkle_root(coinbase_txid: Hash, path: &[Hash]) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fixed_lengths_hash_like_any_other() {
+        let header: [u8; 80] = std::array::from_fn(|index| index as u8);
+        assert_eq!(header_hash(&header), sha256d(&header));
+        let (left, right) = ([3; 32], [0xf5; 32]);
+        assert_eq!(merkle_node(&left, &right), sha256d(&[left, right].concat()));
+        assert_eq!(sha256_of_32(&left), sha256(&left));
+    }
 
     #[test]
     fn every_split_of_a_message_hashes_like_the_whole() {

@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use crate::hash::{self, Hash, Midstate};
 use crate::{
-    Epoch, JobNumber, Now, Target, TemplateId, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId,
+    Epoch, JobNumber, Now, Target, TemplateId, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId, Work,
 };
 
 /// Bytes of every coinbase that tell our downstreams apart. They follow the upstream's extranonce prefix and
@@ -89,6 +89,8 @@ pub struct Job {
     pub merkle_path: Vec<Hash>,
     /// The target that a share for this job must meet to be worth something to the upstream.
     pub upstream_target: Target,
+    /// The work of `upstream_target`: what such a share is worth.
+    pub upstream_work: Work,
     /// When the job reached us.
     pub received: Now,
     prefix_midstate: Midstate,
@@ -169,6 +171,7 @@ impl Job {
             rollable_size: parts.rollable_size,
             merkle_path: parts.merkle_path,
             upstream_target: parts.upstream_target,
+            upstream_work: parts.upstream_target.work(),
             received: parts.received,
         }
     }
@@ -192,7 +195,7 @@ impl Job {
     ///
     /// Panics when `rolled.extranonce` is longer than the room that the job leaves for it.
     pub fn hash(&self, rolled: &Rolled<'_>) -> Hash {
-        hash::sha256d(&self.header(rolled))
+        hash::header_hash(&self.header(rolled))
     }
 
     /// The 80-byte header of a share. See [`Job::hash`].

@@ -64,16 +64,24 @@ impl Target {
 
     /// The target of difficulty 2^`exponent`, rounded down: [`Target::DIFFICULTY_1`] shifted.
     /// Easier targets than [`Target::MAX`] and harder ones than 1 saturate there.
-    pub fn from_difficulty_exponent(exponent: i32) -> Self {
+    pub const fn from_difficulty_exponent(exponent: i32) -> Self {
         if exponent <= -32 {
             return Target::MAX;
         }
         if exponent >= 224 {
             return Target::HARDEST;
         }
-        let mut limbs = Target::DIFFICULTY_1.0;
-        for _ in 0..exponent.unsigned_abs() {
-            limbs = if exponent > 0 { shifted_right_by_one(limbs) } else { shifted_left_by_one(limbs) };
+        let mut limbs = [0; 4];
+        // How far the 16 set bits of difficulty 1 lie to the left, within 256 bits by the limits above.
+        let shift = 208 - exponent;
+        if shift < 0 {
+            limbs[0] = 0xffff >> -shift;
+            return Target(limbs);
+        }
+        let (limb, bits) = (shift as usize / 64, 0xffff_u128 << (shift % 64));
+        limbs[limb] = bits as u64;
+        if limb < 3 {
+            limbs[limb + 1] = (bits >> 64) as u64;
         }
         Target(limbs)
     }
@@ -106,7 +114,10 @@ impl PartialOrd for Target {
 /// A greater target is an easier one.
 impl Ord for Target {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.iter().rev().cmp(other.0.iter().rev())
+        let halves = |[a, b, c, d]: [u64; 4]| {
+            (u128::from(d) << 64 | u128::from(c), u128::from(b) << 64 | u128::from(a))
+        };
+        halves(self.0).cmp(&halves(other.0))
     }
 }
 
@@ -154,13 +165,18 @@ impl HashRate {
     /// rounded down.
     pub fn difficulty_exponent(self, shares_per_minute: f64) -> i32 {
         let hashes_per_share = self.0 * 60.0 / shares_per_minute;
-        (hashes_per_share / Target::DIFFICULTY_1.work().0 as f64).log2().floor().clamp(-32.0, 223.0) as i32
+        (hashes_per_share / Work::OF_DIFFICULTY_1.0 as f64).log2().floor().clamp(-32.0, 223.0) as i32
     }
 }
 
 /// Expected hashes, summed exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Work(pub u128);
+
+impl Work {
+    /// The work of [`Target::DIFFICULTY_1`].
+    pub const OF_DIFFICULTY_1: Work = Work(0x1_0001_0001);
+}
 
 impl std::ops::Add for Work {
     type Output = Work;
@@ -181,24 +197,57 @@ impl std::iter::Sum for Work {
     }
 }
 
-fn shifted_right_by_one(limbs: [u64; 4]) -> [u64; 4] {
-    let [a, b, c, d] = limbs;
-    [a >> 1 | b << 63, b >> 1 | c << 63, c >> 1 | d << 63, d >> 1]
-}
-
-fn shifted_left_by_one(limbs: [u64; 4]) -> [u64; 4] {
-    let [a, b, c, d] = limbs;
-    [a << 1, b << 1 | a >> 63, c << 1 | b >> 63, d << 1 | c >> 63]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shifted_right_by_one(limbs: [u64; 4]) -> [u64; 4] {
+        let [a, b, c, d] = limbs;
+        [a >> 1 | b << 63, b >> 1 | c << 63, c >> 1 | d << 63, d >> 1]
+    }
+
+    fn shifted_left_by_one(limbs: [u64; 4]) -> [u64; 4] {
+        let [a, b, c, d] = limbs;
+        [a << 1, b << 1 | a >> 63, c << 1 | b >> 63, d << 1 | c >> 63]
+    }
+
+    #[test]
+    fn a_power_of_two_shifts_difficulty_1_bit_by_bit() {
+        let mut limbs = Target::DIFFICULTY_1.0;
+        for exponent in 0..=223 {
+            assert_eq!(Target::from_difficulty_exponent(exponent), Target(limbs), "2^{exponent}");
+            limbs = shifted_right_by_one(limbs);
+        }
+        assert_eq!(Target::from_difficulty_exponent(223), Target::HARDEST);
+        assert_eq!(Target::from_difficulty_exponent(224), Target::HARDEST);
+        let mut limbs = Target::DIFFICULTY_1.0;
+        for exponent in (-31..=0).rev() {
+            assert_eq!(Target::from_difficulty_exponent(exponent), Target(limbs), "2^{exponent}");
+            limbs = shifted_left_by_one(limbs);
+        }
+        for exponent in [i32::MIN, -33, -32] {
+            assert_eq!(Target::from_difficulty_exponent(exponent), Target::MAX);
+        }
+        assert_eq!(Target::from_difficulty_exponent(i32::MAX), Target::HARDEST);
+    }
+
+    #[test]
+    fn targets_compare_from_their_highest_limb() {
+        for limb in 0..4 {
+            let (mut small, mut great) = ([5; 4], [5; 4]);
+            small[..limb].fill(9);
+            great[limb] = 6;
+            assert!(Target(small) < Target(great), "limb {limb}");
+            small[limb] = 6;
+            assert!(Target(small) > Target(great) || limb == 0, "limb {limb}");
+        }
+        assert_eq!(Target::MAX.cmp(&Target::MAX), std::cmp::Ordering::Equal);
+    }
+
     #[test]
     fn difficulty_1_is_the_genesis_target() {
         assert_eq!(Target::from_compact(0x1d00_ffff), Target::DIFFICULTY_1);
-        assert_eq!(Target::DIFFICULTY_1.work(), Work(0x1_0001_0001));
+        assert_eq!(Target::DIFFICULTY_1.work(), Work::OF_DIFFICULTY_1);
         assert_eq!(Target::DIFFICULTY_1.difficulty(), Difficulty(1.0));
     }
 

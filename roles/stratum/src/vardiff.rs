@@ -19,9 +19,9 @@
 use std::f64::consts::{FRAC_1_SQRT_2, LN_2, SQRT_2};
 use std::time::Duration;
 
-use crate::target::{HashRate, Target};
+use crate::target::{HashRate, Work};
 
-/// The easiest difficulty exponent: [`Target::MAX`].
+/// The easiest difficulty exponent: [`Target::MAX`](crate::Target::MAX).
 pub const EASIEST_EXPONENT: i32 = -32;
 
 /// The hardest difficulty exponent: the last power of two whose target is a whole number.
@@ -194,7 +194,10 @@ impl Vardiff {
         }
         // A share easier than the present difficulty is worth the part of a share that its work is. One that is
         // harder is no stronger sign of a changed rate than a share.
-        let weight = f64::from(exponent_of_share.min(self.exponent) - self.exponent).exp2();
+        let weight = match exponent_of_share.min(self.exponent) - self.exponent {
+            0 => 1.0,
+            easier => f64::from(easier).exp2(),
+        };
         self.rise.add(weight, weight * LN_2, self.rise_limit(now), now);
         self.fall.add(weight, -weight * LN_2, FALL_THRESHOLD, now);
         self.average.add_shares(weight);
@@ -238,7 +241,7 @@ impl Vardiff {
         if !self.settling {
             average.add_seconds((now.as_secs_f64() - self.counted_until).max(0.0), self.exponent);
         }
-        average.rate().map(|rate| HashRate(rate * Target::DIFFICULTY_1.work().0 as f64))
+        average.rate().map(|rate| HashRate(rate * Work::OF_DIFFICULTY_1.0 as f64))
     }
 
     /// Counts the time up to `now`, without a share, for both tests and the average.

@@ -111,9 +111,9 @@ impl Sv1Connection {
         let before = out.bytes.len();
         // Taken out so that its lines can be borrowed while the rest of the connection changes.
         let mut lines = std::mem::take(&mut self.lines);
-        lines.push(bytes);
+        let mut input = bytes;
         while out.close.is_none() {
-            match lines.next_line() {
+            match lines.next_line(&mut input) {
                 Ok(Some(line)) => self.handle_line(line, now, registry, out),
                 Ok(None) => break,
                 Err(error) => out.close = Some(CloseReason::downstream(error.to_string())),

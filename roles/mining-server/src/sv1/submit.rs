@@ -47,7 +47,7 @@ impl Sv1Connection {
     }
 
     fn judge_submit(&mut self, submit: &Submit<'_>, now: Now) -> ShareEvent {
-        let Some(work) = self.work.clone() else {
+        let Some(work) = &self.work else {
             return self.refused(submit, RejectReason::JobNotFound, now);
         };
         let lookup = match self.job_number(&submit.job_id) {
@@ -79,7 +79,7 @@ impl Sv1Connection {
             ntime: submit.ntime,
             nonce: submit.nonce,
         };
-        let event = self.judge.judge(&self.settings, &work, submitter, &submission(version, mask), now);
+        let event = self.judge.judge(&self.settings, work, submitter, &submission(version, mask), now);
         let missed = matches!(
             event.record.verdict,
             Verdict::Rejected(RejectReason::LowDifficulty | RejectReason::BadVersionBits)
@@ -87,7 +87,7 @@ impl Sv1Connection {
         if negotiated.is_some() || bits == 0 || !missed {
             return event;
         }
-        let without = self.judge.judge(&self.settings, &work, submitter, &submission(job.version, 0), now);
+        let without = self.judge.judge(&self.settings, work, submitter, &submission(job.version, 0), now);
         // If neither reading is a share, the one that was meant says why.
         if without.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty) { event } else { without }
     }

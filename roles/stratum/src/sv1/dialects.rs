@@ -424,18 +424,17 @@ fn a_burst_comes_out_in_the_order_it_came() {
         "\n",
     );
     let mut buffer = LineBuffer::default();
-    buffer.push(burst.as_bytes());
+    let mut input = burst.as_bytes();
     for id in ["1", "2", "3", "4", "5"] {
-        let line = buffer.next_line().expect("JSON").expect("a line");
+        let line = buffer.next_line(&mut input).expect("JSON").expect("a line");
         assert_eq!(Request::parse(line).expect("a request").id.token(), Some(id));
     }
-    assert_eq!(buffer.next_line(), Ok(None));
+    assert_eq!(buffer.next_line(&mut input), Ok(None));
 }
 
 #[test]
 fn a_tls_hello_is_turned_away_before_it_is_complete() {
     // BFGMiner 5.5.0 tries TLS first on every port.
     let mut buffer = LineBuffer::default();
-    buffer.push(&[0x16]);
-    assert_eq!(buffer.next_line(), Err(LineError::NotJson(0x16)));
+    assert_eq!(buffer.next_line(&mut &[0x16][..]), Err(LineError::NotJson(0x16)));
 }

@@ -4,13 +4,23 @@
 
 use arrayvec::ArrayVec;
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// A 32-bit number of one to eight digits in either case, with or without `0x`. Shorter forms stand for leading
 /// zeros: NerdMiner 1.8.3 prints nonces without them.
 pub(super) fn number(text: &str) -> Option<u32> {
-    let digits = without_prefix(text);
-    // The digits are checked here because `from_str_radix` would also take a sign.
-    let plain = matches!(digits.len(), 1..=8) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if plain { u32::from_str_radix(digits, 16).ok() } else { None }
+    let digits = without_prefix(text).as_bytes();
+    if !matches!(digits.len(), 1..=8) {
+        return None;
+    }
+    // Every digit is looked at before any is refused, so that nothing is waited for in between.
+    let (mut number, mut seen) = (0, 0);
+    for digit in digits {
+        let value = VALUES[usize::from(*digit)];
+        seen |= value;
+        number = number << 4 | u32::from(value & 15);
+    }
+    (seen < 16).then_some(number)
 }
 
 /// Whole bytes, at most `CAPACITY` of them. `None` for an odd number of digits, too many, or other characters.
@@ -19,7 +29,8 @@ pub(super) fn bytes<const CAPACITY: usize>(text: &str) -> Option<ArrayVec<u8, CA
     if !rest.is_empty() || pairs.len() > CAPACITY {
         return None;
     }
-    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+    let value = |digit: u8| Some(VALUES[usize::from(digit)]).filter(|value| *value < 16);
+    pairs.iter().map(|[high, low]| Some(value(*high)? << 4 | value(*low)?)).collect()
 }
 
 /// Text without a leading `0x` or `0X`.
@@ -29,7 +40,6 @@ pub(super) fn without_prefix(text: &str) -> &str {
 
 /// Appends the two lower-case digits of each byte.
 pub(super) fn write(out: &mut Vec<u8>, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     out.reserve(2 * bytes.len());
     for byte in bytes {
         out.push(DIGITS[usize::from(byte >> 4)]);
@@ -37,9 +47,20 @@ pub(super) fn write(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-fn digit(character: u8) -> Option<u8> {
-    char::from(character).to_digit(16).map(|digit| digit as u8)
-}
+/// The value of each digit; [`NO_DIGIT`] for every other character.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        let digit = DIGITS[value];
+        values[digit as usize] = value as u8;
+        values[digit.to_ascii_uppercase() as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
+const NO_DIGIT: u8 = 0xff;
 
 #[cfg(test)]
 mod tests {

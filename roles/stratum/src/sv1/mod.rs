@@ -14,6 +14,7 @@ pub mod line;
 pub mod proxy_header;
 pub mod render;
 pub mod request;
+mod scan;
 
 #[cfg(test)]
 mod dialects;

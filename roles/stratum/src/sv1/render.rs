@@ -183,7 +183,10 @@ pub fn get_version(out: &mut Vec<u8>, id: u64) {
 
 fn answer(out: &mut Vec<u8>, id: RawId<'_>, result: impl FnOnce(&mut Vec<u8>)) {
     let Some(token) = id.token() else { return };
-    json::write_plain(out, format_args!("{{\"id\":{token},\"result\":"));
+    // Written piece by piece: every share is answered with it.
+    out.extend_from_slice(b"{\"id\":");
+    out.extend_from_slice(token.as_bytes());
+    out.extend_from_slice(b",\"result\":");
     result(out);
     out.extend_from_slice(b",\"error\":null}\n");
 }

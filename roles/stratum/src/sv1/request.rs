@@ -11,8 +11,8 @@ use std::borrow::Cow;
 use arrayvec::ArrayVec;
 use serde_json::value::RawValue;
 
-use super::hexadecimal;
 use super::json::{Elements, Envelope, text};
+use super::{hexadecimal, scan};
 use crate::Target;
 
 /// The longest id that is echoed, as written. The longest seen is a job id with a prefix (BFGMiner 5.5.0); a
@@ -50,6 +50,11 @@ impl<'a> RawId<'a> {
     /// The id as it was written, for the answer; `None` when nothing may be answered.
     pub const fn token(self) -> Option<&'a str> {
         self.0
+    }
+
+    /// The id that is written as `token`, which is JSON and not `null`.
+    pub(super) const fn from_token(token: &'a str) -> Self {
+        RawId(Some(token))
     }
 }
 
@@ -220,6 +225,14 @@ impl<'a> Request<'a> {
     /// Reads one line, as [`LineBuffer`](super::line::LineBuffer) cuts them. Allocates only for strings with
     /// escapes.
     pub fn parse(line: &'a [u8]) -> Result<Self, RequestError<'a>> {
+        match scan::submit(line) {
+            Some(submission) => Ok(submission),
+            None => Request::parse_any(line),
+        }
+    }
+
+    /// The same without the short way for submissions, for those who compare the two.
+    pub fn parse_any(line: &'a [u8]) -> Result<Self, RequestError<'a>> {
         let envelope: Envelope<'a> = serde_json::from_slice(line).map_err(|_| RequestError::NotJson)?;
         let id = match envelope.id.map(RawValue::get) {
             None | Some("null") => RawId::NONE,

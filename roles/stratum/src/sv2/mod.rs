@@ -12,6 +12,7 @@ pub mod frame;
 pub mod keys;
 pub mod messages;
 pub mod noise;
+pub mod shares;
 mod tlv;
 pub mod transport;
 pub mod url;

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use aead::Buffer;
 use stratum_core::noise_sv2::{NoiseDecryptor, NoiseEncryptor, NoiseEngine};
 
 use super::frame::{FrameHeader, HEADER_SIZE};
@@ -55,7 +56,7 @@ impl Transport {
     /// from the peer, one of the limits in [`super::frame`].
     pub fn split(self, max_payload: usize) -> (Encryptor, Decryptor) {
         let (encryptor, decryptor) = self.0.into_split();
-        (Encryptor { cipher: encryptor, block: Vec::new() }, Decryptor::new(decryptor, max_payload))
+        (Encryptor { cipher: encryptor }, Decryptor::new(decryptor, max_payload))
     }
 }
 
@@ -65,10 +66,9 @@ impl fmt::Debug for Transport {
     }
 }
 
-/// Encrypts what goes to the peer. Keeps at most one block of 64 KiB for reuse.
+/// Encrypts what goes to the peer, where it is to be sent from: it holds no bytes itself.
 pub struct Encryptor {
     cipher: NoiseEncryptor,
-    block: Vec<u8>,
 }
 
 impl Encryptor {
@@ -97,17 +97,44 @@ impl Encryptor {
     }
 
     fn encrypt_block(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), TransportError> {
-        self.block.clear();
-        self.block.extend_from_slice(plain);
-        self.cipher.encrypt(&mut self.block).map_err(|_| TransportError::KeyUsedUp)?;
-        out.extend_from_slice(&self.block);
-        Ok(())
+        let start = out.len();
+        out.extend_from_slice(plain);
+        self.cipher.encrypt(&mut Tail { bytes: out, start }).map_err(|_| TransportError::KeyUsedUp)
     }
 }
 
 impl fmt::Debug for Encryptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Encryptor")
+    }
+}
+
+/// The end of a buffer, which is one block to the cipher: what comes before it is left alone.
+struct Tail<'a> {
+    bytes: &'a mut Vec<u8>,
+    start: usize,
+}
+
+impl AsRef<[u8]> for Tail<'_> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl AsMut<[u8]> for Tail<'_> {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+}
+
+impl Buffer for Tail<'_> {
+    fn extend_from_slice(&mut self, other: &[u8]) -> aead::Result<()> {
+        self.bytes.extend_from_slice(other);
+        Ok(())
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(self.start + length);
     }
 }
 
@@ -135,17 +162,19 @@ pub struct Frame<'a> {
 
 /// Decrypts what comes from the peer.
 ///
-/// Holds one unfinished block and the payload of one frame: at most 64 KiB and `max_payload` bytes, and never more
+/// Holds one header and the payload of one frame: at most `max_payload` bytes and the MAC of a block, and never more
 /// than twice the bytes that have arrived.
 pub struct Decryptor {
     cipher: NoiseDecryptor,
     max_payload: usize,
     /// The header of the frame whose payload is arriving, or was last handed out.
     header: Option<FrameHeader>,
-    /// Encrypted bytes of a block that is not complete.
-    block: Vec<u8>,
-    /// Decrypted bytes of the frame's payload.
+    /// The bytes of a header that is not complete.
+    encrypted_header: Vec<u8>,
+    /// The frame's payload: decrypted blocks, and then the bytes of one that is not complete.
     payload: Vec<u8>,
+    /// Bytes of `payload` that are decrypted.
+    decrypted: usize,
     handed_out: bool,
     failed: Option<TransportError>,
 }
@@ -156,8 +185,9 @@ impl Decryptor {
             cipher,
             max_payload,
             header: None,
-            block: Vec::new(),
+            encrypted_header: Vec::new(),
             payload: Vec::new(),
+            decrypted: 0,
             handed_out: false,
             failed: None,
         }
@@ -181,6 +211,7 @@ impl Decryptor {
             self.handed_out = false;
             self.header = None;
             self.payload.clear();
+            self.decrypted = 0;
         }
         match self.advance(input) {
             Ok(None) => Ok(None),
@@ -198,32 +229,36 @@ impl Decryptor {
     /// Decrypts block after block until the frame is complete.
     fn advance(&mut self, input: &mut &[u8]) -> Result<Option<FrameHeader>, TransportError> {
         loop {
-            let block_size = match self.header {
-                None => ENCRYPTED_HEADER_SIZE,
-                Some(header) => match header.payload_length as usize - self.payload.len() {
+            let (block_size, bytes, start) = match self.header {
+                None => (ENCRYPTED_HEADER_SIZE, &mut self.encrypted_header, 0),
+                Some(header) => match header.payload_length as usize - self.decrypted {
                     0 => return Ok(Some(header)),
-                    missing => missing.min(MAX_PLAIN_BLOCK) + MAC_SIZE,
+                    missing => (missing.min(MAX_PLAIN_BLOCK) + MAC_SIZE, &mut self.payload, self.decrypted),
                 },
             };
-            let missing = block_size - self.block.len();
+            let missing = block_size - (bytes.len() - start);
             let (taken, rest) = input.split_at(missing.min(input.len()));
-            self.block.extend_from_slice(taken);
+            bytes.extend_from_slice(taken);
             *input = rest;
             if taken.len() < missing {
                 return Ok(None);
             }
-            self.cipher.decrypt(&mut self.block).map_err(|_| TransportError::Authentication)?;
+            self.cipher.decrypt(&mut Tail { bytes, start }).map_err(|_| TransportError::Authentication)?;
             if self.header.is_none() {
                 self.header = Some(self.accept_header()?);
+                self.encrypted_header.clear();
             } else {
-                self.payload.extend_from_slice(&self.block);
+                self.decrypted = self.payload.len();
             }
-            self.block.clear();
         }
     }
 
     fn accept_header(&self) -> Result<FrameHeader, TransportError> {
-        let bytes = self.block.as_slice().try_into().expect("the cipher takes exactly its MAC off the block");
+        let bytes = self
+            .encrypted_header
+            .as_slice()
+            .try_into()
+            .expect("the cipher takes exactly its MAC off the block");
         let header = FrameHeader::parse(bytes);
         let (announced, limit) = (header.payload_length as usize, self.max_payload);
         if announced > limit {
@@ -328,10 +363,9 @@ mod tests {
         encryptor.encrypt_frames(&frame(MAX_PAYLOAD), &mut encrypted).expect("a whole frame");
         let arrived = 1_000;
         assert_eq!(decryptor.next_frame(&mut &encrypted[..arrived]), Ok(None));
-        assert!(decryptor.block.capacity() + decryptor.payload.capacity() <= 2 * arrived);
+        assert!(decryptor.encrypted_header.capacity() + decryptor.payload.capacity() <= 2 * arrived);
         let arrived = 10 * MAX_BLOCK;
         assert_eq!(decryptor.next_frame(&mut &encrypted[1_000..arrived]), Ok(None));
-        assert!(decryptor.block.capacity() <= 2 * MAX_BLOCK);
         assert!(decryptor.payload.capacity() <= 2 * arrived);
     }
 
