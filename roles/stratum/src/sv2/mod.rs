@@ -1,11 +1,12 @@
 //! Stratum V2 on the wire: messages, frames, the Noise transport, authority keys and pool addresses.
 //!
-//! This is the one adapter around the SV2 wire crates (`stratum-core`): byte layouts and cryptography are theirs,
-//! and none of their types leaves this module. A change of their versions is a change here and nowhere else.
+//! This is the one adapter around the SV2 wire crates (`stratum-core`): byte layouts are theirs, and none of their
+//! types leaves this module. A change of their versions is a change here and nowhere else.
 //!
 //! It never decides anything about mining, never touches a socket, and never allocates for bytes that a peer has
 //! announced but not sent. Random numbers and the time are arguments.
 
+mod cipher;
 mod codec;
 pub mod codes;
 pub mod frame;

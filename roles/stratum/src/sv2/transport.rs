@@ -5,13 +5,11 @@
 
 use std::fmt;
 
-use aead::Buffer;
-use stratum_core::noise_sv2::{NoiseDecryptor, NoiseEncryptor, NoiseEngine};
-
+use super::cipher::{Cipher, CipherError, TAG_SIZE};
 use super::frame::{FrameHeader, HEADER_SIZE};
 
 /// Bytes that authenticate each encrypted block.
-pub const MAC_SIZE: usize = 16;
+pub const MAC_SIZE: usize = TAG_SIZE;
 
 /// The longest encrypted block (SV2 4.6).
 const MAX_BLOCK: usize = 65_535;
@@ -45,18 +43,20 @@ pub enum TransportError {
 }
 
 /// Both directions of a connection whose handshake is done.
-pub struct Transport(NoiseEngine);
+pub struct Transport {
+    outward: Cipher,
+    inward: Cipher,
+}
 
 impl Transport {
-    pub(super) const fn new(engine: NoiseEngine) -> Self {
-        Transport(engine)
+    pub(super) const fn new(outward: Cipher, inward: Cipher) -> Self {
+        Transport { outward, inward }
     }
 
     /// The two directions, which need nothing of each other. `max_payload` is the longest payload to be accepted
     /// from the peer, one of the limits in [`super::frame`].
     pub fn split(self, max_payload: usize) -> (Encryptor, Decryptor) {
-        let (encryptor, decryptor) = self.0.into_split();
-        (Encryptor { cipher: encryptor }, Decryptor::new(decryptor, max_payload))
+        (Encryptor { cipher: self.outward }, Decryptor::new(self.inward, max_payload))
     }
 }
 
@@ -68,7 +68,7 @@ impl fmt::Debug for Transport {
 
 /// Encrypts what goes to the peer, where it is to be sent from: it holds no bytes itself.
 pub struct Encryptor {
-    cipher: NoiseEncryptor,
+    cipher: Cipher,
 }
 
 impl Encryptor {
@@ -99,42 +99,15 @@ impl Encryptor {
     fn encrypt_block(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), TransportError> {
         let start = out.len();
         out.extend_from_slice(plain);
-        self.cipher.encrypt(&mut Tail { bytes: out, start }).map_err(|_| TransportError::KeyUsedUp)
+        let tag = self.cipher.encrypt(&[], &mut out[start..]).map_err(|_| TransportError::KeyUsedUp)?;
+        out.extend_from_slice(&tag);
+        Ok(())
     }
 }
 
 impl fmt::Debug for Encryptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Encryptor")
-    }
-}
-
-/// The end of a buffer, which is one block to the cipher: what comes before it is left alone.
-struct Tail<'a> {
-    bytes: &'a mut Vec<u8>,
-    start: usize,
-}
-
-impl AsRef<[u8]> for Tail<'_> {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-}
-
-impl AsMut<[u8]> for Tail<'_> {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..]
-    }
-}
-
-impl Buffer for Tail<'_> {
-    fn extend_from_slice(&mut self, other: &[u8]) -> aead::Result<()> {
-        self.bytes.extend_from_slice(other);
-        Ok(())
-    }
-
-    fn truncate(&mut self, length: usize) {
-        self.bytes.truncate(self.start + length);
     }
 }
 
@@ -165,7 +138,7 @@ pub struct Frame<'a> {
 /// Holds one header and the payload of one frame: at most `max_payload` bytes and the MAC of a block, and never more
 /// than twice the bytes that have arrived.
 pub struct Decryptor {
-    cipher: NoiseDecryptor,
+    cipher: Cipher,
     max_payload: usize,
     /// The header of the frame whose payload is arriving, or was last handed out.
     header: Option<FrameHeader>,
@@ -180,7 +153,7 @@ pub struct Decryptor {
 }
 
 impl Decryptor {
-    const fn new(cipher: NoiseDecryptor, max_payload: usize) -> Self {
+    const fn new(cipher: Cipher, max_payload: usize) -> Self {
         Decryptor {
             cipher,
             max_payload,
@@ -243,7 +216,12 @@ impl Decryptor {
             if taken.len() < missing {
                 return Ok(None);
             }
-            self.cipher.decrypt(&mut Tail { bytes, start }).map_err(|_| TransportError::Authentication)?;
+            let plain = self.cipher.decrypt(&[], &mut bytes[start..]).map_err(|error| match error {
+                CipherError::Authentication => TransportError::Authentication,
+                CipherError::KeyUsedUp => TransportError::KeyUsedUp,
+            })?;
+            let end = start + plain.len();
+            bytes.truncate(end);
             if self.header.is_none() {
                 self.header = Some(self.accept_header()?);
                 self.encrypted_header.clear();
