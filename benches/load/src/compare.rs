@@ -92,6 +92,7 @@ const SHARE_FLOW: &[Figure] = &[
     figure("forwarded a second", "/shares/forwarded_per_second", 0),
     Figure { name: "forwarding p99, ms", pointer: "/shares/forwarding/p99_us", decimals: 1, factor: 1e-3 },
     figure("accepted, not yet forwarded at the end", "/shares/backlog", 0),
+    figure("accepted, never forwarded", "/shares/never_forwarded", 0),
 ];
 
 const PLAYS: [Play; 7] = [

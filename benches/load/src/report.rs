@@ -81,6 +81,8 @@ pub struct Shares {
     pub refused: BTreeMap<String, u64>,
     /// Shares that were accepted and had not reached the pool when mining stopped.
     pub backlog: u64,
+    /// Those of them that never did: the target said yes to a miner and kept the share from the pool.
+    pub never_forwarded: u64,
     /// How long it took until they had, in seconds; absent when some never did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_seconds: Option<f64>,
@@ -188,6 +190,7 @@ impl Shares {
             stale_crossing: figures.stale_crossing,
             refused: figures.refused.clone(),
             backlog: 0,
+            never_forwarded: 0,
             drain_seconds: None,
             resident_kib: after.target.resident_kib,
         }

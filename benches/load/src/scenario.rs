@@ -20,6 +20,12 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// How long the pool waits for accepted shares after the miners have stopped.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long the pool may receive nothing until what is missing counts as never forwarded.
+const STALLED: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// How long a job is known before its block, as pools send the next one ahead.
 const AHEAD: Duration = Duration::from_millis(500);
 
@@ -196,8 +202,19 @@ fn drain(stage: &Stage, shares: &mut Shares) -> io::Result<()> {
         stage.swarm.counts().accepted.saturating_sub(forwarded)
     };
     shares.backlog = behind();
-    if stage.wait(DRAIN, "the last shares", || behind() == 0).is_ok() {
+    let (mut left, mut progress) = (shares.backlog, Instant::now());
+    while left > 0 && started.elapsed() < DRAIN && progress.elapsed() < STALLED {
+        sleep(LOOK);
+        let now_left = behind();
+        if now_left != left {
+            (left, progress) = (now_left, Instant::now());
+        }
+    }
+    shares.never_forwarded = left;
+    if left == 0 {
         shares.drain_seconds = Some(started.elapsed().as_secs_f64());
+    } else {
+        eprintln!("{left} accepted shares never reached the pool");
     }
     Ok(())
 }
