@@ -196,17 +196,18 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             start_logging(&log, &LogConfig { format: None, filter: Some(DEMO_FILTER.to_owned()) })?;
             let DemoArgs { miners, seconds, json, bitcoin_rpc } = args;
             let options = DemoOptions { miners, seconds, json, bitcoin_rpc };
-            drive(|shutdown| demo::run(options, shutdown))
+            drive(cores(), |shutdown| demo::run(options, shutdown))
         }
         Command::MiningProxy(args) => {
             let (loaded, listeners) = config::load_and_listen::<ProxyConfig>(&args.config)?;
             let config = begin(loaded, &log, |config| &config.log)?;
-            drive(|shutdown| proxy::run(config, listeners, shutdown))
+            // SV1 miners have threads of their own, one for each core; what is left is the upstream and SV2 miners.
+            drive(cores().div_ceil(2), |shutdown| proxy::run(config, listeners, shutdown))
         }
         Command::Pool(args) => {
             let (loaded, listeners) = config::load_and_listen::<PoolConfig>(&args.config)?;
             let config = begin(loaded, &log, |config| &config.log)?;
-            drive(|shutdown| pool::run(config, listeners, shutdown))
+            drive(cores(), |shutdown| pool::run(config, listeners, shutdown))
         }
         Command::Check(args) => check(&args),
         Command::Keygen(args) => Ok(keygen(args.out.as_deref())?),
@@ -233,12 +234,17 @@ fn start_logging(asked: &LogConfig, otherwise: &LogConfig) -> Result<(), Logging
     logging::start(format, filter)
 }
 
-/// Runs a role until it ends, and asks it to at the first signal. A second signal ends the process.
-fn drive<R>(role: impl FnOnce(Shutdown) -> R) -> Result<(), Failure>
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs a role until it ends, and asks it to at the first signal. A second signal ends the process. `threads` run its
+/// tasks: with more than there is work for, they wake each other for nothing.
+fn drive<R>(threads: usize, role: impl FnOnce(Shutdown) -> R) -> Result<(), Failure>
 where
     R: Future<Output = Result<(), RunError>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let runtime = runtime.map_err(RunError::io("start the threads of the program"))?;
     let (trigger, waiting) = shutdown();
     runtime.spawn(async move {

@@ -3,7 +3,6 @@
 //! A hash rate here is what a device proved with accepted shares in a window of time; nothing that it says of
 //! itself is in it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,7 +61,10 @@ pub struct DeviceSummary {
 /// All devices.
 #[derive(Default)]
 pub(super) struct DeviceTable {
-    devices: HashMap<DeviceId, Device>,
+    /// By their numbers, which the registry gives without gaps.
+    devices: Vec<Option<Box<Device>>>,
+    /// How many of them there are.
+    known: usize,
     /// Shares of devices beyond [`MAX_DEVICES`].
     pub(super) untracked: ShareSums,
     fleet: Window,
@@ -124,7 +126,7 @@ impl DeviceTable {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.devices.len()
+        self.known
     }
 
     /// What the whole fleet proved in the short and the long window.
@@ -135,10 +137,9 @@ impl DeviceTable {
 
     /// All devices in the order of their numbers.
     pub(super) fn summaries(&self, now: Now) -> Vec<DeviceSummary> {
-        let mut summaries: Vec<DeviceSummary> =
-            self.devices.iter().map(|(id, device)| device.summary(*id, now)).collect();
-        summaries.sort_by_key(|summary| summary.id);
-        summaries
+        let known = self.devices.iter().enumerate();
+        let known = known.filter_map(|(id, device)| Some((DeviceId(id as u32), device.as_ref()?)));
+        known.map(|(id, device)| device.summary(id, now)).collect()
     }
 
     fn note_fleet(&mut self, now: Now, work: f64, squares: f64) {
@@ -149,17 +150,25 @@ impl DeviceTable {
     }
 
     fn device(&mut self, id: DeviceId, now: Now) -> Option<&mut Device> {
-        if self.devices.len() >= MAX_DEVICES && !self.devices.contains_key(&id) {
+        let index = id.0 as usize;
+        if index >= MAX_DEVICES {
             return None;
         }
-        Some(self.devices.entry(id).or_insert_with(|| Device {
-            name: None,
-            first_seen: now,
-            last_seen: now,
-            last_share: None,
-            shares: ShareSums::default(),
-            best_difficulty: None,
-            window: Window::default(),
+        if index >= self.devices.len() {
+            self.devices.resize_with(index + 1, || None);
+        }
+        let known = &mut self.known;
+        Some(self.devices[index].get_or_insert_with(|| {
+            *known += 1;
+            Box::new(Device {
+                name: None,
+                first_seen: now,
+                last_seen: now,
+                last_share: None,
+                shares: ShareSums::default(),
+                best_difficulty: None,
+                window: Window::default(),
+            })
         }))
     }
 }
