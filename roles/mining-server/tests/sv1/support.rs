@@ -84,6 +84,7 @@ pub(crate) struct Source {
     pub(crate) upstream_exponent: i32,
     pub(crate) nbits: u32,
     pub(crate) rollable_size: usize,
+    pub(crate) coinbase_prefix: Vec<u8>,
     pub(crate) coinbase_suffix: Vec<u8>,
     pub(crate) merkle_path: Vec<[u8; 32]>,
 }
@@ -106,6 +107,7 @@ impl Source {
             upstream_exponent: UPSTREAM,
             nbits: 0x1d00_ffff,
             rollable_size: 12,
+            coinbase_prefix: b"coinbase, then the upstream's prefix".to_vec(),
             coinbase_suffix: b"suffix".to_vec(),
             merkle_path: vec![[1; 32], [2; 32]],
         }
@@ -140,7 +142,7 @@ impl Source {
             version: self.version,
             version_rolling_allowed: self.version_rolling_allowed,
             min_ntime: now.unix_seconds(),
-            coinbase_prefix: b"coinbase, then the upstream's prefix".to_vec(),
+            coinbase_prefix: self.coinbase_prefix.clone(),
             coinbase_suffix: [&self.upstream_jobs.to_le_bytes()[..], &self.coinbase_suffix].concat(),
             rollable_size: self.rollable_size,
             merkle_path: self.merkle_path.clone(),
