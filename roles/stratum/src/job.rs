@@ -226,20 +226,16 @@ impl Job {
     }
 
     /// The whole rollable part as a share fills it: reserved, rolled, padding. `rollable_size` is at most
-    /// [`MAX_EXTRANONCE_SIZE`].
+    /// [`MAX_EXTRANONCE_SIZE`]. Panics when `extranonce` has no room within that.
     pub fn rollable_bytes(
         &self,
         reserved: [u8; RESERVED_SIZE],
         extranonce: &[u8],
     ) -> ArrayVec<u8, MAX_EXTRANONCE_SIZE> {
-        let mut bytes = ArrayVec::new();
-        bytes.extend(
-            reserved
-                .into_iter()
-                .chain(extranonce.iter().copied())
-                .chain(std::iter::repeat(0))
-                .take(self.rollable_size),
-        );
+        let mut bytes = ArrayVec::from([0; MAX_EXTRANONCE_SIZE]);
+        bytes[..RESERVED_SIZE].copy_from_slice(&reserved);
+        bytes[RESERVED_SIZE..][..extranonce.len()].copy_from_slice(extranonce);
+        bytes.truncate(self.rollable_size);
         bytes
     }
 }

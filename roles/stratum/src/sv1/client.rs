@@ -373,7 +373,7 @@ fn hex_bytes(value: &Value) -> Option<Vec<u8>> {
 }
 
 fn hex_number(value: &Value) -> Option<u32> {
-    hexadecimal::number(value.as_str()?)
+    hexadecimal::number(value.as_str()?.as_bytes())
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// A 32-bit number of one to eight digits in either case, with or without `0x`. Shorter forms stand for leading
 /// zeros: NerdMiner 1.8.3 prints nonces without them.
-pub(super) fn number(text: &str) -> Option<u32> {
-    let digits = without_prefix(text).as_bytes();
+pub(super) fn number(text: &[u8]) -> Option<u32> {
+    let digits = without_prefix(text);
     if !matches!(digits.len(), 1..=8) {
         return None;
     }
@@ -24,8 +24,8 @@ pub(super) fn number(text: &str) -> Option<u32> {
 }
 
 /// Whole bytes, at most `CAPACITY` of them. `None` for an odd number of digits, too many, or other characters.
-pub(super) fn bytes<const CAPACITY: usize>(text: &str) -> Option<ArrayVec<u8, CAPACITY>> {
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+pub(super) fn bytes<const CAPACITY: usize>(text: &[u8]) -> Option<ArrayVec<u8, CAPACITY>> {
+    let (pairs, rest) = text.as_chunks::<2>();
     if !rest.is_empty() || pairs.len() > CAPACITY {
         return None;
     }
@@ -34,8 +34,11 @@ pub(super) fn bytes<const CAPACITY: usize>(text: &str) -> Option<ArrayVec<u8, CA
 }
 
 /// Text without a leading `0x` or `0X`.
-pub(super) fn without_prefix(text: &str) -> &str {
-    text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text)
+pub(super) fn without_prefix(text: &[u8]) -> &[u8] {
+    match text {
+        [b'0', b'x' | b'X', digits @ ..] => digits,
+        digits => digits,
+    }
 }
 
 /// Appends the two lower-case digits of each byte.
@@ -82,17 +85,17 @@ mod tests {
             ("12 4", None),
             ("\u{663}", None),
         ] {
-            assert_eq!(number(text), expected, "{text:?}");
+            assert_eq!(number(text.as_bytes()), expected, "{text:?}");
         }
     }
 
     #[test]
     fn bytes_in_whole_pairs_only() {
-        assert_eq!(bytes::<4>("00Ff10").as_deref(), Some(&[0, 0xff, 0x10][..]));
-        assert_eq!(bytes::<4>("").as_deref(), Some(&[][..]));
-        assert_eq!(bytes::<4>("abc"), None);
-        assert_eq!(bytes::<4>("0x12"), None);
-        assert_eq!(bytes::<4>("0011223344"), None);
+        assert_eq!(bytes::<4>(b"00Ff10").as_deref(), Some(&[0, 0xff, 0x10][..]));
+        assert_eq!(bytes::<4>(b"").as_deref(), Some(&[][..]));
+        assert_eq!(bytes::<4>(b"abc"), None);
+        assert_eq!(bytes::<4>(b"0x12"), None);
+        assert_eq!(bytes::<4>(b"0011223344"), None);
         let mut out = Vec::new();
         write(&mut out, &[0, 0xab, 0xff]);
         assert_eq!(out, b"00abff");

@@ -312,14 +312,14 @@ impl<'a> Call<'a> {
 
 impl<'a> Submit<'a> {
     fn parse(params: &Elements<'a>) -> Result<Self, Parameter> {
-        let number = |index: usize| params.text(index).and_then(|text| hexadecimal::number(&text));
+        let number = |index: usize| params.text(index).and_then(|text| hexadecimal::number(text.as_bytes()));
         let bounded = |index: usize, limit: usize| params.text(index).filter(|text| text.len() <= limit);
         Ok(Submit {
             user: bounded(0, MAX_USER_BYTES).ok_or(Parameter::User)?,
             job_id: bounded(1, MAX_JOB_ID_BYTES).ok_or(Parameter::JobId)?,
             extranonce2: params
                 .text(2)
-                .and_then(|text| hexadecimal::bytes(hexadecimal::without_prefix(&text)))
+                .and_then(|text| hexadecimal::bytes(hexadecimal::without_prefix(text.as_bytes())))
                 .ok_or(Parameter::Extranonce2)?,
             ntime: number(3).ok_or(Parameter::NTime)?,
             nonce: number(4).ok_or(Parameter::Nonce)?,
@@ -356,14 +356,14 @@ impl VersionRolling {
     fn parse(options: Option<&RawValue>) -> Result<Self, Parameter> {
         let mask = match member(options, "version-rolling.mask") {
             None => u32::MAX,
-            Some(value) => {
-                text(value).and_then(|text| hexadecimal::number(&text)).ok_or(Parameter::VersionMask)?
-            }
+            Some(value) => text(value)
+                .and_then(|text| hexadecimal::number(text.as_bytes()))
+                .ok_or(Parameter::VersionMask)?,
         };
         // The count comes as a number or as hexadecimal text; one that is neither asks for nothing.
         let min_bit_count =
             member(options, "version-rolling.min-bit-count").and_then(|value| match text(value) {
-                Some(text) => hexadecimal::number(&text),
+                Some(text) => hexadecimal::number(text.as_bytes()),
                 None => value.get().parse().ok(),
             });
         Ok(VersionRolling { mask, min_bit_count })
@@ -405,7 +405,7 @@ fn leading_difficulty(text: &str) -> Option<f64> {
 
 /// A target written as a number of up to 64 hexadecimal digits.
 fn target(text: &str) -> Option<Target> {
-    let digits = hexadecimal::without_prefix(text);
+    let digits = hexadecimal::without_prefix(text.as_bytes());
     let written = hexadecimal::bytes::<32>(digits)?;
     if written.is_empty() {
         return None;

@@ -16,9 +16,14 @@ const MAX_ID_DIGITS: usize = 20;
 /// The parameters of a submission: user, job, extranonce2, ntime, nonce, and the version bits where there are any.
 const MOST_PARAMETERS: usize = 6;
 
+const METHOD: &str = "mining.submit";
+
 /// The submission that a line is; `None` for every other line, and for a submission that is not plainly right.
 pub(super) fn submit(line: &[u8]) -> Option<Request<'_>> {
-    let mut scanner = Scanner { line: str::from_utf8(line).ok()?, at: 0 };
+    if !is_plain(line) {
+        return None;
+    }
+    let mut scanner = Scanner { rest: str::from_utf8(line).ok()? };
     let (mut id, mut params, mut is_submit) = (None, None, false);
     scanner.take(b'{')?;
     loop {
@@ -37,87 +42,89 @@ pub(super) fn submit(line: &[u8]) -> Option<Request<'_>> {
         }
     }
     scanner.blanks();
-    let is_whole = is_submit && scanner.at == line.len();
+    let is_whole = is_submit && scanner.rest.is_empty();
     is_whole.then_some(Request { id: id.unwrap_or(RawId::NONE), call: Call::Submit(params?) })
 }
 
-const METHOD: &str = "mining.submit";
+/// Whether a line is printable ASCII without a backslash, so that a string in it ends with the next quotation mark
+/// and says what it says. One pass over all of it, which the compiler turns into a few instructions for 16 bytes.
+fn is_plain(line: &[u8]) -> bool {
+    let is_odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(byte == b'\\');
+    line.iter().fold(0, |odd, byte| odd | is_odd(*byte)) == 0
+}
 
+/// Goes through a line that is plain.
 struct Scanner<'a> {
-    line: &'a str,
-    at: usize,
+    rest: &'a str,
 }
 
 impl<'a> Scanner<'a> {
-    fn peek(&self) -> Option<u8> {
-        self.line.as_bytes().get(self.at).copied()
-    }
-
-    /// JSON's white space.
+    /// JSON has other white space too, which no plain line has.
+    #[inline]
     fn blanks(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\r' | b'\n')) {
-            self.at += 1;
+        while let Some(rest) = self.rest.strip_prefix(' ') {
+            self.rest = rest;
         }
     }
 
-    /// The next character that is no white space.
-    fn next(&mut self) -> Option<u8> {
-        self.blanks();
-        let next = self.peek()?;
-        self.at += 1;
-        Some(next)
+    /// Takes the first `length` bytes, which a plain line can be cut after wherever it is.
+    #[inline]
+    fn cut(&mut self, length: usize) -> Option<&'a str> {
+        let (taken, rest) = self.rest.split_at_checked(length)?;
+        self.rest = rest;
+        Some(taken)
     }
 
+    /// The next character that is no blank.
+    #[inline]
+    fn next(&mut self) -> Option<u8> {
+        self.blanks();
+        Some(self.cut(1)?.as_bytes()[0])
+    }
+
+    #[inline]
     fn take(&mut self, wanted: u8) -> Option<()> {
         (self.next()? == wanted).then_some(())
     }
 
-    /// The text of a string of plain ASCII.
+    /// What a string says.
+    #[inline]
     fn string(&mut self) -> Option<&'a str> {
         self.take(b'"')?;
-        let start = self.at;
-        let length = plain_length(&self.line.as_bytes()[start..]);
-        self.at += length;
-        if self.peek()? != b'"' {
-            return None;
-        }
-        self.at += 1;
-        Some(&self.line[start..start + length])
+        let string = self.cut(quotation_mark(self.rest.as_bytes())?)?;
+        self.cut(1)?;
+        Some(string)
     }
 
     fn id(&mut self) -> Option<RawId<'a>> {
         self.blanks();
-        let start = self.at;
-        match self.peek()? {
-            b'"' => {
-                self.string()?;
+        let bytes = self.rest.as_bytes();
+        let length = match bytes {
+            [b'n', b'u', b'l', b'l', ..] => {
+                self.cut(b"null".len())?;
+                return Some(RawId::NONE);
             }
-            b'n' => {
-                self.at += b"null".len();
-                return (self.line.get(start..self.at)? == "null").then_some(RawId::NONE);
-            }
-            b'0' => self.at += 1,
-            b'1'..=b'9' => {
-                while matches!(self.peek(), Some(b'0'..=b'9')) {
-                    self.at += 1;
-                }
-                if self.at - start > MAX_ID_DIGITS {
+            [b'"', string @ ..] => quotation_mark(string)? + 2,
+            [b'0', ..] => 1,
+            [b'1'..=b'9', ..] => {
+                let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                if digits > MAX_ID_DIGITS {
                     return None;
                 }
+                digits
             }
             _ => return None,
-        }
-        let token = &self.line[start..self.at];
-        // What follows a number that goes on in another way is no comma, brace or blank, and so ends the scan.
-        (token.len() <= MAX_ID_BYTES).then_some(RawId::from_token(token))
+        };
+        // A number that goes on in another way is followed by no comma, brace or blank, which ends the scan.
+        if length > MAX_ID_BYTES { None } else { Some(RawId::from_token(self.cut(length)?)) }
     }
 
     fn params(&mut self) -> Option<Submit<'a>> {
         self.take(b'[')?;
-        let mut texts = [""; MOST_PARAMETERS];
+        let mut strings = [""; MOST_PARAMETERS];
         let mut count = 0;
         loop {
-            *texts.get_mut(count)? = self.string()?;
+            *strings.get_mut(count)? = self.string()?;
             count += 1;
             match self.next()? {
                 b',' => (),
@@ -125,46 +132,40 @@ impl<'a> Scanner<'a> {
                 _ => return None,
             }
         }
-        let [user, job_id, extranonce2, ntime, nonce, version_bits] = texts;
+        let [user, job_id, extranonce2, ntime, nonce, version_bits] = strings;
         if count < MOST_PARAMETERS - 1 || user.len() > MAX_USER_BYTES || job_id.len() > MAX_JOB_ID_BYTES {
             return None;
         }
         Some(Submit {
             user: Cow::Borrowed(user),
             job_id: Cow::Borrowed(job_id),
-            extranonce2: hexadecimal::bytes(hexadecimal::without_prefix(extranonce2))?,
-            ntime: hexadecimal::number(ntime)?,
-            nonce: hexadecimal::number(nonce)?,
+            extranonce2: hexadecimal::bytes(hexadecimal::without_prefix(extranonce2.as_bytes()))?,
+            ntime: hexadecimal::number(ntime.as_bytes())?,
+            nonce: hexadecimal::number(nonce.as_bytes())?,
             version_bits: match count {
-                MOST_PARAMETERS => Some(hexadecimal::number(version_bits)?),
+                MOST_PARAMETERS => Some(hexadecimal::number(version_bits.as_bytes())?),
                 _ => None,
             },
         })
     }
 }
 
-/// How many bytes from the start on are plain: printable ASCII but for quotation marks and backslashes. Looks at
-/// eight at a time.
-fn plain_length(bytes: &[u8]) -> usize {
+/// Where the first quotation mark is. Looks at eight bytes at a time.
+fn quotation_mark(bytes: &[u8]) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
     const TOPS: u64 = u64::from_ne_bytes([0x80; 8]);
+    const MARKS: u64 = u64::from_ne_bytes([b'"'; 8]);
     let (words, rest) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        // Each difference sets the top bit of a byte that borrows, and perhaps of bytes after one that does: the
-        // first that is set is right, and it is all that counts.
-        let below_blank = word.wrapping_sub(ONES * 0x20) & !word;
-        let is = |byte: u8| {
-            let difference = word ^ (ONES * u64::from(byte));
-            difference.wrapping_sub(ONES) & !difference
-        };
-        let odd = (below_blank | is(b'"') | is(b'\\') | word) & TOPS;
-        if odd != 0 {
-            return 8 * index + odd.trailing_zeros() as usize / 8;
+        let difference = u64::from_le_bytes(*word) ^ MARKS;
+        // The difference of a mark is zero and borrows, which sets its top bit, and perhaps those of bytes after it:
+        // the first that is set is right, and it is all that counts.
+        let marks = difference.wrapping_sub(ONES) & !difference & TOPS;
+        if marks != 0 {
+            return Some(8 * index + marks.trailing_zeros() as usize / 8);
         }
     }
-    let is_plain = |byte: &u8| matches!(byte, 0x20..=0x7f) && !matches!(byte, b'"' | b'\\');
-    8 * words.len() + rest.iter().take_while(|byte| is_plain(byte)).count()
+    rest.iter().position(|byte| *byte == b'"').map(|index| 8 * words.len() + index)
 }
 
 #[cfg(test)]
@@ -194,8 +195,8 @@ mod tests {
             r#"{"method":"mining.submit","id":null,"params":["~","1","00","1","1"]}"#,
             r#"{"id":0,"method":"mining.submit","params":["u","1","00","1","1"]}"#,
             r#"{"method":"mining.submit","params":["u","1","00","1","1"]}"#,
-            "\t{ \"id\"\r:\n1 , \"method\" : \"mining.submit\" ,\"params\" :[ \"u\" ,\"1\" ,\"00\" ,\"1\" ,\"1\" ] } ",
-            "{\"id\":18446744073709551615,\"method\":\"mining.submit\",\"params\":[\"\x7f\",\"1\",\"00\",\"1\",\"1\"]}",
+            r#" { "id" : 1 , "method" : "mining.submit" ,"params" :[ "u" ,"1" ,"00" ,"1" ,"1" ] } "#,
+            r#"{"id":18446744073709551615,"method":"mining.submit","params":["{,}","1","00","1","1"]}"#,
         ] {
             assert!(scanned(line), "{line}");
         }
@@ -238,6 +239,7 @@ mod tests {
             r#"{"id":1,"method":"mining.submit","params":["u\u0041","1","00","1","1"]}"#,
             r#"{"id":1,"method":"mining.submit","params":["ü","1","00","1","1"]}"#,
             "{\"id\":1,\"method\":\"mining.submit\",\"params\":[\"u\t\",\"1\",\"00\",\"1\",\"1\"]}",
+            "{\"id\":1,\t\"method\":\"mining.submit\",\"params\":[\"u\",\"1\",\"00\",\"1\",\"1\"]}",
         ] {
             assert!(!scanned(line), "{line}");
         }
@@ -253,19 +255,29 @@ mod tests {
     }
 
     #[test]
-    fn plain_bytes_end_at_each_odd_one() {
-        for odd in (0..0x20).chain([b'"', b'\\']).chain(0x80..=0xff) {
-            for at in 0..20 {
-                let mut bytes = [b'!'; 20];
-                bytes[at] = odd;
-                assert_eq!(plain_length(&bytes), at, "{odd:#04x}");
-                // Bytes that a borrow runs through.
-                bytes[at + 1..].fill(b' ');
-                assert_eq!(plain_length(&bytes), at, "{odd:#04x}");
+    fn a_quotation_mark_is_found_anywhere() {
+        for length in 0..40 {
+            // A mark less one borrows from it.
+            let mut bytes = vec![b'#'; length];
+            assert_eq!(quotation_mark(&bytes), None);
+            for at in (0..length).rev() {
+                bytes[at] = b'"';
+                assert_eq!(quotation_mark(&bytes), Some(at));
             }
         }
-        let plain: Vec<u8> = (0x20..=0x7f).filter(|byte| !matches!(byte, b'"' | b'\\')).collect();
-        assert_eq!(plain_length(&plain), plain.len());
+    }
+
+    #[test]
+    fn one_odd_byte_makes_a_line_that_is_not_plain() {
+        for odd in (0..0x20).chain([b'\\']).chain(0x7f..=0xff) {
+            for at in 0..40 {
+                let mut line = [b' '; 40];
+                line[at] = odd;
+                assert!(!is_plain(&line), "{odd:#04x}");
+            }
+        }
+        let plain: Vec<u8> = (0x20..0x7f).filter(|byte| *byte != b'\\').collect();
+        assert!(is_plain(&plain) && is_plain(b""));
     }
 
     /// Pieces of which lines are made that are right, nearly right and wrong.
