@@ -19,9 +19,9 @@ const EDGES: [(&str, &[&str]); 7] = [
 /// or a socket, or starts a thread.
 const PURE: [&str; 8] = ["arrayvec", "bitcoin", "bs58", "hex", "serde", "serde_json", "sha2", "thiserror"];
 
-/// What one role needs beyond them: the SV2 wire layer and the traits of ciphers and random sources have one place
+/// What one role needs beyond them: the SV2 wire layer, its cipher and the traits of random sources have one place
 /// each.
-const PURE_IN_STRATUM: [&str; 3] = ["stratum-core", "aead", "rand"];
+const PURE_IN_STRATUM: [&str; 3] = ["stratum-core", "ring", "rand"];
 
 /// What the tests of a role may need beyond that.
 const FOR_TESTS: [&str; 2] = ["proptest", "stratum-core"];

@@ -20,6 +20,7 @@ const WORLDLY_NAMES: [&str; 18] = [
     "SystemTime",
     "thread_rng",
     "OsRng",
+    "SystemRandom",
     "ThreadRng",
     "from_entropy",
     "from_os_rng",
