@@ -15,7 +15,7 @@ const MAX_FILE_LINES: usize = 900;
 const WORLDLY_MODULES: [&str; 8] = ["fs", "net", "thread", "process", "env", "io", "os", "random"];
 
 /// Names that mean a clock, a random source, a socket or a task, wherever they come from.
-const WORLDLY_NAMES: [&str; 18] = [
+const WORLDLY_NAMES: [&str; 19] = [
     "Instant",
     "SystemTime",
     "thread_rng",
