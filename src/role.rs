@@ -102,7 +102,7 @@ impl Role {
             slots: Arc::new(Semaphore::new(config.max_connections as usize)),
             patience: Patience::default(),
         };
-        raise_open_files(config.max_connections);
+        raise_open_files(config.max_connections, 1 + config.sv1_profiles.len());
         if let Some(listener) = listeners.sv1.take() {
             let address = self.listen_sv1("SV1 listener", listener, context.clone())?;
             self.sv1_address = Some(address);
@@ -221,8 +221,9 @@ fn profile_settings(settings: &Settings, profile: &Sv1Profile) -> Settings {
 }
 
 /// Every connection needs an open file, and systems start processes with room for a thousand.
-fn raise_open_files(connections: u32) {
-    let wanted = u64::from(connections) + OTHER_FILES;
+fn raise_open_files(connections: u32, sv1_listeners: usize) {
+    let of_listeners = sv1_listeners * downstream::files_of_sv1_listener();
+    let wanted = u64::from(connections) + OTHER_FILES + of_listeners as u64;
     let limit = rlimit::increase_nofile_limit(wanted).unwrap_or(0);
     if limit < wanted {
         tracing::warn!(

@@ -173,6 +173,11 @@ impl RecordWriter {
         }
     }
 
+    /// Whether there are folded sums that [`RecordWriter::flush`] has yet to send.
+    pub fn is_behind(&self) -> bool {
+        self.fold.is_some()
+    }
+
     fn write(&mut self, message: Message) {
         // Older records first, so that an answer does not overtake its share.
         self.flush();

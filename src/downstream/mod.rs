@@ -139,6 +139,11 @@ pub enum Protocol {
     Sv2(Arc<AuthoritySecretKey>),
 }
 
+/// Open files that each SV1 listener takes besides its connections.
+pub(crate) fn files_of_sv1_listener() -> usize {
+    sv1::workers() * sv1::FILES_OF_WORKER
+}
+
 /// Accepts connections until the end is asked for, and then waits a moment for them to close.
 ///
 /// # Panics

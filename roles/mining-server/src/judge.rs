@@ -174,9 +174,7 @@ impl Judge {
     /// Whether the miner must drop everything that it was sent before when the active job of `work` is sent.
     pub fn is_clean(&self, work: &Work) -> bool {
         let job = &work.active().job;
-        // A job that said so may have been overtaken before this connection saw it.
-        let mut unsent = work.jobs.iter().rev().take_while(|published| published.job.number > self.newest);
-        (job.epoch, job.tip.number) != self.seen_tip || unsent.any(|published| published.job.clean)
+        (job.epoch, job.tip.number) != self.seen_tip || work.clean_job_after(self.newest).is_some()
     }
 
     /// Notes that `job` goes to the miner now, at the difficulty that is current now. Returns that difficulty's

@@ -79,6 +79,13 @@ impl Work {
         }
     }
 
+    /// The newest job that retired all before it and that came after the job `seen`. It need not be the active one:
+    /// another may have come before anybody looked.
+    pub fn clean_job_after(&self, seen: JobNumber) -> Option<&Job> {
+        let unseen = self.jobs.iter().rev().map(|published| &published.job);
+        unseen.take_while(|job| job.number > seen).find(|job| job.clean)
+    }
+
     /// The oldest job for which a share is still accepted.
     pub fn oldest(&self) -> JobNumber {
         self.jobs[0].job.number
@@ -240,6 +247,18 @@ mod tests {
             upstream_target: Target::from_difficulty_exponent(exponent),
             received: now,
         }
+    }
+
+    #[test]
+    fn a_clean_job_that_was_overtaken_is_still_news() {
+        let mut book = JobBook::new(JobNumber(7));
+        book.add(parts(&book, at(0), 3));
+        assert!(book.refresh(at(20)));
+        let work = book.work().expect("there is a job");
+        assert!(!work.active().job.clean);
+        let clean = |seen| work.clean_job_after(JobNumber(seen)).map(|job| job.number);
+        assert_eq!((clean(0), clean(6)), (Some(JobNumber(7)), Some(JobNumber(7))));
+        assert_eq!((clean(7), clean(8)), (None, None), "it was seen");
     }
 
     /// The upstream moves the time on in the second in which we did.

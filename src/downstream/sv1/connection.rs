@@ -11,7 +11,7 @@ use std::time::Duration;
 use mining_server::sv1::Sv1Connection;
 use mining_server::{CloseReason, Event, Registry, Work};
 use mio::net::TcpStream;
-use stratum::{ConnectionId, HashRate, Now};
+use stratum::{ConnectionId, HashRate, JobNumber, Now};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::holdings::Holdings;
@@ -44,10 +44,14 @@ pub(super) struct Connection {
     pub(super) is_ready: bool,
     /// Whether the system may have bytes for us.
     readable: bool,
+    /// Whether the peer has ended its side, which the system says only once: there is an end to be read.
+    ended: bool,
     /// What the socket did not take.
     unwritten: Vec<u8>,
     /// When the first of those was to be written.
     unwritten_since: Duration,
+    /// The newest job that the state machine was given.
+    newest_job: JobNumber,
     /// The newest work that came while something was unwritten.
     held: Option<Arc<Work>>,
     peer: SocketAddr,
@@ -78,8 +82,10 @@ impl Connection {
             timer: Duration::MAX,
             is_ready: false,
             readable: false,
+            ended: false,
             unwritten: Vec::new(),
             unwritten_since: Duration::ZERO,
+            newest_job: JobNumber(0),
             held: None,
             peer,
             machine: Sv1Connection::new(Arc::clone(&context.settings), id, reserved, now),
@@ -88,9 +94,15 @@ impl Connection {
         })
     }
 
-    /// Notes that the system has bytes, or an end, for us.
+    /// Notes that the system has bytes for us.
     pub(super) fn note_readable(&mut self) {
         self.readable = true;
+    }
+
+    /// Notes that after its last bytes there is an end, or an error, to be read.
+    pub(super) fn note_ended(&mut self) {
+        self.readable = true;
+        self.ended = true;
     }
 
     /// Writes what is unwritten, then reads and answers once. True when there may be more to do at once.
@@ -118,7 +130,7 @@ impl Connection {
             Err(error) => return Err(CloseReason::gone(format!("reading failed: {error}"))),
         };
         // What did not fill the buffer was all: the system says when there is more.
-        self.readable = length == desk.buffer.len();
+        self.readable = self.ended || length == desk.buffer.len();
         let now = desk.clock.now();
         self.machine.handle_bytes(&desk.buffer[..length], now, &mut self.holdings, &mut desk.out);
         self.flush(desk, None)?;
@@ -132,8 +144,9 @@ impl Connection {
             return Ok(());
         }
         self.machine.handle_work(work, desk.clock.now(), &mut desk.out);
-        let active = &work.active().job;
-        self.flush(desk, active.clean.then_some(active.received))
+        let clean_job_received = work.clean_job_after(self.newest_job).map(|job| job.received);
+        self.newest_job = work.active().job.number;
+        self.flush(desk, clean_job_received)
     }
 
     /// Takes what the owner of the work has for this connection alone.
@@ -188,6 +201,8 @@ impl Connection {
 
     /// Passes on what the state machine put out, and writes its bytes.
     fn flush(&mut self, desk: &mut Desk, clean_job_received: Option<Now>) -> Result<(), CloseReason> {
+        // Taken before anything can fail: what is left on the desk would be the next connection's.
+        let close = desk.out.close.take();
         let shares_read = desk.pass_shares();
         if !desk.out.events.is_empty() {
             self.note_events(desk);
@@ -204,7 +219,7 @@ impl Connection {
                 }
             }
         }
-        desk.take_close()
+        close.map_or(Ok(()), Err)
     }
 
     fn note_events(&mut self, desk: &mut Desk) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
 use mining_server::sv1::SV1_CHANNEL;
-use mining_server::{CloseReason, DropReason, Event, Output, ShareEvent, Work};
+use mining_server::{DropReason, Event, Output, ShareEvent, Work};
 use stratum::Now;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
@@ -43,8 +43,16 @@ pub(super) struct Desk {
     owner: Owner,
     counts: Arc<ConnectionCounts>,
     forward: Vec<ShareEvent>,
-    /// Since when the owner's queue has had no room for them.
-    held_since: Option<Duration>,
+    /// While the owner's queue has no room for them.
+    held: Option<Held>,
+}
+
+/// When a queue was found without room, on the monotonic clock.
+struct Held {
+    /// The first time in a row.
+    since: Duration,
+    /// The latest time.
+    last: Duration,
 }
 
 impl Desk {
@@ -61,7 +69,7 @@ impl Desk {
             owner: context.owner.clone(),
             counts: Arc::clone(&context.counts),
             forward: Vec::with_capacity(2 * FORWARD_BATCH),
-            held_since: None,
+            held: None,
         }
     }
 
@@ -95,19 +103,27 @@ impl Desk {
         }
         if let Ok(permits) = self.owner.shares.try_reserve_many(self.forward.len()) {
             permits.zip(self.forward.drain(..)).for_each(|(permit, share)| permit.send(share));
-            self.held_since = None;
+            self.held = None;
             return;
         }
         let now = self.clock.now().monotonic;
-        let held_since = *self.held_since.get_or_insert(now);
-        if now < held_since + MAX_HOLD && !self.owner.shares.is_closed() {
+        let held = self.held.get_or_insert(Held { since: now, last: now });
+        if now > held.last + MAX_HOLD {
+            // That was another time.
+            held.since = now;
+        }
+        held.last = now;
+        if now < held.since + MAX_HOLD && !self.owner.shares.is_closed() {
             return;
         }
         for share in self.forward.drain(..) {
-            if let Err(refused) = self.owner.shares.try_send(share) {
-                let full = matches!(refused, TrySendError::Full(_));
-                let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
-                not_taken(&mut self.writer, refused.into_inner(), reason);
+            match self.owner.shares.try_send(share) {
+                Ok(()) => self.held = None,
+                Err(refused) => {
+                    let full = matches!(refused, TrySendError::Full(_));
+                    let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
+                    not_taken(&mut self.writer, refused.into_inner(), reason);
+                }
             }
         }
     }
@@ -124,7 +140,7 @@ impl Desk {
 
     /// Whether shares wait for room in their owner's queue.
     pub(super) fn is_held_up(&self) -> bool {
-        self.forward.len() >= FORWARD_BATCH || (self.held_since.is_some() && !self.forward.is_empty())
+        self.forward.len() >= FORWARD_BATCH || (self.held.is_some() && !self.forward.is_empty())
     }
 
     /// Passes on everything else that a connection has to say.
@@ -160,10 +176,5 @@ impl Desk {
     /// Forgets what a connection put out that panicked meanwhile.
     pub(super) fn forget_output(&mut self) {
         self.out = Output::default();
-    }
-
-    /// Why the connection must be closed, if its state machine says so.
-    pub(super) fn take_close(&mut self) -> Result<(), CloseReason> {
-        self.out.close.take().map_or(Ok(()), Err)
     }
 }

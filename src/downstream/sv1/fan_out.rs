@@ -12,21 +12,26 @@ use stratum::HashRate;
 #[derive(Debug)]
 pub(super) struct FanOut {
     work: Arc<Work>,
+    is_urgent: bool,
     /// The slowest first, so that the next one is taken off the end.
     waiting: Vec<usize>,
 }
 
 impl FanOut {
-    /// For connections at these places with these hash rates.
-    pub(super) fn new(work: Arc<Work>, connections: impl Iterator<Item = (usize, HashRate)>) -> Self {
+    /// For connections at these places with these hash rates. It is urgent if they have not seen a clean job in it.
+    pub(super) fn new(
+        work: Arc<Work>,
+        is_urgent: bool,
+        connections: impl Iterator<Item = (usize, HashRate)>,
+    ) -> Self {
         let mut order: Vec<(f64, usize)> = connections.map(|(place, rate)| (rate.0, place)).collect();
         order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
-        FanOut { work, waiting: order.into_iter().map(|(_, place)| place).collect() }
+        FanOut { work, is_urgent, waiting: order.into_iter().map(|(_, place)| place).collect() }
     }
 
     /// Whether nothing else may come before it: it makes what miners work on worthless.
     pub(super) fn is_urgent(&self) -> bool {
-        self.work.active().job.clean
+        self.is_urgent
     }
 
     /// The next connection, and what it is to get.

@@ -37,6 +37,14 @@ use worker::{Loads, Worker};
 /// make the upstream's task hand out new work to more of them.
 const MAX_WORKERS: usize = 16;
 
+/// Open files of a worker besides its connections: the listener once more, what it polls with, what wakes it.
+pub(super) const FILES_OF_WORKER: usize = 3;
+
+/// How many threads a listener has.
+pub(super) fn workers() -> usize {
+    available_parallelism().map_or(1, usize::from).min(MAX_WORKERS)
+}
+
 /// Accepts and serves SV1 miners until the end is asked for, and then waits a moment for the threads to end.
 ///
 /// # Panics
@@ -76,9 +84,8 @@ type Ended = JoinSet<Result<(), oneshot::error::RecvError>>;
 fn start(listener: TcpListener, context: &Context) -> (Vec<Arc<Inbox>>, Ended) {
     let listener = listener.into_std().expect("a listener without a task is only a socket");
     prepare(&listener).expect("a listening socket takes the options of TCP");
-    let count = available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
-    let mut workers = Vec::with_capacity(count);
-    for _ in 0..count {
+    let mut workers = Vec::with_capacity(self::workers());
+    for _ in 0..self::workers() {
         let listener = listener.try_clone().expect("there is a file descriptor for each core");
         workers.push(Worker::new(listener, context).expect("the system can poll sockets"));
     }

@@ -137,11 +137,55 @@ fn a_panic_closes_one_connection_and_nobody_else_notices() {
 }
 
 #[test]
+fn a_peer_that_is_gone_while_it_is_closed_takes_nobody_with_it() {
+    let runtime = Runtime::new().expect("a runtime");
+    let _entered = runtime.enter();
+    let (context, _inbox) = context();
+    let (mut worker, address) = worker(&context);
+    for _ in 0..20 {
+        let mut rude = connect(&mut worker, address);
+        let mut other = connect(&mut worker, address);
+        rude.write_all(&[PING, b"this is no JSON\n"].concat()).expect("it is open");
+        // The answer to the first line cannot be written any more, and the second one closes.
+        socket2::SockRef::from(&rude).set_linger(Some(Duration::ZERO)).expect("an option");
+        drop(rude);
+        end_of(&mut worker, 1);
+        other.write_all(PING).expect("it is open");
+        read_until(&mut worker, &mut other, "\"pong\"");
+        drop(other);
+        end_of(&mut worker, 0);
+    }
+}
+
+#[test]
+fn an_end_that_comes_with_the_last_bytes_is_noticed() {
+    let runtime = Runtime::new().expect("a runtime");
+    let _entered = runtime.enter();
+    let (context, _inbox) = context();
+    let (mut worker, address) = worker(&context);
+    let mut miner = connect(&mut worker, address);
+    miner.write_all(b"\n").expect("it is open");
+    drop(miner);
+    end_of(&mut worker, 0);
+}
+
+/// Has the worker go on until it has only so many connections left.
+fn end_of(worker: &mut Worker, left: usize) {
+    for _ in 0..100_000 {
+        if worker.connections() == left {
+            return;
+        }
+        worker.turn_alone();
+    }
+    panic!("{} connections are left", worker.connections());
+}
+
+#[test]
 fn the_fastest_miners_hear_of_a_job_first() {
     let now = Now::simulated(Duration::from_secs(1_700_000_000), Duration::ZERO);
     let work = add_job(&mut JobBook::new(JobNumber(1)), now);
     let rates = [(0, 0.0), (1, 5e12), (2, 2e14), (3, 5e12), (4, 0.0)];
-    let mut fan_out = FanOut::new(work, rates.into_iter().map(|(place, rate)| (place, HashRate(rate))));
+    let mut fan_out = FanOut::new(work, true, rates.into_iter().map(|(place, rate)| (place, HashRate(rate))));
     let order: Vec<usize> = std::iter::from_fn(|| fan_out.next().map(|(place, _)| place)).collect();
     assert_eq!(order, [2, 1, 3, 0, 4]);
     assert!(fan_out.is_done());

@@ -17,7 +17,7 @@ use mining_server::{CloseReason, Work};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
-use stratum::ConnectionId;
+use stratum::{ConnectionId, JobNumber};
 
 use super::super::limiter::LineKind;
 use super::super::{ACCEPT_PAUSE, Context};
@@ -42,6 +42,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// new block is written by all cores only if each has its part of the miners.
 const MAX_IMBALANCE: usize = 16;
 
+/// When to offer records again to a sink that had no room for them.
+const RECORDS_RETRY: Duration = Duration::from_secs(1);
+
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
 
@@ -61,6 +64,8 @@ pub(super) struct Worker {
     /// When each connection is looked at next.
     timers: BTreeSet<(Duration, usize)>,
     fan_out: Option<FanOut>,
+    /// The newest job that was handed out, or is being.
+    newest_job: JobNumber,
     desk: Desk,
     context: Context,
 }
@@ -83,6 +88,7 @@ impl Worker {
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             fan_out: None,
+            newest_job: JobNumber(0),
             desk: Desk::new(context, inbox),
             context: context.clone(),
         })
@@ -128,12 +134,16 @@ impl Worker {
         }
         for event in &self.events {
             match event.token() {
-                LISTENER => self.accept_at = Some(Duration::ZERO),
+                // A pause after a failure is not cut short: everybody who knocks meanwhile still waits.
+                LISTENER => drop(self.accept_at.get_or_insert(Duration::ZERO)),
                 WAKER => {}
                 Token(place) => {
                     let Some(connection) = self.connections.get_mut(place) else { continue };
-                    if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    if event.is_readable() {
                         connection.note_readable();
+                    }
+                    if event.is_read_closed() || event.is_error() {
+                        connection.note_ended();
                     }
                     if !std::mem::replace(&mut connection.is_ready, true) {
                         self.ready.push_back(place);
@@ -151,9 +161,10 @@ impl Worker {
         if !self.ready.is_empty() || self.fan_out.is_some() {
             return Some(Duration::ZERO);
         }
-        let timer = self.timers.first().map(|(at, _)| *at);
-        let next = [timer, self.accept_at].into_iter().flatten().min()?;
         let now = self.desk.clock.now().monotonic;
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let records = self.desk.writer.is_behind().then_some(now + RECORDS_RETRY);
+        let next = [timer, self.accept_at, records].into_iter().flatten().min()?;
         Some(if next <= now { Duration::ZERO } else { (next - now).max(TICK) })
     }
 
@@ -165,7 +176,11 @@ impl Worker {
         let Some(work) = self.desk.work.borrow_and_update().clone() else { return };
         let rates = self.connections.iter().map(|(place, connection)| (place, connection.rate));
         // What an earlier job has not reached yet, this one reaches in its stead.
-        let fan_out = self.fan_out.insert(FanOut::new(work, rates));
+        // An unfinished one may have been of a new block, too.
+        let was_urgent = self.fan_out.as_ref().is_some_and(FanOut::is_urgent);
+        let is_urgent = was_urgent || work.clean_job_after(self.newest_job).is_some();
+        self.newest_job = work.active().job.number;
+        let fan_out = self.fan_out.insert(FanOut::new(work, is_urgent, rates));
         if fan_out.is_urgent() {
             self.hand_out(usize::MAX);
         }

@@ -322,13 +322,14 @@ impl Certificate {
     ) -> [u8; SIGNED_CERTIFICATE_SIZE] {
         let secp = Secp256k1::signing_only();
         let pair = Keypair::from_seckey_slice(&secp, &authority.secret_bytes());
-        let pair = pair.expect("an AuthoritySecretKey is a valid key");
+        let mut pair = pair.expect("an AuthoritySecretKey is a valid key");
         let mut signed = [0; SIGNED_CERTIFICATE_SIZE];
         signed[..2].copy_from_slice(&self.version.to_le_bytes());
         signed[2..6].copy_from_slice(&self.valid_from.to_le_bytes());
         signed[6..10].copy_from_slice(&self.not_valid_after.to_le_bytes());
         let message = certified(&signed, server_key);
         signed[10..].copy_from_slice(secp.sign_schnorr_with_aux_rand(&message, &pair, aux).as_ref());
+        pair.non_secure_erase();
         signed
     }
 
