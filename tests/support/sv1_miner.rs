@@ -72,6 +72,17 @@ impl Miner {
         self.seen.borrow().clone()
     }
 
+    /// Waits until it has stopped, and returns all that it has seen. Before that, every share may be answered for a
+    /// moment and the next one submitted.
+    pub(crate) async fn stopped(&mut self, limit: Duration) -> Seen {
+        let stopped = async { while self.seen.changed().await.is_ok() {} };
+        timeout(limit, stopped).await.expect("it stops in time");
+        let seen = self.seen();
+        assert_eq!((seen.ended.as_ref(), seen.submitted), (None, seen.accepted + seen.stale));
+        assert_eq!(seen.wrong, [""; 0]);
+        seen
+    }
+
     /// Waits until it has seen what `what` says.
     pub(crate) async fn wait_for(
         &mut self,
