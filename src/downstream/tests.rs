@@ -21,7 +21,8 @@ use crate::sink::RecordSink;
 /// For what happens at once, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn context() -> (Context, OwnerInbox) {
+/// What connections share, with an upstream channel for each device or one for all.
+pub(super) fn context(channel_per_device: bool) -> (Context, OwnerInbox) {
     let clock = Clock::start();
     let (sink, _task) = RecordSink::start();
     let (owner, inbox) = owner();
@@ -31,7 +32,7 @@ fn context() -> (Context, OwnerInbox) {
         vardiff_enabled: true,
         vardiff,
         minimum_is_firm: false,
-        channel_per_device: true,
+        channel_per_device,
         proxy_protocol: false,
         share_batch_size: 1,
     };
@@ -64,7 +65,7 @@ fn rate(channel: u32, rate: f64) -> Event {
 
 #[tokio::test]
 async fn a_panic_leaves_nothing_behind() {
-    let (context, mut inbox) = context();
+    let (context, mut inbox) = context(true);
     let mut held = holdings(&context);
     let other = context.registry.clone().take_reserved().expect("there is room");
     let connection = tokio::spawn(async move {
@@ -93,7 +94,7 @@ async fn a_panic_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn what_was_given_back_in_order_is_not_given_back_twice() {
-    let (context, mut inbox) = context();
+    let (context, mut inbox) = context(true);
     let mut held = holdings(&context);
     assert_eq!(context.counts.sv1.load(Ordering::Relaxed), 1);
     let reserved = held.take_reserved().expect("there is room");
@@ -109,7 +110,7 @@ async fn what_was_given_back_in_order_is_not_given_back_twice() {
 
 #[tokio::test]
 async fn a_connection_counts_where_its_mask_stands_and_nowhere_once_it_ends() {
-    let (context, _inbox) = context();
+    let (context, _inbox) = context(true);
     let counted = |counts: &super::ConnectionCounts| {
         let counters = [&counts.rolling_granted, &counts.rolling_withheld, &counts.rolling_withheld_total];
         counters.map(|counter| counter.load(Ordering::Relaxed))
@@ -135,7 +136,7 @@ async fn a_connection_counts_where_its_mask_stands_and_nowhere_once_it_ends() {
 
 #[tokio::test]
 async fn a_connection_can_end_beside_a_broken_registry() {
-    let (context, _inbox) = context();
+    let (context, _inbox) = context(true);
     let mut held = holdings(&context);
     held.take_reserved().expect("there is room");
     break_registry(&context.registry).await;
@@ -145,7 +146,7 @@ async fn a_connection_can_end_beside_a_broken_registry() {
 
 #[tokio::test]
 async fn a_broken_registry_ends_its_listener_by_a_panic() {
-    let (context, _inbox) = context();
+    let (context, _inbox) = context(true);
     let (_stop, end) = shutdown();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");

@@ -6,57 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mining_server::{JobBook, Settings, ShareUse, Work};
+use mining_server::{JobBook, Work};
 use stratum::job::{JobOrigin, JobParts, Tip};
-use stratum::vardiff::VardiffConfig;
 use stratum::{
     Epoch, HashRate, JobNumber, Now, Target, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId,
 };
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
 
-use super::super::{Context, Patience};
+use super::super::Context;
+use super::super::tests::context;
 use super::fan_out::FanOut;
 use super::worker::Worker;
 use super::{TCP_USER_TIMEOUT, prepare};
-use crate::clock::Clock;
 use crate::config::listen::bind;
-use crate::owner::{OwnerInbox, owner};
-use crate::registry::SharedRegistry;
-use crate::sink::RecordSink;
 
 const HELLO: &[u8] = b"{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n\
     {\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"farm.one\",\"x\"]}\n";
 
 const PING: &[u8] = b"{\"id\":3,\"method\":\"mining.ping\",\"params\":[]}\n";
-
-fn context() -> (Context, OwnerInbox) {
-    let clock = Clock::start();
-    let (sink, _task) = RecordSink::start();
-    let (owner, inbox) = owner();
-    let vardiff = VardiffConfig { shares_per_minute: 6.0, minimum_exponent: 0, initial_exponent: 0 };
-    let settings = Settings {
-        share_use: ShareUse::Forward,
-        vardiff_enabled: true,
-        vardiff,
-        minimum_is_firm: false,
-        channel_per_device: false,
-        proxy_protocol: false,
-        share_batch_size: 1,
-    };
-    let context = Context {
-        settings: Arc::new(settings),
-        registry: SharedRegistry::new(clock, sink.writer()),
-        owner,
-        sink,
-        clock,
-        latencies: Arc::default(),
-        counts: Arc::default(),
-        slots: Arc::new(Semaphore::new(10)),
-        patience: Patience::default(),
-    };
-    (context, inbox)
-}
 
 fn worker(context: &Context) -> (Worker, SocketAddr) {
     let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
@@ -122,7 +89,7 @@ fn add_job(book: &mut JobBook, now: Now) -> Arc<Work> {
 fn a_panic_closes_one_connection_and_nobody_else_notices() {
     let runtime = Runtime::new().expect("a runtime");
     let _entered = runtime.enter();
-    let (context, _inbox) = context();
+    let (context, _inbox) = context(false);
     let (mut worker, address) = worker(&context);
     let mut unlucky = connect(&mut worker, address);
     let mut other = connect(&mut worker, address);
@@ -140,7 +107,7 @@ fn a_panic_closes_one_connection_and_nobody_else_notices() {
 fn a_peer_that_is_gone_while_it_is_closed_takes_nobody_with_it() {
     let runtime = Runtime::new().expect("a runtime");
     let _entered = runtime.enter();
-    let (context, _inbox) = context();
+    let (context, _inbox) = context(false);
     let (mut worker, address) = worker(&context);
     for _ in 0..20 {
         let mut rude = connect(&mut worker, address);
@@ -161,7 +128,7 @@ fn a_peer_that_is_gone_while_it_is_closed_takes_nobody_with_it() {
 fn an_end_that_comes_with_the_last_bytes_is_noticed() {
     let runtime = Runtime::new().expect("a runtime");
     let _entered = runtime.enter();
-    let (context, _inbox) = context();
+    let (context, _inbox) = context(false);
     let (mut worker, address) = worker(&context);
     let mut miner = connect(&mut worker, address);
     miner.write_all(b"\n").expect("it is open");
@@ -209,7 +176,7 @@ fn accepted_sockets_have_the_options_of_their_listener() {
 fn a_miner_that_did_not_listen_gets_the_newest_job_alone() {
     let runtime = Runtime::new().expect("a runtime");
     let _entered = runtime.enter();
-    let (context, inbox) = context();
+    let (context, inbox) = context(false);
     let (mut worker, address) = worker(&context);
     let mut book = JobBook::new(JobNumber(0x1000));
     let mut miner = connect(&mut worker, address);
