@@ -226,10 +226,11 @@ fn render_upstreams(page: &mut Page, overview: &Overview, status: &Status) {
     for (code, count) in &totals.refused_by_code {
         page.labelled("code", code, count);
     }
-    let help =
-        "Forwarded shares that were never answered, because the upstream's connection or channel ended.";
+    let help = "Forwarded shares that were never answered, by what ended the wait.";
     page.counter("checkweigh_shares_lost_upstream_total", help);
-    page.value(totals.answers.lost);
+    for (reason, count) in totals.answers.lost_by_reason() {
+        page.labelled("reason", reason.name(), count);
+    }
     page.gauge("checkweigh_upstream_up", "Whether the upstream, or the node of a pool, gives work.");
     for upstream in &status.upstreams {
         page.labelled("upstream", &upstream.name, u8::from(upstream.is_live));

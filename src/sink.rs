@@ -5,7 +5,6 @@
 //! totals cannot. Nothing here waits for a disk, and nothing here decides about a share.
 
 mod devices;
-mod totals;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +14,10 @@ use stratum::{DeviceId, Now};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+pub use accounting::sums::is_consistent;
+pub use accounting::{AnswerSums, OTHER_CODES, ShareSums, Totals};
 use devices::DeviceTable;
 pub use devices::{DeviceSummary, MAX_DEVICES, RateEstimate};
-use totals::is_consistent;
-pub use totals::{OTHER_CODES, ShareSums, Totals, UpstreamSums};
 
 /// Records that wait for the sink: almost a second of the fastest stream that one process is built for, in four
 /// megabytes. When it is full, writers fold.

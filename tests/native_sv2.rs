@@ -261,7 +261,7 @@ async fn everybody_outlives_the_pool(aggregate: bool) {
     let totals = proxy
         .wait_for("every forwarded share is accounted for", |totals| {
             let answers = &totals.answers;
-            answers.forwarded == answers.acknowledged + answers.refused + answers.lost
+            answers.forwarded == answers.acknowledged + answers.refused + answers.lost_total()
         })
         .await;
     assert_eq!(totals.shares.accepted, totals.shares.forwarded + totals.shares.dropped_total());

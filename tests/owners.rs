@@ -47,7 +47,7 @@ fn block(fate: Fate, now: Now) -> ShareEvent {
         verdict: Verdict::BlockFound,
         fate,
         sequence_number: None,
-        credited: Work(1000),
+        submitted: Work(1000),
         upstream_work: Work(1000),
         difficulty: Some(Difficulty(1.0)),
         job_age_ms: 0,

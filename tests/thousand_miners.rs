@@ -87,14 +87,14 @@ async fn accounts_hold(pool: &Running, proxy: &Running, seen: &Seen) {
             let answers = &totals.answers;
             // A share that was answered may still be in the upstream's queue, and has no record yet.
             totals.shares.submitted == seen.submitted
-                && answers.forwarded == answers.acknowledged + answers.refused + answers.lost
+                && answers.forwarded == answers.acknowledged + answers.refused + answers.lost_total()
         })
         .await;
     assert_eq!(ours.violation(), None);
     assert_eq!((ours.shares.submitted, ours.shares.accepted), (seen.submitted, seen.accepted));
     assert_eq!(ours.shares.rejected[RejectReason::Stale as usize], seen.stale);
     assert_eq!(ours.shares.rejected_total(), seen.stale);
-    assert_eq!((ours.shares.dropped_total(), ours.answers.lost), (0, 0));
+    assert_eq!((ours.shares.dropped_total(), ours.answers.lost_total()), (0, 0));
     assert_eq!(ours.shares.forwarded, ours.shares.accepted, "every share is worth forwarding");
     // A share that is a block is answered first, and recorded by the owner of the pool's work only then.
     let theirs = pool

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::config::listen::bind;
 use crate::shutdown::{ShutdownTrigger, shutdown};
-use crate::sink::{Totals, UpstreamSums};
+use crate::sink::{AnswerSums, Totals};
 
 fn status(is_live: bool) -> Status {
     let upstream = |name: &str, is_live| UpstreamState { name: name.to_owned(), is_live };
@@ -24,7 +24,7 @@ fn overview() -> Overview {
     totals.shares.rejected[RejectReason::Stale as usize] = 2;
     totals.shares.forwarded = 10;
     totals.shares.credited = stratum::Work(1 << 100);
-    totals.answers = UpstreamSums { forwarded: 10, refused: 1, ..UpstreamSums::default() };
+    totals.answers = AnswerSums { forwarded: 10, refused: 1, ..AnswerSums::default() };
     totals.upstreams.insert(UpstreamId(0), totals.answers.clone());
     totals.refused_by_code.insert("stale-share".to_owned(), 1);
     Overview { totals, devices: 2, hash_rate_1m: None, hash_rate_10m: None }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mining_server::ShareRecord;
 use stratum::{DeviceId, Difficulty, HashRate, Now};
 
-use super::totals::ShareSums;
+use accounting::ShareSums;
 
 /// Devices that are counted apart: the greatest farms have some hundred thousand, and each entry takes less than
 /// a kilobyte. Beyond, shares count for the fleet and for [`DeviceTable::untracked`] alone.
@@ -90,7 +90,7 @@ impl DeviceTable {
     }
 
     pub(super) fn add_share(&mut self, share: &ShareRecord) {
-        let work = share.credited.0 as f64;
+        let work = share.credited().0 as f64;
         self.note_fleet(share.judged, work, work * work);
         let Some(id) = share.device else { return };
         let Some(device) = self.device(id, share.judged) else {

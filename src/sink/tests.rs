@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mining_server::{DropReason, Fate, RejectReason, UpstreamVerdict, Verdict};
+use mining_server::{DropReason, Fate, LossReason, RejectReason, UpstreamVerdict, Verdict};
 use stratum::{ChannelId, ConnectionId, Difficulty, SequenceNumber, UpstreamChannelId, UpstreamId, Work};
 
 use super::*;
@@ -12,7 +12,6 @@ fn at(seconds: u64) -> Now {
 }
 
 fn share(device: u32, verdict: Verdict, fate: Fate) -> ShareRecord {
-    let is_accepted = !matches!(verdict, Verdict::Rejected(_));
     ShareRecord {
         judged: at(100),
         device: Some(DeviceId(device)),
@@ -24,7 +23,7 @@ fn share(device: u32, verdict: Verdict, fate: Fate) -> ShareRecord {
         verdict,
         fate,
         sequence_number: None,
-        credited: Work(if is_accepted { 1000 } else { 0 }),
+        submitted: Work(1000),
         upstream_work: Work(if fate == Fate::Forwarded { 5000 } else { 0 }),
         difficulty: Some(Difficulty(f64::from(device))),
         job_age_ms: 0,
@@ -37,6 +36,11 @@ fn share(device: u32, verdict: Verdict, fate: Fate) -> ShareRecord {
 
 fn answer(verdict: UpstreamVerdict) -> UpstreamAnswer {
     UpstreamAnswer { received: at(101), upstream: UpstreamId(0), channel: UpstreamChannelId(7), verdict }
+}
+
+fn lost(count: u32) -> UpstreamVerdict {
+    let (last, reason) = (SequenceNumber(9), LossReason::ConnectionEnded);
+    UpstreamVerdict::Lost { last, count, reason, work: Work(5000 * u128::from(count)) }
 }
 
 /// Every verdict with every fate that goes with it, once.
@@ -59,11 +63,20 @@ async fn records_add_up() {
         one_of_each(device).into_iter().for_each(|share| writer.share(share));
     }
     let last = SequenceNumber(4);
-    let miscounted = UpstreamVerdict::Acknowledged { last, count: 3, claimed: 1_000_000, shares_sum: 3 };
+    let miscounted = UpstreamVerdict::Acknowledged {
+        last,
+        count: 3,
+        claimed: 1_000_000,
+        shares_sum: 3,
+        work: Work(15_000),
+    };
     writer.answer(answer(miscounted));
-    writer
-        .answer(answer(UpstreamVerdict::Rejected { sequence_number: last, code: "stale-share".to_owned() }));
-    writer.answer(answer(UpstreamVerdict::Lost { count: 2 }));
+    writer.answer(answer(UpstreamVerdict::Rejected {
+        sequence_number: last,
+        code: "stale-share".to_owned(),
+        work: Work(5000),
+    }));
+    writer.answer(answer(lost(2)));
 
     let Snapshot { totals, devices, untracked, hash_rate_1m, .. } =
         sink.snapshot(at(120)).await.expect("alive");
@@ -73,7 +86,7 @@ async fn records_add_up() {
     assert_eq!(totals.shares.dropped, [6; 3]);
     assert_eq!((totals.shares.forwarded, totals.shares.kept, totals.shares.below_upstream_target), (6, 6, 6));
     assert_eq!((totals.shares.credited, totals.shares.forwarded_work), (Work(36_000), Work(30_000)));
-    assert_eq!((totals.answers.acknowledged, totals.answers.refused, totals.answers.lost), (3, 1, 2));
+    assert_eq!((totals.answers.acknowledged, totals.answers.refused, totals.answers.lost_total()), (3, 1, 2));
     assert_eq!(totals.upstreams[&UpstreamId(0)], totals.answers);
     assert_eq!(totals.refused_by_code["stale-share"], 1);
     assert_eq!((totals.folded, untracked), (0, ShareSums::default()));
@@ -95,9 +108,15 @@ async fn an_answer_to_a_share_that_was_never_sent_is_a_bug() {
     let mut writer = sink.writer();
     writer.share(share(1, Verdict::Accepted, Fate::Forwarded));
     let last = SequenceNumber(1);
-    writer.answer(answer(UpstreamVerdict::Acknowledged { last, count: 1, claimed: 1, shares_sum: 1 }));
+    writer.answer(answer(UpstreamVerdict::Acknowledged {
+        last,
+        count: 1,
+        claimed: 1,
+        shares_sum: 1,
+        work: Work(5000),
+    }));
     assert_eq!(sink.overview(at(101)).await.expect("alive").totals.violation(), None);
-    writer.answer(answer(UpstreamVerdict::Lost { count: 1 }));
+    writer.answer(answer(lost(1)));
     assert!(task.await.expect_err("the sums do not hold").is_panic());
 }
 
@@ -111,7 +130,11 @@ async fn a_full_queue_costs_detail_and_no_totals() {
         writer.share(share(number as u32 % 300, Verdict::Accepted, Fate::Forwarded));
     }
     let code = "too-late".to_owned();
-    writer.answer(answer(UpstreamVerdict::Rejected { sequence_number: SequenceNumber(1), code }));
+    writer.answer(answer(UpstreamVerdict::Rejected {
+        sequence_number: SequenceNumber(1),
+        code,
+        work: Work(5000),
+    }));
     writer.device(DeviceId(5), "named.late", at(100));
 
     // Another writer goes away with what it could not send.

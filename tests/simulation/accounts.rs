@@ -33,7 +33,7 @@ pub(crate) struct Accounts {
 impl Sums {
     fn add(&mut self, record: &ShareRecord) {
         self.submitted += 1;
-        self.credited += record.credited;
+        self.credited += record.credited();
         match record.verdict {
             Verdict::Accepted => self.accepted += 1,
             Verdict::BlockFound => {
@@ -69,7 +69,7 @@ impl Accounts {
     pub(crate) fn record(&mut self, record: &ShareRecord) {
         let refused = matches!(record.verdict, Verdict::Rejected(_));
         assert_eq!(refused, record.fate == Fate::Refused, "what is refused goes nowhere: {record:?}");
-        assert_eq!(refused, record.credited == Work(0), "what is accepted is credited: {record:?}");
+        assert_eq!(refused, record.credited() == Work(0), "what is accepted is credited: {record:?}");
         assert_eq!(
             record.fate == Fate::Forwarded,
             record.sequence_number.is_some(),
@@ -83,7 +83,7 @@ impl Accounts {
         match &answer.verdict {
             UpstreamVerdict::Acknowledged { count, .. } => self.acknowledged += u64::from(*count),
             UpstreamVerdict::Rejected { .. } => self.refused += 1,
-            UpstreamVerdict::Lost { count } => self.lost += u64::from(*count),
+            UpstreamVerdict::Lost { count, .. } => self.lost += u64::from(*count),
         }
     }
 

@@ -275,11 +275,11 @@ fn check_accepted(link: LinkId, share: &Submission, record: &ShareRecord) {
         "a record names the share's job: link {link}, {record:?}"
     );
     assert!(
-        record.credited <= share.target.work() || record.verdict == Verdict::BlockFound,
+        record.credited() <= share.target.work() || record.verdict == Verdict::BlockFound,
         "no share is credited more than its submitter was told to meet: link {link}, {record:?}, {share:?}"
     );
     if let Some(hash) = share.hash {
-        let exponent = (record.credited.0 as f64).log2().round() as i32 - 32;
+        let exponent = (record.credited().0 as f64).log2().round() as i32 - 32;
         assert!(
             Target::from_difficulty_exponent(exponent).is_met_by(&hash),
             "a share meets what it is credited for: link {link}, {record:?}, {share:?}"

@@ -23,7 +23,7 @@ impl Records {
         if let Verdict::Rejected(_) = record.verdict {
             assert_eq!(record.fate, Fate::Refused);
             assert_eq!(
-                (record.credited.0, record.upstream_work.0),
+                (record.credited().0, record.upstream_work.0),
                 (0, 0),
                 "nothing is credited for nothing"
             );
@@ -31,11 +31,11 @@ impl Records {
         }
         self.accepted += 1;
         let work = work.expect("no share is accepted without work");
-        assert!(record.credited.0 > 0, "an accepted share is worth something");
+        assert!(record.credited().0 > 0, "an accepted share is worth something");
         let job = record.job.expect("an accepted share has a job");
         let is_block = record.verdict == Verdict::BlockFound;
         let reached = record.difficulty.expect("an accepted share was hashed").0;
-        let credited = record.credited.0 as f64 / Target::DIFFICULTY_1.work().0 as f64;
+        let credited = record.credited().0 as f64 / Target::DIFFICULTY_1.work().0 as f64;
         assert!(reached >= credited * 0.999, "{reached} was credited as {credited}");
         let solution = (job, record.rollable.to_vec(), record.version, record.ntime, record.nonce);
         assert!(self.solutions.insert(solution), "a share was accepted twice");

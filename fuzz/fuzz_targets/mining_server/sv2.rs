@@ -212,7 +212,7 @@ impl Run {
                 let channel = self.channels.get_mut(&share.record.channel).expect("its channel is open");
                 channel.accepted += 1;
                 let unit = Target::DIFFICULTY_1.work().0 as f64;
-                channel.difficulty += (share.record.credited.0 as f64 / unit).log2().round().exp2();
+                channel.difficulty += (share.record.credited().0 as f64 / unit).log2().round().exp2();
             }
         }
         for event in std::mem::take(&mut self.driver.events) {

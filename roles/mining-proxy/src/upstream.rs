@@ -17,7 +17,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use mining_server::record::UpstreamVerdict;
-use mining_server::{CloseReason, DropReason, Fate, ForwardShare, ShareEvent, ShareRecord, UpstreamAnswer};
+use mining_server::{
+    CloseReason, DropReason, Fate, ForwardShare, LossReason, ShareEvent, ShareRecord, UpstreamAnswer,
+};
 use stratum::sv2::codes;
 use stratum::sv2::messages::{
     CloseChannel, OpenExtendedMiningChannel, Protocol, SetupConnection, UpdateChannel,
@@ -421,14 +423,15 @@ impl Upstream {
                 return Err(DropReason::QueueFull);
             }
             // A block goes out whatever the books say.
-            if channel.pending.forget_oldest() {
+            if let Some((last, work)) = channel.pending.forget_oldest() {
                 self.tally.lost += 1;
-                let verdict = UpstreamVerdict::Lost { count: 1 };
+                let reason = LossReason::NeverAnswered;
+                let verdict = UpstreamVerdict::Lost { last, count: 1, reason, work };
                 let (upstream, channel) = (self.config.id, channel.id);
                 out.answers.push(UpstreamAnswer { received: now, upstream, channel, verdict });
             }
         }
-        let sequence_number = channel.pending.push(now.monotonic);
+        let sequence_number = channel.pending.push(now.monotonic, record.upstream_work);
         self.tally.forwarded += 1;
         let submit = ExtendedShare {
             channel_id: ChannelId(channel.id.0),
@@ -473,7 +476,8 @@ impl Upstream {
         let count = channel.pending.unanswered();
         if count > 0 {
             self.tally.lost += u64::from(count);
-            let verdict = UpstreamVerdict::Lost { count };
+            let (last, work) = (channel.pending.last(), channel.pending.work());
+            let verdict = UpstreamVerdict::Lost { last, count, reason: LossReason::ConnectionEnded, work };
             let (upstream, channel) = (self.config.id, channel.id);
             out.answers.push(UpstreamAnswer { received: now, upstream, channel, verdict });
         }

@@ -15,11 +15,11 @@ use stratum::{
 };
 
 use crate::output::{ForwardShare, ShareEvent};
-use crate::record::{DropReason, Fate, RejectReason, ShareRecord, Verdict};
 use crate::seen::SeenShares;
 pub use crate::seen::{MAX_SEEN_SHARES, NEW_JOB_WANTED_AFTER};
 use crate::settings::{Settings, ShareUse, VARDIFF_INTERVAL};
 use crate::work::{JobLookup, Work};
+use accounting::record::{DropReason, Fate, RejectReason, ShareRecord, Verdict};
 
 /// Difficulty changes that a channel remembers within the life of its jobs. When one more comes, the oldest two
 /// become one at the easier difficulty, which never refuses a share that was good.
@@ -165,6 +165,15 @@ impl Judge {
         self.difficulties.last().map(|(_, exponent)| *exponent)
     }
 
+    /// What a share at the difficulty that the miner was told last is worth; 0 before its first job.
+    pub fn told_work(&self) -> WorkSum {
+        match self.told_exponent() {
+            Some(told) if told == self.judged_by.exponent => self.judged_by.work,
+            Some(told) => Target::from_difficulty_exponent(told).work(),
+            None => WorkSum(0),
+        }
+    }
+
     /// Whether the miner was told a harder target than the upstream's, because of a minimum. What it finds between
     /// the two is never submitted.
     pub fn is_told_more_than_upstream(&self) -> bool {
@@ -219,10 +228,14 @@ impl Judge {
             Ok(job) => job,
             Err(reason) => {
                 event.record.verdict = Verdict::Rejected(reason);
+                // Its own job's difficulty is forgotten: the one that it was told last is what comes nearest.
+                event.record.submitted = self.told_work();
                 return event;
             }
         };
+        let exponent = self.judging_exponent(job.number);
         let record = &mut event.record;
+        record.submitted = self.work_of(exponent);
         record.upstream = Some(job.origin.upstream);
         record.upstream_channel = Some(job.origin.channel);
         record.job = Some(job.number);
@@ -242,10 +255,6 @@ impl Judge {
         let hash = job.hash(&rolled);
         record.difficulty = Some(Difficulty::of_hash(&hash));
         let is_block = job.tip.network_target.is_met_by(&hash);
-        let exponent = self.judging_exponent(job.number);
-        if exponent != self.judged_by.exponent {
-            self.judged_by = JudgedBy::new(exponent);
-        }
         let meets_own_target = self.judged_by.target.is_met_by(&hash);
         if !is_block && !meets_own_target {
             record.verdict = Verdict::Rejected(RejectReason::LowDifficulty);
@@ -298,6 +307,14 @@ impl Judge {
             return true;
         }
         self.seen.wants_job()
+    }
+
+    /// The work of a difficulty exponent, which the next share will probably be judged by.
+    fn work_of(&mut self, exponent: i32) -> WorkSum {
+        if exponent != self.judged_by.exponent {
+            self.judged_by = JudgedBy::new(exponent);
+        }
+        self.judged_by.work
     }
 
     fn job_of<'a>(&self, submission: &Submission<'a>) -> Result<&'a Job, RejectReason> {
@@ -354,7 +371,7 @@ fn accept(settings: &Settings, work: &Work, event: &mut ShareEvent, job: &Job, a
     let worth_forwarding = job.upstream_target.is_met_by(&accepted.hash);
     let record = &mut event.record;
     record.verdict = if accepted.is_block { Verdict::BlockFound } else { Verdict::Accepted };
-    record.credited = accepted.credited;
+    record.submitted = accepted.credited;
     record.upstream_work = if worth_forwarding { job.upstream_work } else { WorkSum(0) };
     record.fate = match settings.share_use {
         ShareUse::Keep => Fate::Kept,
@@ -399,7 +416,7 @@ pub fn refusal(
         verdict: Verdict::Rejected(reason),
         fate: Fate::Refused,
         sequence_number: None,
-        credited: WorkSum(0),
+        submitted: WorkSum(0),
         upstream_work: WorkSum(0),
         difficulty: None,
         job_age_ms: 0,

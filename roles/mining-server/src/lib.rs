@@ -6,19 +6,21 @@
 //!
 //! - [`work`]: what a source of work publishes to its connections, and the book that numbers its jobs.
 //! - [`judge`]: the verdict over one share, and the difficulty of one channel.
-//! - [`record`]: what is written down of every share.
+//! - [`record`]: what is written down of every share; it belongs to the ledger.
 //! - [`sv1`], [`sv2`]: the two protocols.
 
 pub mod judge;
 pub mod output;
-pub mod record;
 mod seen;
 pub mod settings;
 pub mod sv1;
 pub mod sv2;
 pub mod work;
 
+pub use accounting::record;
+pub use accounting::{
+    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+};
 pub use output::{CloseReason, Event, Fault, ForwardShare, Output, Registry, ShareEvent, VersionRolling};
-pub use record::{DropReason, Fate, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
 pub use settings::{Settings, ShareUse};
 pub use work::{JobBook, PublishedJob, Work};

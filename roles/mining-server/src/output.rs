@@ -2,12 +2,11 @@
 
 use std::fmt;
 
+use accounting::ShareRecord;
 use stratum::extranonce::Exhausted;
 use stratum::hash::Hash;
 use stratum::job::{JobOrigin, RESERVED_SIZE};
 use stratum::{ChannelId, DeviceId, Epoch, HashRate};
-
-use crate::record::ShareRecord;
 
 /// Collects what one or more calls into a connection produced. The driver passes the shares on first, handles the
 /// events, and writes the bytes after both, so that a block is on its way before its miner hears of it.

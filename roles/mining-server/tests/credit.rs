@@ -29,7 +29,7 @@ fn a_block_that_is_no_share_earns_what_the_network_asked_for() {
     driver.send(block);
     let shares = driver.shares();
     assert_eq!(shares[0].record.verdict, Verdict::BlockFound);
-    assert_eq!(shares[0].record.credited, network_target.work());
+    assert_eq!(shares[0].record.credited(), network_target.work());
     assert!(shares[0].forward.is_some(), "a block goes out whatever it is worth");
 }
 
@@ -44,5 +44,5 @@ fn a_block_that_is_a_share_earns_what_shares_do() {
     driver.send(find_share(&opened, &work.active().job, opened.target, 1, 1));
     let shares = driver.shares();
     assert_eq!(shares[0].record.verdict, Verdict::BlockFound);
-    assert_eq!(shares[0].record.credited, difficulty(INITIAL).work());
+    assert_eq!(shares[0].record.credited(), difficulty(INITIAL).work());
 }

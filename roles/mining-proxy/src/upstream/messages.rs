@@ -11,7 +11,7 @@ use stratum::sv2::messages::{
     SetExtranoncePrefix, SetGroupChannel, SetNewPrevHash, SetTarget, SetupConnectionSuccess,
     SubmitSharesError, SubmitSharesSuccess,
 };
-use stratum::{ChannelId, Epoch, Now, UpstreamChannelId, UpstreamJobId};
+use stratum::{ChannelId, Epoch, Now, UpstreamChannelId, UpstreamJobId, Work};
 
 use super::{LinkState, Upstream, close};
 use crate::channel::{self, Channel};
@@ -226,16 +226,19 @@ impl Upstream {
     fn handle_acknowledged(&mut self, message: &SubmitSharesSuccess, now: Now, out: &mut UpstreamOutput) {
         let (id, last, claimed) =
             (message.channel_id, message.last_sequence_number, message.new_submits_accepted_count);
+        let mut work = Work(0);
         let count = self.channel_mut(id).and_then(|channel| {
             channel.refused_in_a_row = 0;
-            let latencies = &mut out.ack_latencies;
-            channel.pending.acknowledge(last, |sent| latencies.push(now.monotonic.saturating_sub(sent)))
+            channel.pending.acknowledge(last, |sent| {
+                out.ack_latencies.push(now.monotonic.saturating_sub(sent.at));
+                work += sent.work;
+            })
         });
         let count = count.unwrap_or(0);
         if count > 0 {
             self.tally.acknowledged += u64::from(count);
             let shares_sum = message.new_shares_sum;
-            let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum };
+            let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum, work };
             self.answer(id, verdict, now, out);
         }
         if count != claimed {
@@ -249,13 +252,11 @@ impl Upstream {
         let (id, sequence_number) = (message.channel_id, message.sequence_number);
         let code = quoted(&message.error_code);
         let refused = self.channel_mut(id).and_then(|channel| {
-            if !channel.pending.reject(sequence_number) {
-                return None;
-            }
+            let work = channel.pending.reject(sequence_number)?;
             channel.refused_in_a_row = channel.refused_in_a_row.saturating_add(1);
-            Some(channel.refused_in_a_row)
+            Some((channel.refused_in_a_row, work))
         });
-        let Some(in_a_row) = refused else {
+        let Some((in_a_row, work)) = refused else {
             self.tell_of(id, now, out, || {
                 format!("the upstream refused share {sequence_number}, which was not waiting: {code}")
             });
@@ -269,7 +270,7 @@ impl Upstream {
                 )
             });
         }
-        self.answer(id, UpstreamVerdict::Rejected { sequence_number, code }, now, out);
+        self.answer(id, UpstreamVerdict::Rejected { sequence_number, code, work }, now, out);
     }
 
     fn handle_closed(&mut self, message: &CloseChannel, now: Now, out: &mut UpstreamOutput) {

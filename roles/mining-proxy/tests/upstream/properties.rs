@@ -134,7 +134,7 @@ impl Books {
         for answer in rig.out.answers.drain(..) {
             match answer.verdict {
                 UpstreamVerdict::Rejected { .. } => self.rejected += 1,
-                UpstreamVerdict::Lost { count } => self.lost += u64::from(count),
+                UpstreamVerdict::Lost { count, .. } => self.lost += u64::from(count),
                 UpstreamVerdict::Acknowledged { count, .. } => self.recorded += u64::from(count),
             }
         }

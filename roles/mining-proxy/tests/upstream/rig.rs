@@ -7,14 +7,16 @@ use std::time::Duration;
 use mining_proxy::{DownstreamKey, Endpoint, Feed, LinkState, Upstream, UpstreamConfig, UpstreamOutput};
 use mining_server::judge::{Submission, Submitter, refusal};
 use mining_server::work::JobLookup;
-use mining_server::{Fate, ForwardShare, RejectReason, ShareEvent, ShareRecord, Verdict, Work};
+use mining_server::{
+    Fate, ForwardShare, LossReason, RejectReason, ShareEvent, ShareRecord, UpstreamVerdict, Verdict, Work,
+};
 use stratum::job::Rolled;
 use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
 use stratum::{
     ChannelId, ConnectionId, HashRate, Job, JobId, JobNumber, Now, RequestId, SequenceNumber, Target,
-    UpstreamId,
+    UpstreamId, Work as WorkSum,
 };
 
 pub(crate) const CHANNEL: ChannelId = ChannelId(7);
@@ -271,6 +273,15 @@ pub(crate) fn refused(channel_id: ChannelId, number: u32) -> SubmitSharesError {
     }
 }
 
+/// What each share of these tests is worth.
+pub(crate) const SHARE_WORK: WorkSum = WorkSum(1 << 42);
+
+/// Shares that were never answered, of which the last had this number.
+pub(crate) fn lost(last: u32, count: u32, reason: LossReason) -> UpstreamVerdict {
+    let work = WorkSum(SHARE_WORK.0 * u128::from(count));
+    UpstreamVerdict::Lost { last: SequenceNumber(last), count, reason, work }
+}
+
 /// An accepted share that is worth forwarding.
 pub(crate) fn share(job: &Job, nonce: u32, is_block: bool, now: Now) -> ShareEvent {
     let (reserved, extranonce) = ([1, 2, 3, 4], [5, 6, 7, 8]);
@@ -290,6 +301,8 @@ pub(crate) fn share(job: &Job, nonce: u32, is_block: bool, now: Now) -> ShareEve
     event.record.verdict = if is_block { Verdict::BlockFound } else { Verdict::Accepted };
     event.record.fate = Fate::Forwarded;
     event.record.rollable = rollable;
+    event.record.submitted = SHARE_WORK;
+    event.record.upstream_work = SHARE_WORK;
     event.forward =
         Some(ForwardShare { epoch: job.epoch, origin: job.origin, hash: job.hash(&rolled), is_block });
     event

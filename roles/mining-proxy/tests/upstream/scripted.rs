@@ -6,12 +6,14 @@ use super::rig::*;
 use mining_proxy::upstream::{ANSWER_DEADLINE, MAX_FUTURE_JOBS, MAX_OPENING, MAX_PENDING_SHARES};
 use mining_proxy::{Endpoint, Feed, LinkState};
 use mining_server::record::UpstreamVerdict;
-use mining_server::{DropReason, Fate, Fault};
+use mining_server::{DropReason, Fate, Fault, LossReason};
 use sha2::{Digest, Sha256};
 use stratum::hash::Hash;
 use stratum::sv2::Message;
 use stratum::sv2::messages::*;
-use stratum::{ChannelId, Epoch, Job, JobId, RequestId, SequenceNumber, Target, TipNumber, UpstreamJobId};
+use stratum::{
+    ChannelId, Epoch, Job, JobId, RequestId, SequenceNumber, Target, TipNumber, UpstreamJobId, Work,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -305,11 +307,21 @@ fn shares_are_acknowledged_in_batches_and_refused_one_by_one() {
     assert!(out.notices.is_empty(), "{:?}", out.notices);
     assert_eq!(
         out.answers[0].verdict,
-        UpstreamVerdict::Rejected { sequence_number: SequenceNumber(2), code: "stale-share".to_owned() }
+        UpstreamVerdict::Rejected {
+            sequence_number: SequenceNumber(2),
+            code: "stale-share".to_owned(),
+            work: SHARE_WORK
+        }
     );
     assert_eq!(
         out.answers[1].verdict,
-        UpstreamVerdict::Acknowledged { last: SequenceNumber(4), count: 3, claimed: 3, shares_sum: 3072 }
+        UpstreamVerdict::Acknowledged {
+            last: SequenceNumber(4),
+            count: 3,
+            claimed: 3,
+            shares_sum: 3072,
+            work: Work(3 * SHARE_WORK.0)
+        }
     );
     // What was answered, or never sent, is not answered again.
     rig.receive(refused(CHANNEL, 2));
@@ -320,7 +332,7 @@ fn shares_are_acknowledged_in_batches_and_refused_one_by_one() {
     assert!(out.answers.is_empty());
     assert_eq!(out.notices.len(), 4);
     rig.disconnect();
-    assert_eq!(rig.out.answers[0].verdict, UpstreamVerdict::Lost { count: 2 });
+    assert_eq!(rig.out.answers[0].verdict, lost(6, 2, LossReason::ConnectionEnded));
     let tally = rig.upstream.tally();
     assert_eq!((tally.forwarded, tally.acknowledged, tally.rejected), (6, 3, 1));
     assert_eq!((tally.pending, tally.lost), (0, 2));
@@ -338,7 +350,8 @@ fn an_upstream_that_miscounts_is_told_and_only_what_waited_counts() {
         let out = rig.take();
         let shares_sum = u64::from(claimed) * 1024;
         let last = SequenceNumber(last);
-        let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum };
+        let work = Work(SHARE_WORK.0 * u128::from(count));
+        let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum, work };
         assert_eq!(out.answers.iter().map(|answer| &answer.verdict).collect::<Vec<_>>(), [&verdict]);
         assert_eq!(out.notices.len(), 1, "{:?}", out.notices);
     }
@@ -368,7 +381,7 @@ fn shares_beyond_the_queue_are_dropped_but_blocks_go_out() {
     assert_eq!(rig.share(&job, 1, false).fate, Fate::Dropped(DropReason::QueueFull));
     let record = rig.share(&job, 2, true);
     assert_eq!(record.sequence_number, Some(SequenceNumber(MAX_PENDING_SHARES as u32 + 1)));
-    assert_eq!(rig.out.answers[0].verdict, UpstreamVerdict::Lost { count: 1 });
+    assert_eq!(rig.out.answers[0].verdict, lost(1, 1, LossReason::NeverAnswered));
     // An upstream that goes on saying things, but never answers shares, is dialled again.
     for _ in 0..10 {
         assert_eq!(rig.closed(), None);
@@ -492,7 +505,7 @@ fn every_device_has_its_channel_and_its_own_fate() {
     rig.share(&job, 1, false);
     rig.close_device(key(2));
     assert_eq!(rig.closes(), [CHANNEL]);
-    assert_eq!(rig.out.answers[0].verdict, UpstreamVerdict::Lost { count: 1 });
+    assert_eq!(rig.out.answers[0].verdict, lost(1, 1, LossReason::ConnectionEnded));
     assert_eq!(rig.share(&job, 2, false).fate, Fate::Dropped(DropReason::UpstreamLost));
     // An answer that crosses the end of the channel is no surprise.
     rig.receive(success(CHANNEL, 1, 1));

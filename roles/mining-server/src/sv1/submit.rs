@@ -123,7 +123,10 @@ impl Sv1Connection {
             ntime: submit.ntime,
             nonce: submit.nonce,
         };
-        refusal(self.submitter(), &submission, reason, now)
+        let mut event = refusal(self.submitter(), &submission, reason, now);
+        // Its own job's difficulty is not known: the one that it was told last is what comes nearest.
+        event.record.submitted = self.judge.told_work();
+        event
     }
 }
 

@@ -83,7 +83,7 @@ impl Sv2Connection {
         let event = channel.judge.judge(&self.settings, &channel.work, submitter, &submission, now);
         match event.record.verdict {
             Verdict::Accepted | Verdict::BlockFound => {
-                channel.accept(submit.sequence_number, event.record.credited);
+                channel.accept(submit.sequence_number, event.record.credited());
                 if channel.unacknowledged.count >= self.settings.share_batch_size {
                     channel.acknowledge(out);
                 } else if self.acknowledge_at.is_none() {

@@ -152,18 +152,19 @@ fn after_a_rise_shares_of_the_old_job_keep_their_difficulty() {
     let easy = Grind { missing: Some(-20), ..Grind::default() };
     let found = rig.grind_where(&old, easy);
     assert_eq!(rig.submit(&found), 0);
-    assert_eq!(rig.record().credited, worth(INITIAL));
+    assert_eq!(rig.record().credited(), worth(INITIAL));
     // Even one that meets the new difficulty is worth the one that it was given out at.
     let found = rig.grind_where(&old, Grind { exponent: -20, first_nonce: 1 << 24, ..Grind::default() });
     assert_eq!(rig.submit(&found), 0);
-    assert_eq!(rig.record().credited, worth(INITIAL));
+    assert_eq!(rig.record().credited(), worth(INITIAL));
     let found = rig.grind_where(&rig.newest(), easy);
     assert_eq!(rig.submit(&found), 23);
     let record = rig.record();
-    assert_eq!((record.verdict, record.credited), (rejected(RejectReason::LowDifficulty), Work(0)));
+    assert_eq!((record.verdict, record.credited()), (rejected(RejectReason::LowDifficulty), Work(0)));
+    assert!(record.submitted > Work(0), "what it claimed is known");
     let found = rig.grind(&rig.newest(), -20);
     assert_eq!(rig.submit(&found), 0);
-    assert_eq!(rig.record().credited, worth(-20));
+    assert_eq!(rig.record().credited(), worth(-20));
 }
 
 #[test]
@@ -179,11 +180,11 @@ fn after_a_drop_shares_of_the_old_job_are_judged_by_the_easier_difficulty() {
     assert_eq!(rig.exponent(), -28);
     assert_eq!(rig.submit(&found), 0, "it was not remembered when it was refused");
     let record = rig.record();
-    assert_eq!((record.verdict, record.credited), (Verdict::Accepted, worth(-28)));
+    assert_eq!((record.verdict, record.credited()), (Verdict::Accepted, worth(-28)));
     let found =
         rig.grind_where(&rig.newest(), Grind { exponent: -28, missing: Some(INITIAL), ..Grind::default() });
     assert_eq!(rig.submit(&found), 0);
-    assert_eq!(rig.record().credited, worth(-28));
+    assert_eq!(rig.record().credited(), worth(-28));
 }
 
 #[test]
@@ -198,7 +199,7 @@ fn a_job_on_the_way_through_several_difficulties_is_judged_by_the_easiest_since(
     assert_eq!(rig.exponent(), -20);
     let found = rig.grind_where(&first, Grind { exponent: -28, missing: Some(INITIAL), ..Grind::default() });
     assert_eq!(rig.submit(&found), 0);
-    assert_eq!(rig.record().credited, worth(-28));
+    assert_eq!(rig.record().credited(), worth(-28));
 }
 
 #[test]

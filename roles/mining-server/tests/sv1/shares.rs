@@ -23,7 +23,7 @@ fn a_good_share_has_a_complete_record() {
     assert_eq!((record.upstream, record.upstream_channel), (Some(UpstreamId(3)), Some(UpstreamChannelId(4))));
     assert_eq!((record.job, record.job_age_ms), (Some(FIRST_JOB), 3000));
     assert_eq!(
-        (record.credited, record.upstream_work),
+        (record.credited(), record.upstream_work),
         (Target::from_difficulty_exponent(INITIAL).work(), Work(0))
     );
     assert_eq!((record.ntime, record.nonce, record.version), (found.ntime, found.nonce, 0x2000_0000));
@@ -112,7 +112,7 @@ fn every_refusal_has_its_code_and_its_record() {
         assert_eq!(rig.submit_line(&line), code, "{what}");
         let record = rig.record();
         assert_eq!((record.verdict, record.fate), (rejected(reason), Fate::Refused), "{what}");
-        assert_eq!((record.credited, record.upstream_work), (Work(0), Work(0)), "{what}");
+        assert_eq!((record.credited(), record.upstream_work), (Work(0), Work(0)), "{what}");
         assert_eq!(record.device, Some(DeviceId(40)), "{what}");
         assert_eq!(rig.closed, None, "{what}");
     }
@@ -156,7 +156,10 @@ fn a_share_of_an_older_job_of_this_tip_counts_and_one_of_an_older_tip_is_stale()
     assert!(rig.newest().clean);
     for found in [&shares[1], &late] {
         assert_eq!(rig.submit(found), 21);
-        assert_eq!(rig.record().verdict, rejected(RejectReason::Stale));
+        let record = rig.record();
+        assert_eq!(record.verdict, rejected(RejectReason::Stale));
+        let lost = Target::from_difficulty_exponent(INITIAL).work();
+        assert_eq!((record.submitted, record.credited()), (lost, Work(0)));
     }
 }
 

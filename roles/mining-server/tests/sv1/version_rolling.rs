@@ -104,7 +104,7 @@ fn bits_outside_the_miners_own_mask_are_refused_and_reported_once() {
             assert_eq!(rig.submit_line(&with_sixth(&found, bits)), 20, "{firmware}");
             let record = rig.record();
             assert_eq!(record.verdict, rejected(RejectReason::BadVersionBits), "{firmware}");
-            assert_eq!((record.credited.0, record.difficulty), (0, None), "{firmware}");
+            assert_eq!((record.credited().0, record.difficulty), (0, None), "{firmware}");
         }
         assert_eq!(times_reported(&rig), (1, 1), "{firmware}");
     }

@@ -4,8 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use mining_server::{DropReason, Fate, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
 use stratum::{UpstreamId, Work};
+
+use crate::record::{
+    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+};
 
 /// Different error codes of upstreams that are counted apart. The specification has about ten; what an upstream
 /// makes up beyond this many counts as [`OTHER_CODES`].
@@ -39,17 +42,23 @@ pub struct ShareSums {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Accepted ones, where we are the pool.
     pub kept: u64,
+    /// What the devices claimed, good or not: `credited` and all of `rejected_work`.
+    pub submitted_work: Work,
+    /// What the refused ones would have been credited, in the order of [`RejectReason::ALL`].
+    pub rejected_work: [Work; RejectReason::ALL.len()],
     /// What the devices were credited.
     pub credited: Work,
     /// What the accepted shares were worth at the upstream's target, forwarded or not.
     pub upstream_work: Work,
     /// What the forwarded ones of them were worth.
     pub forwarded_work: Work,
+    /// What those were worth that were not sent, in the order of [`DropReason::ALL`].
+    pub dropped_work: [Work; DropReason::ALL.len()],
 }
 
 impl ShareSums {
     /// Adds one share. Verdict and fate must belong together ([`is_consistent`]).
-    pub(super) fn add_share(&mut self, share: &ShareRecord) {
+    pub fn add_share(&mut self, share: &ShareRecord) {
         self.submitted += 1;
         match share.verdict {
             Verdict::Accepted => self.accepted += 1,
@@ -57,7 +66,10 @@ impl ShareSums {
                 self.accepted += 1;
                 self.blocks += 1;
             }
-            Verdict::Rejected(reason) => self.rejected[reason as usize] += 1,
+            Verdict::Rejected(reason) => {
+                self.rejected[reason as usize] += 1;
+                self.rejected_work[reason as usize] += share.submitted;
+            }
         }
         match share.fate {
             Fate::Refused => {}
@@ -66,15 +78,19 @@ impl ShareSums {
                 self.forwarded += 1;
                 self.forwarded_work += share.upstream_work;
             }
-            Fate::Dropped(reason) => self.dropped[reason as usize] += 1,
+            Fate::Dropped(reason) => {
+                self.dropped[reason as usize] += 1;
+                self.dropped_work[reason as usize] += share.upstream_work;
+            }
             Fate::Kept => self.kept += 1,
         }
-        self.credited += share.credited;
+        self.submitted_work += share.submitted;
+        self.credited += share.credited();
         self.upstream_work += share.upstream_work;
     }
 
     /// Adds other sums.
-    pub(super) fn add(&mut self, other: &ShareSums) {
+    pub fn add(&mut self, other: &ShareSums) {
         self.submitted += other.submitted;
         self.accepted += other.accepted;
         self.blocks += other.blocks;
@@ -83,9 +99,12 @@ impl ShareSums {
         self.forwarded += other.forwarded;
         self.dropped.iter_mut().zip(other.dropped).for_each(|(sum, count)| *sum += count);
         self.kept += other.kept;
+        self.submitted_work += other.submitted_work;
+        self.rejected_work.iter_mut().zip(other.rejected_work).for_each(|(sum, work)| *sum += work);
         self.credited += other.credited;
         self.upstream_work += other.upstream_work;
         self.forwarded_work += other.forwarded_work;
+        self.dropped_work.iter_mut().zip(other.dropped_work).for_each(|(sum, work)| *sum += work);
     }
 
     /// All refused shares.
@@ -118,46 +137,115 @@ impl ShareSums {
                 "accepted is not below upstream target + forwarded + dropped + kept: {self:?}"
             ));
         }
-        if self.blocks > self.accepted || self.forwarded_work > self.upstream_work {
+        if self.submitted_work.0 != self.credited.0 + total_of(&self.rejected_work) {
+            return Some(format!("submitted work is not credited + rejected work: {self:?}"));
+        }
+        if self.blocks > self.accepted
+            || self.forwarded_work.0 + total_of(&self.dropped_work) > self.upstream_work.0
+        {
             return Some(format!("a part exceeds its whole: {self:?}"));
         }
         None
     }
 }
 
-/// Whether a record's verdict and fate belong together: refused shares have no other fate, accepted ones have one.
-pub(super) fn is_consistent(share: &ShareRecord) -> bool {
+fn total_of(works: &[Work]) -> u128 {
+    works.iter().map(|work| work.0).sum()
+}
+
+/// Whether a record's verdict and fate belong together: refused shares have no other fate, accepted
+/// ones have one.
+pub fn is_consistent(share: &ShareRecord) -> bool {
     matches!(share.verdict, Verdict::Rejected(_)) == matches!(share.fate, Fate::Refused)
 }
 
-/// What one upstream was sent and answered.
+/// What upstreams were sent and answered: one of them, all, or all for one device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpstreamSums {
-    /// Shares sent to it.
+pub struct AnswerSums {
+    /// Shares sent.
     pub forwarded: u64,
-    /// What those were worth at its target.
+    /// What those were worth at the upstream's target.
     pub forwarded_work: Work,
-    /// Shares that waited for its answer and that it took, whatever number it claims.
+    /// Shares that waited for an answer and that the upstream took, whatever number it claims.
     pub acknowledged: u64,
-    /// Shares that it refused.
+    /// What those were worth.
+    pub acknowledged_work: Work,
+    /// Shares that the upstream refused.
     pub refused: u64,
-    /// Shares that it never answered, because its connection or channel ended.
-    pub lost: u64,
+    /// What those were worth.
+    pub refused_work: Work,
+    /// Shares that were never answered, in the order of [`LossReason::ALL`].
+    pub lost: [u64; LossReason::ALL.len()],
+    /// What those were worth.
+    pub lost_work: [Work; LossReason::ALL.len()],
 }
 
-impl UpstreamSums {
-    fn add(&mut self, other: &UpstreamSums) {
+impl AnswerSums {
+    /// The sums of one forwarded share.
+    pub fn of_forwarded(work: Work) -> Self {
+        AnswerSums { forwarded: 1, forwarded_work: work, ..AnswerSums::default() }
+    }
+
+    /// The sums of one answer.
+    pub fn of_answer(verdict: &UpstreamVerdict) -> Self {
+        let mut sums = AnswerSums::default();
+        match verdict {
+            UpstreamVerdict::Acknowledged { count, work, .. } => {
+                sums.acknowledged = u64::from(*count);
+                sums.acknowledged_work = *work;
+            }
+            UpstreamVerdict::Rejected { work, .. } => {
+                sums.refused = 1;
+                sums.refused_work = *work;
+            }
+            UpstreamVerdict::Lost { count, reason, work, .. } => {
+                sums.lost[*reason as usize] = u64::from(*count);
+                sums.lost_work[*reason as usize] = *work;
+            }
+        }
+        sums
+    }
+
+    /// Adds other sums.
+    pub fn add(&mut self, other: &AnswerSums) {
         self.forwarded += other.forwarded;
         self.forwarded_work += other.forwarded_work;
         self.acknowledged += other.acknowledged;
+        self.acknowledged_work += other.acknowledged_work;
         self.refused += other.refused;
-        self.lost += other.lost;
+        self.refused_work += other.refused_work;
+        self.lost.iter_mut().zip(other.lost).for_each(|(sum, count)| *sum += count);
+        self.lost_work.iter_mut().zip(other.lost_work).for_each(|(sum, work)| *sum += work);
+    }
+
+    /// All shares that were never answered.
+    pub fn lost_total(&self) -> u64 {
+        self.lost.iter().sum()
+    }
+
+    /// Those shares by reason, with 0 for reasons that never occurred.
+    pub fn lost_by_reason(&self) -> impl Iterator<Item = (LossReason, u64)> {
+        LossReason::ALL.into_iter().zip(self.lost)
+    }
+
+    /// Shares that wait for an answer: forwarded, and neither acknowledged nor refused nor lost. 0 where more was
+    /// answered than sent, which [`AnswerSums::is_excessive`] tells.
+    pub fn pending(&self) -> u64 {
+        self.forwarded.saturating_sub(self.acknowledged + self.refused + self.lost_total())
+    }
+
+    /// What the shares that wait for an answer are worth.
+    pub fn pending_work(&self) -> Work {
+        let answered = self.acknowledged_work.0 + self.refused_work.0 + total_of(&self.lost_work);
+        Work(self.forwarded_work.0.saturating_sub(answered))
     }
 
     /// Whether more was answered than was sent. The task of an upstream writes both, a share before its answer, so
     /// that not even what is folded can show an answer first.
-    fn is_excessive(&self) -> bool {
-        self.acknowledged + self.refused + self.lost > self.forwarded
+    pub fn is_excessive(&self) -> bool {
+        let answered_work = self.acknowledged_work.0 + self.refused_work.0 + total_of(&self.lost_work);
+        self.acknowledged + self.refused + self.lost_total() > self.forwarded
+            || answered_work > self.forwarded_work.0
     }
 }
 
@@ -167,9 +255,9 @@ pub struct Totals {
     /// Shares, as we judged them.
     pub shares: ShareSums,
     /// Shares, as all upstreams answered them. `forwarded` equals that of `shares`.
-    pub answers: UpstreamSums,
+    pub answers: AnswerSums,
     /// The same for each upstream that a record named.
-    pub upstreams: BTreeMap<UpstreamId, UpstreamSums>,
+    pub upstreams: BTreeMap<UpstreamId, AnswerSums>,
     /// Refused ones by the upstreams' error codes; bounded, see [`OTHER_CODES`].
     pub refused_by_code: BTreeMap<String, u64>,
     /// Records whose detail was lost because the queue was full. Their sums are in all the others.
@@ -177,34 +265,31 @@ pub struct Totals {
 }
 
 impl Totals {
-    pub(super) fn add_share(&mut self, share: &ShareRecord) {
+    /// Adds one share.
+    pub fn add_share(&mut self, share: &ShareRecord) {
         self.shares.add_share(share);
         if share.fate != Fate::Forwarded {
             return;
         }
-        let sums =
-            UpstreamSums { forwarded: 1, forwarded_work: share.upstream_work, ..UpstreamSums::default() };
+        let sums = AnswerSums::of_forwarded(share.upstream_work);
         self.answers.add(&sums);
         if let Some(upstream) = share.upstream {
             self.add_upstream(upstream, &sums);
         }
     }
 
-    pub(super) fn add_answer(&mut self, answer: &UpstreamAnswer) {
-        let mut sums = UpstreamSums::default();
-        match &answer.verdict {
-            UpstreamVerdict::Acknowledged { count, .. } => sums.acknowledged = u64::from(*count),
-            UpstreamVerdict::Lost { count } => sums.lost = u64::from(*count),
-            UpstreamVerdict::Rejected { code, .. } => {
-                sums.refused = 1;
-                self.add_refusals(&clean_code(code), 1);
-            }
+    /// Adds what an upstream said.
+    pub fn add_answer(&mut self, answer: &UpstreamAnswer) {
+        let sums = AnswerSums::of_answer(&answer.verdict);
+        if let UpstreamVerdict::Rejected { code, .. } = &answer.verdict {
+            self.add_refusals(&clean_code(code), 1);
         }
         self.answers.add(&sums);
         self.add_upstream(answer.upstream, &sums);
     }
 
-    pub(super) fn add(&mut self, other: &Totals) {
+    /// Adds other sums.
+    pub fn add(&mut self, other: &Totals) {
         self.shares.add(&other.shares);
         self.answers.add(&other.answers);
         for (upstream, sums) in &other.upstreams {
@@ -216,7 +301,7 @@ impl Totals {
         self.folded += other.folded;
     }
 
-    fn add_upstream(&mut self, upstream: UpstreamId, sums: &UpstreamSums) {
+    fn add_upstream(&mut self, upstream: UpstreamId, sums: &AnswerSums) {
         if let Some(known) = self.upstreams.get_mut(&upstream) {
             known.add(sums);
         } else if self.upstreams.len() < MAX_UPSTREAMS {

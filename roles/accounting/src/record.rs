@@ -142,8 +142,9 @@ pub struct ShareRecord {
     pub fate: Fate,
     /// Its number on the upstream's channel, once forwarded.
     pub sequence_number: Option<SequenceNumber>,
-    /// What the device is credited: the work of the target that the share was judged by. 0 when refused.
-    pub credited: Work,
+    /// What the device claims with it: what it was credited, or would have been if the share had been good. 0 where
+    /// that is unknown, because the share could not be read or its sender had no difficulty yet.
+    pub submitted: Work,
     /// What the share is worth to the upstream: the work of the upstream's target if it meets that, else 0.
     pub upstream_work: Work,
     /// The difficulty that its hash reached; `None` when it was not hashed.
@@ -160,6 +161,13 @@ pub struct ShareRecord {
     pub rollable: ArrayVec<u8, MAX_EXTRANONCE_SIZE>,
 }
 
+impl ShareRecord {
+    /// What the device is credited: the work of the target that the share was judged by. 0 when refused.
+    pub fn credited(&self) -> Work {
+        if matches!(self.verdict, Verdict::Rejected(_)) { Work(0) } else { self.submitted }
+    }
+}
+
 /// What an upstream said of shares that were forwarded to it: a record of its own, because it comes later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamAnswer {
@@ -171,6 +179,39 @@ pub struct UpstreamAnswer {
     pub channel: UpstreamChannelId,
     /// What it said.
     pub verdict: UpstreamVerdict,
+}
+
+/// Why a forwarded share has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LossReason {
+    /// The upstream never answered, and room was needed for another share.
+    NeverAnswered,
+    /// The connection or channel ended first.
+    ConnectionEnded,
+    /// We went over to another upstream.
+    Failover,
+    /// Our own process ended before the answer came.
+    ProcessEnded,
+}
+
+impl LossReason {
+    /// All reasons, for those who count by them.
+    pub const ALL: [LossReason; 4] = [
+        LossReason::NeverAnswered,
+        LossReason::ConnectionEnded,
+        LossReason::Failover,
+        LossReason::ProcessEnded,
+    ];
+
+    /// The name in metrics and summaries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LossReason::NeverAnswered => "never_answered",
+            LossReason::ConnectionEnded => "connection_ended",
+            LossReason::Failover => "failover",
+            LossReason::ProcessEnded => "process_ended",
+        }
+    }
 }
 
 /// The two answers that SV2 has for shares, and what stands for none.
@@ -186,6 +227,8 @@ pub enum UpstreamVerdict {
         claimed: u32,
         /// The sum of their difficulties, as the upstream counts it.
         shares_sum: u64,
+        /// What they are worth at the upstream's target, as we count it.
+        work: Work,
     },
     /// SubmitShares.Error for one share.
     Rejected {
@@ -193,10 +236,18 @@ pub enum UpstreamVerdict {
         sequence_number: SequenceNumber,
         /// The upstream's error code.
         code: String,
+        /// What the share is worth at the upstream's target.
+        work: Work,
     },
-    /// The connection or channel ended with `count` shares unanswered.
+    /// No answer will come for `count` shares.
     Lost {
+        /// The last sequence number among them.
+        last: SequenceNumber,
         /// How many shares were not answered.
         count: u32,
+        /// Why not.
+        reason: LossReason,
+        /// What they are worth at the upstream's target.
+        work: Work,
     },
 }
