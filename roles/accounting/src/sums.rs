@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use stratum::{UpstreamId, Work};
 
+use crate::power::EnergySums;
 use crate::record::{
     DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
 };
@@ -246,6 +247,36 @@ impl AnswerSums {
         let answered_work = self.acknowledged_work.0 + self.refused_work.0 + total_of(&self.lost_work);
         self.acknowledged + self.refused + self.lost_total() > self.forwarded
             || answered_work > self.forwarded_work.0
+    }
+}
+
+/// Everything that is summed for one subject: a device, a group, an upstream or the fleet, over any time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// Shares, as we judged them.
+    pub shares: ShareSums,
+    /// Forwarded shares, as upstreams answered them.
+    pub answers: AnswerSums,
+    /// Energy, where it is known.
+    pub energy: EnergySums,
+    /// The sum of the squared works of the accepted shares, for the uncertainty of a hash rate.
+    pub squared_work: f64,
+}
+
+impl Sums {
+    /// Adds other sums.
+    pub fn add(&mut self, other: &Sums) {
+        self.shares.add(&other.shares);
+        self.answers.add(&other.answers);
+        self.energy.add(&other.energy);
+        self.squared_work += other.squared_work;
+    }
+
+    /// The relative standard error of a hash rate made of these shares: the square root of the sum of squared works
+    /// over the sum of works. `None` without accepted work.
+    pub fn uncertainty(&self) -> Option<f64> {
+        let work = self.shares.credited.0 as f64;
+        (work > 0.0).then(|| self.squared_work.sqrt() / work)
     }
 }
 
