@@ -3,15 +3,21 @@
 //! This crate never opens a file or a socket, reads a clock, or decides about a share: records come in, sums come out.
 //!
 //! - [`record`]: one record for each verdict, and a later one for what the upstream said.
+//! - [`batch`]: the stream in pieces, chained by hashes.
 //! - [`power`]: energy, and how well it is known.
+//! - [`rollup`]: sums for spans of time.
 //! - [`sums`]: sums over records, exact whatever happens to the records themselves.
 
+pub mod batch;
 pub mod power;
 pub mod record;
+pub mod rollup;
 pub mod sums;
 
+pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
 pub use power::{EnergySums, PowerSource};
 pub use record::{
     DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
 };
+pub use rollup::{DeviceRow, GroupId, Level, Point, RollUp, Subject};
 pub use sums::{AnswerSums, OTHER_CODES, ShareSums, Sums, Totals};

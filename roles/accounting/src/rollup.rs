@@ -1,0 +1,153 @@
+//! Rollups: sums for spans of time, for one subject each, that answer what happened without a look at every record.
+//!
+//! They are views of the stream: whatever is here can be computed again from the batches.
+
+use std::sync::Arc;
+
+use stratum::{DeviceId, UpstreamId};
+
+use crate::batch::BatchNumber;
+use crate::sums::Sums;
+
+/// The number of a group of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u16);
+
+/// Whose sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// All devices together.
+    Fleet,
+    /// What belongs to no device: shares of connections that had not authorised, and of devices beyond the bound.
+    Untracked,
+    /// One upstream.
+    Upstream(UpstreamId),
+    /// One group of devices.
+    Group(GroupId),
+    /// One device.
+    Device(DeviceId),
+}
+
+/// How long a span is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// One minute.
+    Minute,
+    /// Ten minutes.
+    TenMinutes,
+    /// One hour.
+    Hour,
+    /// One day (UTC).
+    Day,
+}
+
+impl Level {
+    /// All levels, shortest first.
+    pub const ALL: [Level; 4] = [Level::Minute, Level::TenMinutes, Level::Hour, Level::Day];
+
+    /// Its length in seconds.
+    pub const fn seconds(self) -> u64 {
+        match self {
+            Level::Minute => 60,
+            Level::TenMinutes => 600,
+            Level::Hour => 3600,
+            Level::Day => 86_400,
+        }
+    }
+
+    /// The length in seconds of the page that a store packs its points into: an hour, a day, a week, 28 days.
+    pub const fn page_seconds(self) -> u64 {
+        match self {
+            Level::Minute => 3600,
+            Level::TenMinutes => 86_400,
+            Level::Hour => 7 * 86_400,
+            Level::Day => 28 * 86_400,
+        }
+    }
+
+    /// The name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Level::Minute => "minute",
+            Level::TenMinutes => "ten_minutes",
+            Level::Hour => "hour",
+            Level::Day => "day",
+        }
+    }
+
+    /// The start of the span that this unix second lies in.
+    pub const fn start(self, unix_seconds: u64) -> u64 {
+        unix_seconds - unix_seconds % self.seconds()
+    }
+}
+
+/// The sums of one subject over one span.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// Whose.
+    pub subject: Subject,
+    /// How long the span is.
+    pub level: Level,
+    /// When it starts: unix seconds, a multiple of the level's length.
+    pub start: u64,
+    /// The sums. A later point of the same subject, level and start takes this one's place.
+    pub sums: Sums,
+}
+
+/// What is known of a device besides its sums.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceRow {
+    /// Its number.
+    pub id: DeviceId,
+    /// Its name: the worker name, with an addition where several machines share it.
+    pub name: Arc<str>,
+    /// Its groups.
+    pub groups: Vec<GroupId>,
+    /// When it was first seen, in unix microseconds.
+    pub first_seen_us: u64,
+    /// When it was last seen, in unix microseconds.
+    pub last_seen_us: u64,
+    /// When its latest accepted share came, in unix microseconds; 0 when none came.
+    pub last_share_us: u64,
+    /// The hardest difficulty that a hash of its accepted shares reached; 0 when none came.
+    pub best_difficulty: f64,
+    /// The address that it last came from; empty when unknown.
+    pub address: String,
+    /// What it last called itself (SV1 user agent, SV2 vendor and hardware); empty when unknown.
+    pub user_agent: String,
+}
+
+/// What a store keeps beside the batches. All of it holds for the stream up to and with the batch `watermark`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RollUp {
+    /// The last batch that is in the sums.
+    pub watermark: BatchNumber,
+    /// Points that changed, each whole.
+    pub points: Vec<Point>,
+    /// Sums since the ledger began of the subjects that changed, each whole.
+    pub sums: Vec<(Subject, Sums)>,
+    /// Devices that changed.
+    pub devices: Vec<DeviceRow>,
+    /// Groups that are new, with their names.
+    pub groups: Vec<(GroupId, Arc<str>)>,
+    /// Upstreams that are new or changed: number, name (host and port), account.
+    pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_pages_nest() {
+        for pair in Level::ALL.windows(2) {
+            assert_eq!(pair[1].seconds() % pair[0].seconds(), 0);
+        }
+        for level in Level::ALL {
+            assert_eq!(level.page_seconds() % level.seconds(), 0);
+            let start = level.start(1_795_645_123);
+            assert!(start <= 1_795_645_123 && start + level.seconds() > 1_795_645_123);
+            assert_eq!(level.start(start), start);
+        }
+    }
+}
