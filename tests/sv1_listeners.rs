@@ -74,6 +74,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         upstreams: vec![UpstreamConfig { url, user_identity: "account.farm".to_owned() }],
         aggregate: true,
         vardiff: vardiff(EXPONENT),
+        ledger: None,
         metrics_listen: None,
         log: LogConfig::default(),
     };

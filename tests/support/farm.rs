@@ -143,6 +143,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         upstreams: vec![UpstreamConfig { url, user_identity: "account.farm".to_owned() }],
         aggregate,
         vardiff,
+        ledger: None,
         metrics_listen: None,
         log: LogConfig::default(),
     };
