@@ -4,6 +4,7 @@
 //! when its first batch comes, and is never written again once there is a later one.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use accounting::{LedgerId, SealedBatch};
@@ -27,8 +28,7 @@ const PAGE_SIZE: u32 = 8192;
 /// Pages in the write-ahead log before they are moved into the file: 32 megabytes.
 const CHECKPOINT_PAGES: u32 = 4000;
 
-const META: &str =
-    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;";
+const META: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;";
 
 /// Points go into `point` in the order of time, so that a whole fleet's points of a minute are one stretch of the
 /// file. They are moved into `page` once its span is over, so that one device's history is a few rows.
@@ -74,20 +74,45 @@ pub(super) enum Kind {
     Records,
 }
 
-/// Opens a file for writing; makes it when it does not exist yet. `ledger` is what it must belong to.
+/// Opens a file for writing; makes it when it does not exist yet, with `ledger` as what it belongs to.
 pub(super) fn open_to_write(path: &Path, kind: Kind, ledger: LedgerId) -> Result<Connection, StoreError> {
-    let is_new = !path.exists();
-    let mut connection = Connection::open(path).map_err(StoreError::disk(path, "open the file"))?;
+    if !path.exists() {
+        make(path, kind, ledger)?;
+    }
+    let connection = open_logged(path)?;
+    check_layout(&connection, path)?;
+    Ok(connection)
+}
+
+/// Makes a file under another name first, so that nobody ever meets one without its tables.
+fn make(path: &Path, kind: Kind, ledger: LedgerId) -> Result<(), StoreError> {
+    let failed = "make the file";
+    let (folder, name) = (path.parent(), path.file_name().and_then(|name| name.to_str()));
+    let (folder, name) = folder.zip(name).expect("every file has a plain name in a folder");
+    let unfinished = folder.join(format!("new-{name}"));
+    for ending in ["-shm", "-wal", "-journal", ""] {
+        match fs::remove_file(format!("{}{ending}", unfinished.display())) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(StoreError::disk(&unfinished, "remove an unfinished file")(error));
+            }
+            _ => {}
+        }
+    }
+    let mut connection = open_logged(&unfinished)?;
+    create(&mut connection, kind, ledger).map_err(StoreError::disk(path, failed))?;
+    // The last connection to a file moves its log into it.
+    connection.close().map_err(|(_, error)| StoreError::disk(path, failed)(error))?;
+    fs::rename(&unfinished, path).map_err(StoreError::disk(path, failed))?;
+    sync_folder(folder)
+}
+
+fn open_logged(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open(path).map_err(StoreError::disk(path, "open the file"))?;
     let pragmas = format!(
         "PRAGMA page_size = {PAGE_SIZE}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
          PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
     );
     connection.execute_batch(&pragmas).map_err(StoreError::disk(path, "open the file"))?;
-    create(&mut connection, kind, ledger).map_err(StoreError::disk(path, "make the tables"))?;
-    check_layout(&connection, path)?;
-    if is_new && let Some(folder) = path.parent() {
-        sync_folder(folder)?;
-    }
     Ok(connection)
 }
 
@@ -98,10 +123,6 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
 }
 
 fn create(connection: &mut Connection, kind: Kind, ledger: LedgerId) -> rusqlite::Result<()> {
-    let exists = connection.table_exists(None, "meta")?;
-    if exists {
-        return Ok(());
-    }
     let transaction = connection.transaction()?;
     transaction.execute_batch(META)?;
     transaction.execute_batch(if kind == Kind::Ledger { LEDGER_TABLES } else { RECORD_TABLES })?;
