@@ -24,3 +24,4 @@ pub use parts::{DownstreamConfig, LogConfig, LogFormat, Sv1Profile, VardiffSetti
 pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork};
 pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
+pub(crate) use reader::distance;

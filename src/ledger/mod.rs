@@ -7,11 +7,13 @@
 //! - [`sqlite`]: the engine that is built in: one folder, no server.
 //! - [`writer`]: the threads that own the store, and outlast a failing disk.
 //! - [`times`]: UTC, in and out.
+//! - [`verify`]: whether all of it is sound.
 
 pub mod coding;
 pub mod sqlite;
 pub mod store;
 pub mod times;
+pub mod verify;
 pub mod writer;
 
 pub use sqlite::{SqliteReader, SqliteStore, SqliteViews};
