@@ -176,3 +176,30 @@ fn a_disk_that_cannot_be_written_to_is_named_and_can_be_read() {
     assert_eq!(chain::check(&reader).head, head_of(&batch));
     assert_eq!(reader.devices().expect("there are none"), []);
 }
+
+#[test]
+fn a_ledger_opens_as_the_configuration_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = checkweigh::config::LedgerConfig {
+        path: folder.path().join("deep").join("ledger"),
+        commit_interval: Duration::from_millis(100),
+        retention: chain::KEEP_ALL,
+        signing_key_file: None,
+    };
+    let mut head = Head::NONE;
+    for life in 0..2 {
+        let open = checkweigh::ledger::open(&config, Clock::start()).expect("it opens");
+        assert_eq!(open.opening.head, head);
+        assert_eq!(
+            open.reader.batches(open.opening.watermark.next()).expect("they can be read").count(),
+            life
+        );
+        let batch = chain::next(open.opening.ledger, head);
+        head = head_of(&batch);
+        open.writer.send(Outgoing::Batch(batch)).expect("there is room");
+        let taken = checkweigh::ledger::open(&config, Clock::start()).expect_err("it is taken");
+        assert!(taken.to_string().starts_with("ledger.path: "), "{taken}");
+        open.threads.end(PATIENCE).expect("all is written");
+    }
+    assert_eq!(chain::check(&SqliteReader::open(&config.path).expect("it can be read")).head, head);
+}

@@ -4,4 +4,6 @@
 mod chain;
 mod commands;
 mod disk;
+mod history;
 mod killed;
+mod year;

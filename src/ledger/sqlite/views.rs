@@ -16,6 +16,9 @@ use crate::ledger::store::{Head, Removed, Retention, StoreError, Views};
 /// Subjects whose points are packed in one step: some tens of milliseconds.
 const SUBJECTS_IN_STEP: i64 = 256;
 
+/// Packed points that are removed in one step, but for those of the last start: some tens of milliseconds.
+const ROWS_IN_STEP: usize = 10_000;
+
 /// Keeps what is summed up. Has a connection of its own to `ledger.db`.
 #[derive(Debug)]
 pub struct SqliteViews {
@@ -230,16 +233,20 @@ fn pack_some(transaction: &Transaction<'_>, packing: Packing, after: i64) -> rus
     Ok(if last == i64::MAX { Stage::Removed(start) } else { Stage::Packed(last) })
 }
 
-/// Removes the packed points of one start.
+/// Removes the packed points of the next starts.
 fn remove_some(
     transaction: &Transaction<'_>,
     packing: Packing,
     start: u64,
 ) -> rusqlite::Result<Option<Stage>> {
     let Packing { level, start: page, .. } = packing;
-    transaction
-        .prepare_cached("DELETE FROM point WHERE level = ?1 AND start = ?2")?
-        .execute(params![level as i64, start as i64])?;
-    let next = start + level.seconds();
-    Ok((next < page + level.page_seconds()).then_some(Stage::Removed(next)))
+    let end = page + level.page_seconds();
+    let mut remove = transaction.prepare_cached("DELETE FROM point WHERE level = ?1 AND start = ?2")?;
+    let mut rows = 0;
+    let mut next = start;
+    while next < end && rows < ROWS_IN_STEP {
+        rows += remove.execute(params![level as i64, next as i64])?;
+        next += level.seconds();
+    }
+    Ok((next < end).then_some(Stage::Removed(next)))
 }
