@@ -6,4 +6,5 @@ mod commands;
 mod disk;
 mod history;
 mod killed;
+mod verified;
 mod year;

@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 struct Disk {
     is_full: bool,
+    is_buggy: bool,
     appended: Vec<u64>,
     rolled_up: Vec<RollUp>,
 }
@@ -34,10 +35,13 @@ impl Store for Fake {
     fn append(&mut self, batch: &SealedBatch) -> Result<Appended, StoreError> {
         let mut disk = self.disk.lock().expect("not poisoned");
         let _ = self.asked.send("append");
+        let is_buggy = disk.is_buggy;
         if disk.is_full {
             return Err(full());
         }
         disk.appended.push(batch.number.0);
+        drop(disk);
+        assert!(!is_buggy, "as it was told");
         Ok(Appended::Written)
     }
 }
@@ -191,4 +195,17 @@ fn pauses_grow_up_to_a_limit() {
     assert_eq!(pause_after(1), FIRST_PAUSE);
     assert_eq!(pause_after(2), FIRST_PAUSE * 2);
     assert_eq!(pause_after(100), LONGEST_PAUSE);
+}
+
+#[test]
+#[should_panic(expected = "a thread of the ledger ended by a bug of ours")]
+fn a_bug_is_not_taken_for_a_slow_disk() {
+    let rig = Rig::start();
+    rig.disk.lock().expect("not poisoned").is_buggy = true;
+    rig.batch(1, 10).expect("there is room");
+    rig.wait_for("append");
+    while !rig.threads.has_ended() {
+        std::thread::yield_now();
+    }
+    let _ = rig.batch(2, 10);
 }
