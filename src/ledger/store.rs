@@ -236,6 +236,10 @@ pub trait Views: Send {
 
 /// Reads a ledger, also while another process writes it. Never blocks the writer, and never writes.
 pub trait Reader: Send {
+    /// Whatever `read` asks for, batches apart, is of one moment, also while another process writes. It should not
+    /// take minutes: meanwhile, the writer's log grows.
+    fn at_once(&self, read: &mut dyn FnMut(&dyn Reader) -> Result<(), StoreError>) -> Result<(), StoreError>;
+
     /// What the ledger knows.
     fn opening(&self) -> Result<Opening, StoreError>;
 

@@ -1,8 +1,8 @@
-//! Whether a ledger is sound: every hash, the chain of batches, and numbers without gaps.
+//! Whether a ledger is sound: every hash, the chain of batches, numbers without gaps, and sums that add up.
 //!
 //! Nothing is repaired here, and nothing is believed: whatever can be computed again is.
 
-use accounting::{BatchNumber, LedgerId, SealedBatch};
+use accounting::{BatchNumber, LedgerId, Level, SealedBatch, Subject, Sums};
 
 use super::store::{Head, Opening, Reader, StoreError};
 
@@ -77,7 +77,60 @@ pub fn verify(reader: &dyn Reader, mut progress: impl FnMut(u64, u64)) -> Result
         let (from, to) = (chain.last.number.next().0, opening.head.number.0);
         findings.fault(format!("batches {from} to {to} are missing"));
     }
+    reader.at_once(&mut |reader| check_sums(reader, &mut findings))?;
     Ok(findings)
+}
+
+/// Whether the stored sums add up: each in itself, all devices to the fleet, and the days of each to its whole.
+fn check_sums(reader: &dyn Reader, findings: &mut Findings) -> Result<(), StoreError> {
+    let stored = reader.sums()?;
+    let mut parts = Sums::default();
+    for (subject, sums) in &stored {
+        findings.sums += 1;
+        let name = subject_name(*subject);
+        if let Some(violation) = sums.shares.violation() {
+            findings.fault(format!("the sums of {name}: {violation}"));
+        }
+        let days = reader.points(*subject, Level::Day, 0, u64::MAX)?;
+        findings.points += days.len() as u64;
+        let mut all = Sums::default();
+        days.iter().for_each(|(_, day)| all.add(day));
+        if !is_same(&all, sums) {
+            findings.fault(format!(
+                "the days of {name} are not its sums: {} shares of {} hashes beside {} of {}",
+                all.shares.submitted,
+                all.shares.submitted_work.0,
+                sums.shares.submitted,
+                sums.shares.submitted_work.0
+            ));
+        }
+        if matches!(subject, Subject::Device(_) | Subject::Untracked) {
+            parts.add(sums);
+        }
+    }
+    let fleet = stored.iter().find(|(subject, _)| *subject == Subject::Fleet).map(|(_, sums)| sums);
+    if !fleet.is_none_or(|fleet| is_same(&parts, fleet)) {
+        findings.fault(format!(
+            "the devices do not add up to the fleet: {} shares of {} hashes",
+            parts.shares.submitted, parts.shares.submitted_work.0
+        ));
+    }
+    Ok(())
+}
+
+/// Whether all that is summed exactly is the same. The squares are not: they depend on the order.
+fn is_same(one: &Sums, other: &Sums) -> bool {
+    (&one.shares, &one.answers, &one.energy) == (&other.shares, &other.answers, &other.energy)
+}
+
+fn subject_name(subject: Subject) -> String {
+    match subject {
+        Subject::Fleet => "the fleet".to_owned(),
+        Subject::Untracked => "no device".to_owned(),
+        Subject::Upstream(upstream) => format!("upstream {upstream}"),
+        Subject::Group(group) => format!("group {}", group.0),
+        Subject::Device(device) => format!("device {device}"),
+    }
 }
 
 /// Follows the chain of hashes.

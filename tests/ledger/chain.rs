@@ -1,6 +1,7 @@
 //! A stream whose every batch and rollup follows from its number, so that whoever reads it knows what it must be.
 
 use accounting::{BatchNumber, LedgerId, Level, Point, RollUp, SealedBatch, Subject, Sums};
+use checkweigh::ledger::verify::verify;
 use checkweigh::ledger::{Head, Opening, Reader, Retention, SqliteReader};
 use stratum::DeviceId;
 
@@ -39,8 +40,12 @@ pub(crate) fn next(ledger: LedgerId, head: Head) -> SealedBatch {
 
 fn count(number: u64) -> Sums {
     let mut sums = Sums::default();
-    sums.shares.submitted = number;
+    (sums.shares.submitted, sums.shares.accepted, sums.shares.kept) = (number, number, number);
     sums
+}
+
+fn devices_in(subject: Subject) -> u64 {
+    if subject == Subject::Fleet { DEVICES.into() } else { 1 }
 }
 
 /// Sums up to a batch: each adds one to everything.
@@ -51,10 +56,12 @@ pub(crate) fn roll_up(watermark: BatchNumber) -> RollUp {
     for level in Level::ALL {
         let start = level.start(second(watermark));
         let first = watermark.0 - (second(watermark) - start).min(watermark.0 * STEP - STEP) / STEP;
-        let sums = count(watermark.0 - first + 1);
-        points.extend(subjects.iter().map(|&subject| Point { subject, level, start, sums: sums.clone() }));
+        let number = watermark.0 - first + 1;
+        let point = |subject| Point { subject, level, start, sums: count(number * devices_in(subject)) };
+        points.extend(subjects.iter().copied().map(point));
     }
-    let sums = subjects.into_iter().map(|subject| (subject, count(watermark.0))).collect();
+    let sums = |subject| (subject, count(watermark.0 * devices_in(subject)));
+    let sums = subjects.into_iter().map(sums).collect();
     RollUp { watermark, points, sums, ..RollUp::default() }
 }
 
@@ -71,7 +78,7 @@ pub(crate) fn check(reader: &SqliteReader) -> Opening {
     assert_eq!(opening.head, head);
     assert!(opening.watermark <= head.number, "no sum is ahead of the batches");
     for (subject, sums) in &opening.sums {
-        assert_eq!(sums.shares.submitted, opening.watermark.0, "{subject:?}");
+        assert_eq!(sums.shares.submitted, opening.watermark.0 * devices_in(*subject), "{subject:?}");
     }
     let device = Subject::Device(DeviceId(DEVICES - 1));
     for level in [Level::Hour, Level::Day] {
@@ -79,5 +86,7 @@ pub(crate) fn check(reader: &SqliteReader) -> Opening {
         let sum: u64 = points.iter().map(|(_, sums)| sums.shares.submitted).sum();
         assert_eq!(sum, opening.watermark.0, "every batch is in one {} alone", level.name());
     }
+    let found = verify(reader, |_, _| {}).expect("it can be read");
+    assert_eq!((found.faults, found.batches), (Vec::new(), head.number.0));
     opening
 }

@@ -72,7 +72,15 @@ fn example(folder: &Path) -> (SqliteStore, SqliteViews) {
     let mut roll_up = RollUp { watermark: BatchNumber(1), ..RollUp::default() };
     for (id, name) in [(0, "farm.rig7"), (1, "=odd, \"name\"")] {
         roll_up.devices.push(device(id, name));
-        roll_up.sums.push((subject(id), sums(20, 7_200_000_000_000_000 + u128::from(id))));
+        let mut whole = sums(20, 7_200_000_000_000_000);
+        (whole.shares.rejected[0], whole.shares.submitted) = (2, 22);
+        roll_up.points.push(Point {
+            subject: subject(id),
+            level: Level::Day,
+            start: Level::Day.start(TEN),
+            sums: whole.clone(),
+        });
+        roll_up.sums.push((subject(id), whole));
         for hour in 0..2 {
             let start = TEN + hour * 3600;
             let sums = sums(10, 3_600_000_000_000_000);
@@ -92,14 +100,14 @@ fn devices_are_listed_and_shown_beside_the_process_that_writes() {
     assert!(text.contains("7200") && text.contains("2 devices, summed up to 2026-11-25T12:00:00"), "{text}");
     let json: Value = serde_json::from_str(&succeeds(folder.path(), &["devices", "--json"])).expect("JSON");
     assert_eq!(json["devices"][1]["name"], "=odd, \"name\"");
-    assert_eq!(json["devices"][1]["sums"]["accepted_hashes"], "7200000000000001");
-    assert_eq!(json["devices"][0]["sums"]["rejected_stale"], 1);
+    assert_eq!(json["devices"][1]["sums"]["accepted_hashes"], "7200000000000000");
+    assert_eq!(json["devices"][0]["sums"]["rejected_stale"], 2);
     assert_eq!(json["devices"][0]["user_agent"], Value::Null);
 
     let text = succeeds(folder.path(), &["show", "farm.rig7"]);
     assert!(text.contains("2026-11-25T11:00:00Z") && text.contains("1.00 TH/s"), "{text}");
     assert!(
-        text.contains("rejected, stale       1") && text.contains("user agent            unknown"),
+        text.contains("rejected, stale       2") && text.contains("user agent            unknown"),
         "{text}"
     );
     let arguments = ["show", "farm.rig7", "--json", "--from", "2026-11-25T11:00:00Z"];

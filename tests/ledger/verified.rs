@@ -84,3 +84,19 @@ fn files_of_another_ledger_are_told() {
     assert_eq!(found.batches, lasts[0]);
     assert_eq!(BatchNumber(lasts[0]).next().0 + 143, lasts[1], "a day has 144 batches");
 }
+
+#[test]
+fn sums_that_do_not_add_up_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut store, mut views, opening) =
+        SqliteStore::open(folder.path(), chain::KEEP_ALL).expect("it opens");
+    store.append(&chain::next(opening.ledger, Head::NONE)).expect("it is appended");
+    let mut roll_up = chain::roll_up(BatchNumber(1));
+    roll_up.sums[3].1.shares.accepted += 1;
+    views.roll_up(&roll_up).expect("it is kept");
+    let faults = found(folder.path()).faults;
+    let [itself, days, fleet] = faults.as_slice() else { panic!("three: {faults:?}") };
+    assert!(itself.starts_with("the sums of device 2: submitted is not accepted + rejected"), "{itself}");
+    assert!(days.starts_with("the days of device 2 are not its sums"), "{days}");
+    assert!(fleet.starts_with("the devices do not add up to the fleet"), "{fleet}");
+}

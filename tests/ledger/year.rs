@@ -49,9 +49,10 @@ pub(crate) fn write(store: &mut SqliteStore, views: &mut SqliteViews, devices: u
                 start,
                 sums: sums.clone(),
             }));
-            // Minutes say what time it is.
-            roll_up.points.push(Point { subject: Subject::Fleet, level: Level::Minute, start, sums });
         }
+        // Minutes say what time it is.
+        let (start, sums) = (YEAR + (day * 24 + 23) * 3600, hour(day));
+        roll_up.points.push(Point { subject: Subject::Fleet, level: Level::Minute, start, sums });
         if day == 0 {
             roll_up.sums = (0..devices).map(|id| (Subject::Device(DeviceId(id)), hour(0))).collect();
         }

@@ -65,7 +65,11 @@ impl SqliteReader {
     }
 
     /// All that is read within sees one state.
-    fn at_once<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn in_one_view<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if !self.ledger.is_autocommit() {
+            // It is within one already.
+            return read();
+        }
         let transaction = self.ledger.unchecked_transaction().map_err(self.failed("read the ledger"))?;
         let found = read();
         // Nothing was written: its end is only the end of the view.
@@ -160,8 +164,12 @@ fn clamp(time: u64) -> i64 {
 }
 
 impl Reader for SqliteReader {
+    fn at_once(&self, read: &mut dyn FnMut(&dyn Reader) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        self.in_one_view(|| read(self))
+    }
+
     fn opening(&self) -> Result<Opening, StoreError> {
-        self.at_once(|| {
+        self.in_one_view(|| {
             let head_in = |key| file::meta_head(&self.ledger, key).map_err(self.failed("read the head"));
             let groups = self.rows("SELECT id, name FROM device_group ORDER BY id", [], |row| {
                 Ok((GroupId(row.get(0)?), Arc::from(row.get::<_, String>(1)?)))
@@ -200,7 +208,7 @@ impl Reader for SqliteReader {
         from: u64,
         to: u64,
     ) -> Result<Vec<(u64, Sums)>, StoreError> {
-        let encoded = self.at_once(|| self.encoded(subject_key(subject), level, from, to))?;
+        let encoded = self.in_one_view(|| self.encoded(subject_key(subject), level, from, to))?;
         encoded.into_iter().map(|(start, bytes)| Ok((start, self.sums_of(&bytes)?))).collect()
     }
 
