@@ -11,7 +11,6 @@ mod restore;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use stratum::{DeviceId, UpstreamChannelId, UpstreamId};
@@ -69,7 +68,7 @@ struct Device {
     account: Account,
     name: Option<Arc<str>>,
     groups: Vec<GroupId>,
-    address: Option<IpAddr>,
+    address: Arc<str>,
     user_agent: Arc<str>,
     first_seen_us: u64,
     last_seen_us: u64,
@@ -99,8 +98,8 @@ pub struct DeviceView {
     pub name: Option<Arc<str>>,
     /// Its groups.
     pub groups: Vec<GroupId>,
-    /// Where it last came from.
-    pub address: Option<IpAddr>,
+    /// The address that it last came from; empty when unknown.
+    pub address: Arc<str>,
     /// What it last called itself; empty when unknown.
     pub user_agent: Arc<str>,
     /// When it was first seen, in unix microseconds.
@@ -258,7 +257,7 @@ impl Books {
             id,
             name: device.name.clone(),
             groups: device.groups.clone(),
-            address: device.address,
+            address: device.address.clone(),
             user_agent: device.user_agent.clone(),
             first_seen_us: device.first_seen_us,
             last_seen_us: device.last_seen_us,
@@ -309,8 +308,8 @@ impl Books {
         let Some(device) = self.device_mut(entry.id, entry.at_us) else { return };
         device.name = Some(entry.name.as_str().into());
         device.groups.clone_from(&entry.groups);
-        if entry.address.is_some() {
-            device.address = entry.address;
+        if !entry.address.is_empty() && *device.address != *entry.address {
+            device.address = entry.address.as_str().into();
         }
         if !entry.user_agent.is_empty() && *device.user_agent != *entry.user_agent {
             device.user_agent = entry.user_agent.as_str().into();
@@ -483,7 +482,7 @@ impl Books {
             last_seen_us: device.last_seen_us,
             last_share_us: device.last_share_us,
             best_difficulty: device.best_difficulty,
-            address: device.address.map_or_else(String::new, |address| address.to_string()),
+            address: device.address.to_string(),
             user_agent: device.user_agent.to_string(),
         })
     }
@@ -495,7 +494,7 @@ impl Device {
             account: Account::default(),
             name: None,
             groups: Vec::new(),
-            address: None,
+            address: Arc::default(),
             user_agent: Arc::default(),
             first_seen_us: now_us,
             last_seen_us: now_us,

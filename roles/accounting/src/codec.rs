@@ -224,7 +224,7 @@ fn write_device(out: &mut Vec<u8>, device: &DeviceEntry) {
     let groups = &device.groups[..device.groups.len().min(MAX_GROUPS)];
     out.push(groups.len() as u8);
     groups.iter().for_each(|group| write_number(out, group.0));
-    write_text(out, &device.address.map_or_else(String::new, |address| address.to_string()));
+    write_text(out, &device.address);
     write_text(out, &device.user_agent);
 }
 
@@ -237,11 +237,7 @@ fn read_device(from: &mut Reader<'_>) -> Result<DeviceEntry, CodecError> {
         return Err(CodecError::Field("a device's groups"));
     }
     let groups = (0..count).map(|_| from.number("a group").map(GroupId)).collect::<Result<_, _>>()?;
-    let address = match from.text()? {
-        text if text.is_empty() => None,
-        text => Some(text.parse().map_err(|_| CodecError::Field("a device's address"))?),
-    };
-    Ok(DeviceEntry { id, at_us, name, groups, address, user_agent: from.text()? })
+    Ok(DeviceEntry { id, at_us, name, groups, address: from.text()?, user_agent: from.text()? })
 }
 
 fn write_subject(out: &mut Vec<u8>, subject: Subject) {

@@ -3,8 +3,6 @@
 //! Entries are facts: nothing here is summed, and nothing is ever changed afterwards. What an upstream said of a share
 //! is a later entry than the share.
 
-use std::net::IpAddr;
-
 use stratum::hash::Hash;
 use stratum::{
     ConnectionId, DeviceId, Job, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId, UpstreamJobId,
@@ -107,8 +105,8 @@ pub struct DeviceEntry {
     pub name: String,
     /// Its groups; at most [`MAX_GROUPS`].
     pub groups: Vec<GroupId>,
-    /// Where it comes from.
-    pub address: Option<IpAddr>,
+    /// The address that it comes from; empty when unknown.
+    pub address: String,
     /// What it calls itself; empty when it does not say.
     pub user_agent: String,
 }

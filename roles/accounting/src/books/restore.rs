@@ -72,7 +72,7 @@ impl Books {
         let device = Device {
             name: Some(row.name.clone()).filter(|name| !name.is_empty()),
             groups: row.groups.clone(),
-            address: row.address.parse().ok(),
+            address: row.address.as_str().into(),
             user_agent: row.user_agent.as_str().into(),
             last_seen_us: row.last_seen_us,
             last_share_us: row.last_share_us,

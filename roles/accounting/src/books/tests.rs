@@ -43,16 +43,22 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Number, device and work of a share that waits.
+type Waiting = (u32, Option<u32>, u128);
+
+/// When, whose, at which upstream, what, and the work.
+type FateOfShare = (u64, Option<u32>, u16, &'static str, u128);
+
 /// Keeps everything, and makes the entries that a program would make. Deliberately simple.
 #[derive(Default)]
 struct World {
     seconds: u64,
     entries: Vec<Entry>,
-    /// By channel: number, device, work of what waits.
-    waiting: BTreeMap<(u16, u32), Vec<(u32, Option<u32>, u128)>>,
+    /// By upstream and channel.
+    waiting: BTreeMap<(u16, u32), Vec<Waiting>>,
     next: BTreeMap<(u16, u32), u32>,
     /// What became of forwarded shares by device: acknowledged, refused, lost, each with the time.
-    fates: Vec<(u64, Option<u32>, u16, &'static str, u128)>,
+    fates: Vec<FateOfShare>,
 }
 
 impl World {
@@ -265,7 +271,7 @@ fn device(id: u32, groups: &[GroupId]) -> Entry {
         at_us: START * 1_000_000,
         name: format!("farm.{id}"),
         groups: if id % 2 == 1 { groups.to_vec() } else { Vec::new() },
-        address: None,
+        address: String::new(),
         user_agent: String::new(),
     })
 }

@@ -1,6 +1,5 @@
 //! Every entry there and back, the bytes of one of each, and bytes that are none.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -48,8 +47,7 @@ fn one_of_each() -> Vec<Entry> {
         verdict,
     };
     let (last, work) = (SequenceNumber(9), Work(300));
-    let sums = Sums { squared_work: 2.5, ..Sums::default() };
-    vec![
+    [
         Entry::Share(share()),
         Entry::Answer(answer(UpstreamVerdict::Acknowledged {
             last,
@@ -78,12 +76,22 @@ fn one_of_each() -> Vec<Entry> {
             coinbase_suffix: vec![],
             merkle_path: vec![[6; 32]],
         }),
+    ]
+    .into_iter()
+    .chain(one_of_each_rare())
+    .collect()
+}
+
+/// One entry of each kind that is rare.
+fn one_of_each_rare() -> Vec<Entry> {
+    let sums = Sums { squared_work: 2.5, ..Sums::default() };
+    vec![
         Entry::Device(DeviceEntry {
             id: DeviceId(1),
             at_us: 2,
             name: "farm.rig".to_owned(),
             groups: vec![GroupId(3)],
-            address: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7))),
+            address: "10.0.0.7".to_owned(),
             user_agent: "cgminer/4.11".to_owned(),
         }),
         Entry::Connection(ConnectionEntry {
