@@ -140,6 +140,7 @@ impl Demo {
             }],
             aggregate: true,
             vardiff,
+            ledger: None,
             metrics_listen: None,
             log: LogConfig::default(),
         };

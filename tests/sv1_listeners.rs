@@ -78,6 +78,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         }],
         aggregate: true,
         vardiff: vardiff(EXPONENT),
+        ledger: None,
         metrics_listen: None,
         log: LogConfig::default(),
     };

@@ -7,6 +7,7 @@
 //! This module never talks to the network, except that [`listen`] binds the listeners, and never prints a secret.
 
 mod file;
+mod ledger;
 pub mod listen;
 mod load;
 mod parts;
@@ -16,9 +17,11 @@ mod proxy;
 mod reader;
 mod render;
 
+pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};
 pub use parts::{DownstreamConfig, LogConfig, LogFormat, Sv1Profile, VardiffSettings};
 pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork};
 pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
+pub(crate) use reader::distance;

@@ -10,6 +10,7 @@ use reqwest::Url;
 use secrecy::SecretString;
 
 use super::file;
+use super::ledger::LedgerConfig;
 use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
 use super::reader::{Findings, Section};
@@ -55,6 +56,8 @@ pub struct PoolConfig {
     pub share_batch_size: u32,
     /// How the difficulties of channels are controlled.
     pub vardiff: VardiffSettings,
+    /// Where the accounts are kept; in memory only when absent.
+    pub ledger: Option<LedgerConfig>,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What is logged.
@@ -286,6 +289,7 @@ impl RoleConfig for PoolConfig {
         let share_batch_size = section.integer(findings, "share_batch_size", 1..=MAX_SHARE_BATCH_SIZE);
         section.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
+        let ledger = LedgerConfig::read(document, findings);
         let metrics_listen = read_metrics(document, findings);
         let log = LogConfig::read(document, findings);
         Some(PoolConfig {
@@ -296,6 +300,7 @@ impl RoleConfig for PoolConfig {
             blocks_dir,
             share_batch_size: share_batch_size.unwrap_or(DEFAULT_SHARE_BATCH_SIZE),
             vardiff,
+            ledger,
             metrics_listen,
             log,
         })
@@ -316,6 +321,9 @@ impl RoleConfig for PoolConfig {
         page.key("blocks_dir", self.blocks_dir.display().to_string());
         page.key("share_batch_size", i64::from(self.share_batch_size));
         self.vardiff.render(&mut page);
+        if let Some(ledger) = &self.ledger {
+            ledger.render(&mut page);
+        }
         render_metrics(self.metrics_listen, &mut page);
         self.log.render(&mut page);
         page.finish()

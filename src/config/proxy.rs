@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use stratum::sv2::PoolUrl;
 
+use super::ledger::LedgerConfig;
 use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
 use super::reader::{Findings, Section};
@@ -26,6 +27,8 @@ pub struct ProxyConfig {
     pub aggregate: bool,
     /// How the difficulties of channels are controlled.
     pub vardiff: VardiffSettings,
+    /// Where the accounts are kept; in memory only when absent.
+    pub ledger: Option<LedgerConfig>,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What is logged.
@@ -54,9 +57,18 @@ impl RoleConfig for ProxyConfig {
         let aggregate = channels.boolean(findings, "aggregate").unwrap_or(true);
         channels.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
+        let ledger = LedgerConfig::read(document, findings);
         let metrics_listen = read_metrics(document, findings);
         let log = LogConfig::read(document, findings);
-        Some(ProxyConfig { downstream: downstream?, upstreams, aggregate, vardiff, metrics_listen, log })
+        Some(ProxyConfig {
+            downstream: downstream?,
+            upstreams,
+            aggregate,
+            vardiff,
+            ledger,
+            metrics_listen,
+            log,
+        })
     }
 
     fn effective(&self) -> String {
@@ -71,6 +83,9 @@ impl RoleConfig for ProxyConfig {
         page.section("[channels]");
         page.key("aggregate", self.aggregate);
         self.vardiff.render(&mut page);
+        if let Some(ledger) = &self.ledger {
+            ledger.render(&mut page);
+        }
         render_metrics(self.metrics_listen, &mut page);
         self.log.render(&mut page);
         page.finish()

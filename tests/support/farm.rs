@@ -147,6 +147,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         }],
         aggregate,
         vardiff,
+        ledger: None,
         metrics_listen: None,
         log: LogConfig::default(),
     };
