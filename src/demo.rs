@@ -136,6 +136,7 @@ impl Demo {
                     authority: Some(key.public()),
                 },
                 user_identity: "demo".to_owned(),
+                forward_worker_names: true,
             }],
             aggregate: true,
             vardiff,

@@ -42,6 +42,9 @@ pub struct UpstreamConfig {
     pub url: PoolUrl,
     /// The account that channels are opened for; with a channel per device, the worker name follows it.
     pub user_identity: String,
+    /// Whether the worker names of devices that share a channel go to the pool with their shares, where it takes them
+    /// (SV2 extension 2).
+    pub forward_worker_names: bool,
 }
 
 impl RoleConfig for ProxyConfig {
@@ -75,6 +78,7 @@ impl RoleConfig for ProxyConfig {
             page.section("[[upstream]]");
             page.key("url", upstream.url.to_string());
             page.key("user_identity", upstream.user_identity.clone());
+            page.key("forward_worker_names", upstream.forward_worker_names);
         }
         page.section("[channels]");
         page.key("aggregate", self.aggregate);
@@ -103,13 +107,14 @@ fn read_upstreams(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Ve
             1..=MAX_USER_IDENTITY => Ok(text.to_owned()),
             length => Err(format!("has {length} bytes; SV2 has room for {MAX_USER_IDENTITY}")),
         });
+        let forward_worker_names = section.boolean(findings, "forward_worker_names").unwrap_or(true);
         if url.as_ref().is_some_and(|url| url.authority.is_none()) {
             let what = "has no authority key: whoever answers at this address is trusted";
             findings.note(section.place_of(findings, "url"), what);
         }
         section.finish(findings);
         if let (Some(url), Some(user_identity)) = (url, user_identity) {
-            upstreams.push(UpstreamConfig { url, user_identity });
+            upstreams.push(UpstreamConfig { url, user_identity, forward_worker_names });
         }
     }
     match present {

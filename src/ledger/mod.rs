@@ -9,7 +9,6 @@
 //! - [`times`]: UTC, in and out.
 //! - [`verify`]: whether all of it is sound.
 
-pub mod coding;
 pub mod sqlite;
 pub mod store;
 pub mod times;

@@ -37,6 +37,8 @@ pub struct Opening {
     pub removed: Head,
     /// The last batch that is in what follows. Those after it must be added to it again.
     pub watermark: BatchNumber,
+    /// The batch of the oldest share that waits for its answer: see [`RollUp::waiting_from`].
+    pub waiting_from: BatchNumber,
     /// Sums since the ledger began.
     pub sums: Vec<(Subject, Sums)>,
     /// Devices, in the order of their numbers.

@@ -190,6 +190,9 @@ const REMOVED: &str = "removed";
 /// The key in `meta` of the last batch that is in the sums.
 const WATERMARK: &str = "watermark";
 
+/// The key in `meta` of the batch of the oldest share that waits for its answer.
+const WAITING_FROM: &str = "waiting_from";
+
 /// Subjects as the keys of rows: what kind in the upper half, which one in the lower.
 fn subject_key(subject: Subject) -> i64 {
     let (kind, number) = match subject {

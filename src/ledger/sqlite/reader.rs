@@ -10,8 +10,7 @@ use stratum::{DeviceId, UpstreamId};
 
 use super::file::{self, DayFile};
 use super::pages::{self, Points};
-use super::{REMOVED, WATERMARK, find_head, subject_key, subject_of};
-use crate::ledger::coding;
+use super::{REMOVED, WAITING_FROM, WATERMARK, find_head, subject_key, subject_of};
 use crate::ledger::store::{Batches, Damage, Opening, Reader, StoreError};
 use crate::ledger::times;
 
@@ -48,7 +47,7 @@ impl SqliteReader {
     }
 
     fn sums_of(&self, bytes: &[u8]) -> Result<Sums, StoreError> {
-        coding::decode_sums(bytes).ok_or_else(|| StoreError::damaged(&self.path, "sums cannot be read"))
+        accounting::decode_sums(bytes).map_err(|error| StoreError::damaged(&self.path, error.to_string()))
     }
 
     fn rows<T>(
@@ -163,6 +162,15 @@ fn clamp(time: u64) -> i64 {
     i64::try_from(time).unwrap_or(i64::MAX)
 }
 
+impl SqliteReader {
+    /// The batch of the oldest share that waits for its answer; the first one when no rollup was written yet.
+    fn waiting_from(&self) -> Result<BatchNumber, StoreError> {
+        let bytes = file::meta(&self.ledger, WAITING_FROM).map_err(self.failed("read where to go on"))?;
+        let number = bytes.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_le_bytes);
+        Ok(BatchNumber(number))
+    }
+}
+
 impl Reader for SqliteReader {
     fn at_once(&self, read: &mut dyn FnMut(&dyn Reader) -> Result<(), StoreError>) -> Result<(), StoreError> {
         self.in_one_view(|| read(self))
@@ -183,6 +191,7 @@ impl Reader for SqliteReader {
                 head: find_head(&self.folder)?,
                 removed: head_in(REMOVED)?,
                 watermark: head_in(WATERMARK)?.number,
+                waiting_from: self.waiting_from()?,
                 sums: self.sums()?,
                 devices: self.devices()?,
                 groups,

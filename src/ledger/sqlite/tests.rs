@@ -186,6 +186,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
         [Subject::Fleet, Subject::Untracked, Subject::Upstream(UpstreamId(2)), Subject::Group(GroupId(1))];
     let roll_up = RollUp {
         watermark: BatchNumber(1),
+        waiting_from: BatchNumber(1),
         points: Level::ALL.map(|level| point(7, level, START, u128::MAX / 3)).to_vec(),
         sums: subjects.into_iter().map(|subject| (subject, sums(9))).collect(),
         devices: vec![device.clone()],
@@ -198,6 +199,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
     drop((store, views));
     let (_store, _views, opening) = open(&folder);
     assert_eq!((opening.watermark, opening.head.number), (BatchNumber(1), BatchNumber(2)));
+    assert_eq!(opening.waiting_from, BatchNumber(1));
     assert_eq!(opening.sums, roll_up.sums);
     assert_eq!(opening.devices, [device]);
     assert_eq!((opening.groups, opening.upstreams), (roll_up.groups, roll_up.upstreams));

@@ -9,8 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::file;
 use super::pages::{self, Points};
 use super::retention;
-use super::{WATERMARK, subject_key};
-use crate::ledger::coding;
+use super::{WAITING_FROM, WATERMARK, subject_key};
 use crate::ledger::store::{Head, Removed, Retention, StoreError, Views};
 
 /// Subjects whose points are packed in one step: some tens of milliseconds.
@@ -89,6 +88,7 @@ impl Views for SqliteViews {
             }
             write_names(&transaction, roll_up)?;
             file::set_meta_head(&transaction, WATERMARK, head)?;
+            file::set_meta(&transaction, WAITING_FROM, &roll_up.waiting_from.0.to_le_bytes())?;
             transaction.commit()
         };
         write().map_err(StoreError::disk(&self.path, "write a rollup"))
@@ -149,7 +149,7 @@ fn write_sums(transaction: &Transaction<'_>, roll_up: &RollUp) -> rusqlite::Resu
     )?;
     for point in points {
         bytes.clear();
-        coding::encode_sums(&point.sums, &mut bytes);
+        accounting::encode_sums(&point.sums, &mut bytes);
         let key = subject_key(point.subject);
         insert.execute(params![point.level as i64, point.start as i64, key, bytes])?;
     }
@@ -157,7 +157,7 @@ fn write_sums(transaction: &Transaction<'_>, roll_up: &RollUp) -> rusqlite::Resu
         transaction.prepare_cached("INSERT OR REPLACE INTO sums (subject, sums) VALUES (?1, ?2)")?;
     for (subject, sums) in &roll_up.sums {
         bytes.clear();
-        coding::encode_sums(sums, &mut bytes);
+        accounting::encode_sums(sums, &mut bytes);
         insert.execute(params![subject_key(*subject), bytes])?;
     }
     Ok(())

@@ -204,8 +204,8 @@ fn size_of_batch(batch: &SealedBatch) -> usize {
 
 /// One rollup in place of two: the later one's figures where both have some.
 fn merged(earlier: RollUp, later: RollUp) -> RollUp {
-    let RollUp { watermark, points, sums, devices, groups, upstreams } = later;
-    let mut merged = RollUp { watermark, ..RollUp::default() };
+    let RollUp { watermark, waiting_from, points, sums, devices, groups, upstreams } = later;
+    let mut merged = RollUp { watermark, waiting_from, ..RollUp::default() };
     let key = |point: &accounting::Point| (point.level, point.start, point.subject);
     merged.points = latest(earlier.points, points, key);
     if merged.points.len() > MAX_WAITING_POINTS {
