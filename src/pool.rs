@@ -13,9 +13,12 @@ use template::{BlockTemplate, CoinbaseRules};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::config::{DownstreamConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings};
+use crate::config::{
+    DownstreamConfig, HttpConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings,
+};
 use crate::error::RunError;
 use crate::http::UpstreamState;
+use crate::http::view::Job;
 use crate::node::{
     self, BlockSource, BlockSubmitter, NodeClient, NodeClientSettings, SubmitterSettings,
     TemplateSourceSettings, run_template_source,
@@ -46,6 +49,8 @@ pub struct PoolParts {
     pub vardiff: VardiffSettings,
     /// Shares that are acknowledged together.
     pub share_batch_size: u32,
+    /// What is served over HTTP.
+    pub http: HttpConfig,
 }
 
 /// A running pool.
@@ -79,6 +84,7 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         downstream: config.downstream,
         vardiff: config.vardiff,
         share_batch_size: config.share_batch_size,
+        http: config.http,
     };
     start(parts, listeners, clock, shutdown)?.role.run().await
 }
@@ -109,13 +115,35 @@ pub fn start(
         ..role::settings(ShareUse::Keep, &parts.vardiff, &parts.downstream)
     };
     role.listen(&mut listeners, &parts.downstream, settings, owner)?;
-    let name = parts.source_name;
-    role.serve_metrics(&mut listeners, move || {
+    let (name, of_job) = (parts.source_name.clone(), parts.source_name.into());
+    let of_jobs = templates.clone();
+    let upstreams = move || {
         let fresh =
             |template: &Arc<BlockTemplate>| clock.now().since(template.received) < OLDEST_LIVE_TEMPLATE;
-        vec![UpstreamState { name: name.clone(), is_live: templates.borrow().as_ref().is_some_and(fresh) }]
-    })?;
+        let is_live = templates.borrow().as_ref().is_some_and(fresh);
+        vec![UpstreamState { name: name.clone(), account: None, is_live }]
+    };
+    let jobs =
+        move || of_jobs.borrow().as_deref().map(|template| job(template, &of_job)).into_iter().collect();
+    role.serve_http(&mut listeners, &parts.http, upstreams, jobs)?;
     Ok(Pool { role, status })
+}
+
+/// What the API shows of a template.
+fn job(template: &BlockTemplate, source: &Arc<str>) -> Job {
+    let mut previous_hash = template.previous_hash;
+    previous_hash.reverse();
+    Job {
+        upstream: Arc::clone(source),
+        number: None,
+        received_us: u64::try_from(template.received.utc.as_micros()).ok(),
+        previous_hash: Some(hex::encode(previous_hash)),
+        height: Some(template.height),
+        version: Some(template.version),
+        nbits: Some(template.nbits),
+        value_sats: Some(template.coinbase_value),
+        transactions: Some(template.transactions.len() as u64),
+    }
 }
 
 /// A client for the node that the configuration names.

@@ -64,10 +64,13 @@ pub fn start(
         ..role::settings(ShareUse::Forward, &config.vardiff, &config.downstream)
     };
     role.listen(&mut listeners, &config.downstream, settings, owner)?;
-    role.serve_metrics(&mut listeners, move || {
+    let account: Arc<str> = preferred.user_identity.as_str().into();
+    let upstreams = move || {
         let is_live = upstream_status.live.load(Ordering::Relaxed);
-        vec![UpstreamState { name: name.clone(), is_live }]
-    })?;
+        vec![UpstreamState { name: name.clone(), account: Some(Arc::clone(&account)), is_live }]
+    };
+    // The upstream's task does not show its job yet.
+    role.serve_http(&mut listeners, &config.http, upstreams, Vec::new)?;
     Ok(role)
 }
 

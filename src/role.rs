@@ -16,10 +16,11 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
-use crate::config::{DownstreamConfig, Listeners, Sv1Profile, VardiffSettings};
+use crate::config::{DownstreamConfig, HttpConfig, Listeners, Sv1Profile, VardiffSettings};
 use crate::downstream::{self, ConnectionCounts, Context, Patience, Protocol};
 use crate::error::RunError;
-use crate::http::{self, Sources, Status, UpstreamState};
+use crate::http::view::{self, RecordedView};
+use crate::http::{self, Served, Sources, Status, UpstreamState};
 use crate::latency::Latencies;
 use crate::owner::Owner;
 use crate::registry::SharedRegistry;
@@ -62,6 +63,8 @@ pub struct Role {
     pub sv1_profile_addresses: Vec<SocketAddr>,
     /// Where SV2 miners connect, where there is a listener for them.
     pub sv2_address: Option<SocketAddr>,
+    /// Where the API is, where there is a listener for it.
+    pub api_address: Option<SocketAddr>,
 }
 
 impl Role {
@@ -71,8 +74,17 @@ impl Role {
         let registry = SharedRegistry::new(clock, sink.writer());
         let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
         let tasks = JoinSet::new();
-        let (sv1_address, sv1_profile_addresses, sv2_address) = Default::default();
-        Role { tasks, sink_task, shutdown, observed, sv1_address, sv1_profile_addresses, sv2_address }
+        let (sv1_address, sv1_profile_addresses, sv2_address, api_address) = Default::default();
+        Role {
+            tasks,
+            sink_task,
+            shutdown,
+            observed,
+            sv1_address,
+            sv1_profile_addresses,
+            sv2_address,
+            api_address,
+        }
     }
 
     /// Adds a task without which the role cannot go on.
@@ -138,29 +150,62 @@ impl Role {
         Ok(address)
     }
 
-    /// Serves metrics, if there is a listener for them. `upstreams` looks at what work comes from.
-    pub fn serve_metrics(
+    /// Serves metrics and the API, where there are listeners for them. `upstreams` looks at what work comes from, and
+    /// `jobs` at what miners work on.
+    pub fn serve_http(
         &mut self,
         listeners: &mut Listeners,
+        config: &HttpConfig,
         upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+        jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
     ) -> Result<(), RunError> {
-        let Some(listener) = listeners.metrics.take() else { return Ok(()) };
-        let (listener, address) = listener_of(listener)?;
-        tracing::info!(%address, "metrics at /metrics, health at /healthz");
+        let served = self.served(config, upstreams, jobs);
+        if let Some(listener) = listeners.metrics.take() {
+            let (listener, address) = listener_of(listener)?;
+            tracing::info!(%address, "metrics at /metrics, health at /healthz");
+            let (served, shutdown) = (served.clone(), self.shutdown.clone());
+            self.spawn("metrics", async move {
+                if let Err(error) = http::serve_metrics(listener, served, shutdown).await {
+                    tracing::error!(%error, "metrics are no longer served");
+                }
+            });
+        }
+        if let (Some(listener), Some(config)) = (listeners.api.take(), &config.api) {
+            let (listener, address) = listener_of(listener)?;
+            let needs_token = config.read_tokens.is_some() || config.admin_tokens.is_some();
+            tracing::info!(%address, needs_token, "API at /api/v1/");
+            self.api_address = Some(address);
+            let (config, shutdown) = (config.clone(), self.shutdown.clone());
+            self.spawn("API", async move {
+                if let Err(error) = http::serve_api(listener, served, &config, shutdown).await {
+                    tracing::error!(%error, "the API is no longer served");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn served(
+        &self,
+        config: &HttpConfig,
+        upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+        jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
+    ) -> Served {
         let counts = Arc::clone(&self.observed.counts);
         let sources = Sources {
             sink: self.observed.sink.clone(),
-            latencies: Arc::clone(&self.observed.latencies),
             clock: self.observed.clock,
             status: Arc::new(move || status(&counts, upstreams())),
+            jobs: Arc::new(jobs),
         };
-        let shutdown = self.shutdown.clone();
-        self.spawn("metrics", async move {
-            if let Err(error) = http::serve(listener, sources, shutdown).await {
-                tracing::error!(%error, "metrics are no longer served");
-            }
-        });
-        Ok(())
+        let (clock, status) = (sources.clock, Arc::clone(&sources.status));
+        Served {
+            view: Arc::new(RecordedView::new(sources)),
+            latencies: Arc::clone(&self.observed.latencies),
+            clock,
+            status,
+            max_device_series: config.max_device_series,
+        }
     }
 
     /// Waits for the end. An error when a task ended that should not have.

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use checkweigh::clock::Clock;
-use checkweigh::config::{DownstreamConfig, Listeners, LogConfig, ProxyConfig, Sv1Profile, UpstreamConfig};
+use checkweigh::config::{
+    DownstreamConfig, HttpConfig, Listeners, LogConfig, ProxyConfig, Sv1Profile, UpstreamConfig,
+};
 use checkweigh::downstream::ConnectionCounts;
 use checkweigh::node::BlockSource;
 use checkweigh::pool::{self, PoolParts};
@@ -61,6 +63,7 @@ fn pool_with_profile() -> (Role, ShutdownTrigger) {
         downstream: downstream(),
         vardiff: vardiff(EXPONENT),
         share_batch_size: 10,
+        http: HttpConfig::default(),
     };
     let pool = pool::start(parts, listeners(), Clock::start(), end).expect("the pool starts");
     (pool.role, stop)
@@ -75,6 +78,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         aggregate: true,
         vardiff: vardiff(EXPONENT),
         metrics_listen: None,
+        http: HttpConfig::default(),
         log: LogConfig::default(),
     };
     (proxy::start(&config, listeners(), Clock::start(), end).expect("the proxy starts"), stop)

@@ -9,9 +9,10 @@ use bitcoin::{Address, Network, ScriptBuf};
 use reqwest::Url;
 use secrecy::SecretString;
 
+use super::api::{HttpConfig, read_metrics, render_metrics};
 use super::file;
 use super::load::{Role, RoleConfig};
-use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
+use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
 
@@ -57,6 +58,8 @@ pub struct PoolConfig {
     pub vardiff: VardiffSettings,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// What else is served over HTTP.
+    pub http: HttpConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -286,7 +289,8 @@ impl RoleConfig for PoolConfig {
         let share_batch_size = section.integer(findings, "share_batch_size", 1..=MAX_SHARE_BATCH_SIZE);
         section.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
-        let metrics_listen = read_metrics(document, findings);
+        let (metrics_listen, max_device_series) = read_metrics(document, findings);
+        let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
         Some(PoolConfig {
             downstream: downstream?,
@@ -297,6 +301,7 @@ impl RoleConfig for PoolConfig {
             share_batch_size: share_batch_size.unwrap_or(DEFAULT_SHARE_BATCH_SIZE),
             vardiff,
             metrics_listen,
+            http,
             log,
         })
     }
@@ -316,7 +321,8 @@ impl RoleConfig for PoolConfig {
         page.key("blocks_dir", self.blocks_dir.display().to_string());
         page.key("share_batch_size", i64::from(self.share_batch_size));
         self.vardiff.render(&mut page);
-        render_metrics(self.metrics_listen, &mut page);
+        render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
+        self.http.render(&mut page);
         self.log.render(&mut page);
         page.finish()
     }

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use stratum::sv2::PoolUrl;
 
+use super::api::{HttpConfig, read_metrics, render_metrics};
 use super::load::{Role, RoleConfig};
-use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
+use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
 
@@ -28,6 +29,8 @@ pub struct ProxyConfig {
     pub vardiff: VardiffSettings,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// What else is served over HTTP.
+    pub http: HttpConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -51,9 +54,18 @@ impl RoleConfig for ProxyConfig {
         let aggregate = channels.boolean(findings, "aggregate").unwrap_or(true);
         channels.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
-        let metrics_listen = read_metrics(document, findings);
+        let (metrics_listen, max_device_series) = read_metrics(document, findings);
+        let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
-        Some(ProxyConfig { downstream: downstream?, upstreams, aggregate, vardiff, metrics_listen, log })
+        Some(ProxyConfig {
+            downstream: downstream?,
+            upstreams,
+            aggregate,
+            vardiff,
+            metrics_listen,
+            http,
+            log,
+        })
     }
 
     fn effective(&self) -> String {
@@ -67,7 +79,8 @@ impl RoleConfig for ProxyConfig {
         page.section("[channels]");
         page.key("aggregate", self.aggregate);
         self.vardiff.render(&mut page);
-        render_metrics(self.metrics_listen, &mut page);
+        render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
+        self.http.render(&mut page);
         self.log.render(&mut page);
         page.finish()
     }
