@@ -2,6 +2,7 @@
 
 mod api;
 mod contract;
+mod recorded;
 mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
