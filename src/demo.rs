@@ -21,7 +21,8 @@ use stratum::vardiff::VardiffConfig;
 use crate::clock::Clock;
 use crate::config::listen::bind;
 use crate::config::{
-    DownstreamConfig, Listeners, LogConfig, NodeConfig, ProxyConfig, UpstreamConfig, VardiffSettings,
+    DownstreamConfig, HttpConfig, Listeners, LogConfig, NodeConfig, ProxyConfig, UpstreamConfig,
+    VardiffSettings,
 };
 use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use crate::error::RunError;
@@ -119,6 +120,8 @@ impl Demo {
             downstream: downstream(Some(key.clone())),
             vardiff,
             share_batch_size: 10,
+            ledger: None,
+            http: HttpConfig::default(),
         };
         let pool = pool::start(
             parts,
@@ -142,6 +145,7 @@ impl Demo {
             vardiff,
             ledger: None,
             metrics_listen: None,
+            http: HttpConfig::default(),
             log: LogConfig::default(),
         };
         let proxy = proxy::start(

@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use bitcoin::Network;
 use mining_server::{Settings, ShareUse};
-use stratum::JobNumber;
+use stratum::{JobNumber, UpstreamId};
 use template::{BlockTemplate, CoinbaseRules};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::config::{DownstreamConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings};
+use crate::config::{
+    DownstreamConfig, HttpConfig, LedgerConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings,
+};
 use crate::error::RunError;
 use crate::http::UpstreamState;
+use crate::http::view::Job;
 use crate::node::{
     self, BlockSource, BlockSubmitter, NodeClient, NodeClientSettings, SubmitterSettings,
     TemplateSourceSettings, run_template_source,
@@ -46,6 +49,10 @@ pub struct PoolParts {
     pub vardiff: VardiffSettings,
     /// Shares that are acknowledged together.
     pub share_batch_size: u32,
+    /// Where the accounts are kept; in memory only when absent.
+    pub ledger: Option<LedgerConfig>,
+    /// What is served over HTTP.
+    pub http: HttpConfig,
 }
 
 /// A running pool.
@@ -79,6 +86,8 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         downstream: config.downstream,
         vardiff: config.vardiff,
         share_batch_size: config.share_batch_size,
+        ledger: config.ledger,
+        http: config.http,
     };
     start(parts, listeners, clock, shutdown)?.role.run().await
 }
@@ -90,7 +99,8 @@ pub fn start(
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<Pool, RunError> {
-    let mut role = Role::start(clock, shutdown.clone());
+    let mut role = Role::start(clock, shutdown.clone(), parts.ledger.as_ref())?;
+    role.observed.sink.writer().upstream(UpstreamId(0), &parts.source_name, "", clock.now());
     let (owner, inbox) = owner();
     let status = Arc::new(PoolStatus::default());
     let templates = parts.source.templates();
@@ -109,13 +119,35 @@ pub fn start(
         ..role::settings(ShareUse::Keep, &parts.vardiff, &parts.downstream)
     };
     role.listen(&mut listeners, &parts.downstream, settings, owner)?;
-    let name = parts.source_name;
-    role.serve_metrics(&mut listeners, move || {
+    let (name, of_job) = (parts.source_name.clone(), parts.source_name.into());
+    let of_jobs = templates.clone();
+    let upstreams = move || {
         let fresh =
             |template: &Arc<BlockTemplate>| clock.now().since(template.received) < OLDEST_LIVE_TEMPLATE;
-        vec![UpstreamState { name: name.clone(), is_live: templates.borrow().as_ref().is_some_and(fresh) }]
-    })?;
+        let is_live = templates.borrow().as_ref().is_some_and(fresh);
+        vec![UpstreamState { name: name.clone(), account: None, is_live }]
+    };
+    let jobs =
+        move || of_jobs.borrow().as_deref().map(|template| job(template, &of_job)).into_iter().collect();
+    role.serve_http(&mut listeners, &parts.http, upstreams, jobs)?;
     Ok(Pool { role, status })
+}
+
+/// What the API shows of a template.
+fn job(template: &BlockTemplate, source: &Arc<str>) -> Job {
+    let mut previous_hash = template.previous_hash;
+    previous_hash.reverse();
+    Job {
+        upstream: Arc::clone(source),
+        number: None,
+        received_us: u64::try_from(template.received.utc.as_micros()).ok(),
+        previous_hash: Some(hex::encode(previous_hash)),
+        height: Some(template.height),
+        version: Some(template.version),
+        nbits: Some(template.nbits),
+        value_sats: Some(template.coinbase_value),
+        transactions: Some(template.transactions.len() as u64),
+    }
 }
 
 /// A client for the node that the configuration names.

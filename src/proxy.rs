@@ -40,10 +40,12 @@ pub fn start(
     if config.upstreams.len() > 1 {
         tracing::warn!("only the first upstream is used: failover to the others is not built yet");
     }
-    let mut role = Role::start(clock, shutdown.clone());
+    let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref())?;
     let (owner, inbox) = owner();
     let upstream_status = Arc::new(UpstreamStatus::default());
     let name = format!("{}:{}", preferred.url.host, preferred.url.port);
+    let account = preferred.user_identity.as_str();
+    role.observed.sink.writer().upstream(UpstreamId(0), &name, account, clock.now());
     let task = UpstreamTask {
         config: rules(config, preferred),
         url: preferred.url.clone(),
@@ -64,10 +66,13 @@ pub fn start(
         ..role::settings(ShareUse::Forward, &config.vardiff, &config.downstream)
     };
     role.listen(&mut listeners, &config.downstream, settings, owner)?;
-    role.serve_metrics(&mut listeners, move || {
+    let account: Arc<str> = preferred.user_identity.as_str().into();
+    let upstreams = move || {
         let is_live = upstream_status.live.load(Ordering::Relaxed);
-        vec![UpstreamState { name: name.clone(), is_live }]
-    })?;
+        vec![UpstreamState { name: name.clone(), account: Some(Arc::clone(&account)), is_live }]
+    };
+    // The upstream's task does not show its job yet.
+    role.serve_http(&mut listeners, &config.http, upstreams, Vec::new)?;
     Ok(role)
 }
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use accounting::DeviceRow;
 use mining_server::Registry;
 use stratum::extranonce::{Exhausted, ReservedExtranonces};
 use stratum::job::RESERVED_SIZE;
@@ -58,6 +59,24 @@ impl SharedRegistry {
             })),
             live_jobs: Arc::default(),
             clock,
+        }
+    }
+
+    /// Takes the devices of the time before, so that each keeps its number for ever.
+    pub fn restore(&self, rows: &[DeviceRow]) {
+        let mut tables = self.tables();
+        for row in rows {
+            let index = row.id.0 as usize;
+            if index >= MAX_DEVICES {
+                continue;
+            }
+            if tables.names.len() <= index {
+                tables.names.resize(index + 1, Arc::from(""));
+            }
+            tables.names[index] = Arc::clone(&row.name);
+            if !row.name.is_empty() {
+                tables.devices.insert(Arc::clone(&row.name), row.id);
+            }
         }
     }
 
@@ -165,6 +184,28 @@ mod tests {
             Ok(first),
             "otherwise what was given back would pile up for ever"
         );
+    }
+
+    #[tokio::test]
+    async fn a_device_keeps_its_number_over_a_restart() {
+        let (sink, _task) = RecordSink::start();
+        let mut registry = SharedRegistry::new(Clock::start(), sink.writer());
+        let row = |id, name: &str| DeviceRow {
+            id: DeviceId(id),
+            name: name.into(),
+            groups: Vec::new(),
+            first_seen_us: 0,
+            last_seen_us: 0,
+            last_share_us: 0,
+            best_difficulty: 0.0,
+            address: String::new(),
+            user_agent: String::new(),
+        };
+        registry.restore(&[row(2, "farm.two"), row(0, "farm.zero")]);
+        assert_eq!(registry.device("farm.two"), DeviceId(2));
+        assert_eq!(registry.device("farm.zero"), DeviceId(0));
+        assert_eq!(registry.device("farm.new"), DeviceId(3), "numbers are never given out again");
+        assert_eq!(&*registry.name(DeviceId(2)), "farm.two");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use accounting::entry::microseconds;
 use mining_server::{Settings, ShareUse};
 use stratum::vardiff::VardiffConfig;
 use tokio::net::TcpListener;
@@ -16,11 +17,15 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
-use crate::config::{DownstreamConfig, Listeners, Sv1Profile, VardiffSettings};
+use crate::config::{DownstreamConfig, HttpConfig, LedgerConfig, Listeners, Sv1Profile, VardiffSettings};
 use crate::downstream::{self, ConnectionCounts, Context, Patience, Protocol};
 use crate::error::RunError;
-use crate::http::{self, Sources, Status, UpstreamState};
+use crate::http::view::History;
+use crate::http::view::{self, RecordedView};
+use crate::http::{self, Served, Sources, Status, UpstreamState};
 use crate::latency::Latencies;
+use crate::ledger::LedgerThreads;
+use crate::ledger::revival::{revive, started};
 use crate::owner::Owner;
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
@@ -28,6 +33,9 @@ use crate::sink::RecordSink;
 
 /// How long all tasks of a role have to end once the end was asked for.
 const END_GRACE: Duration = Duration::from_secs(4);
+
+/// How long the ledger has to write what it was handed over.
+const LEDGER_GRACE: Duration = Duration::from_secs(10);
 
 /// Open files besides the connections of miners: listeners, the node, upstreams, metrics, the standard streams.
 const OTHER_FILES: u64 = 100;
@@ -53,6 +61,10 @@ pub struct Role {
     tasks: JoinSet<&'static str>,
     /// Outlives all writers of records, so that it is waited for last.
     sink_task: JoinHandle<()>,
+    /// The ledger's, which end after the sink has handed over its last.
+    threads: Option<LedgerThreads>,
+    /// Where to look for what was before.
+    history: Option<History>,
     shutdown: Shutdown,
     /// What can be seen of it.
     pub observed: Observed,
@@ -62,17 +74,44 @@ pub struct Role {
     pub sv1_profile_addresses: Vec<SocketAddr>,
     /// Where SV2 miners connect, where there is a listener for them.
     pub sv2_address: Option<SocketAddr>,
+    /// Where the API is, where there is a listener for it.
+    pub api_address: Option<SocketAddr>,
 }
 
 impl Role {
-    /// A role with nothing but its sink.
-    pub fn start(clock: Clock, shutdown: Shutdown) -> Self {
-        let (sink, sink_task) = RecordSink::start();
+    /// A role with nothing but its sink, and the ledger behind it if one is configured.
+    pub fn start(clock: Clock, shutdown: Shutdown, ledger: Option<&LedgerConfig>) -> Result<Self, RunError> {
+        let revived = ledger.map(|config| revive(config, clock)).transpose()?;
+        let (mut threads, mut devices, mut history) = (None, Vec::new(), None);
+        let (sink, sink_task) = match revived {
+            None => RecordSink::start(),
+            Some(revived) => {
+                let folder = ledger.map(|config| config.path.clone()).unwrap_or_default();
+                let status = Arc::clone(revived.to_ledger.writer.status());
+                history = Some(History::new(folder, revived.to_ledger.id, revived.began_us, status));
+                threads = Some(revived.threads);
+                devices = revived.devices;
+                RecordSink::start_with_ledger(revived.to_ledger, clock)
+            }
+        };
+        sink.writer().event(started(microseconds(clock.now().utc)));
         let registry = SharedRegistry::new(clock, sink.writer());
+        registry.restore(&devices);
         let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
         let tasks = JoinSet::new();
-        let (sv1_address, sv1_profile_addresses, sv2_address) = Default::default();
-        Role { tasks, sink_task, shutdown, observed, sv1_address, sv1_profile_addresses, sv2_address }
+        let (sv1_address, sv1_profile_addresses, sv2_address, api_address) = Default::default();
+        Ok(Role {
+            tasks,
+            sink_task,
+            threads,
+            history,
+            shutdown,
+            observed,
+            sv1_address,
+            sv1_profile_addresses,
+            sv2_address,
+            api_address,
+        })
     }
 
     /// Adds a task without which the role cannot go on.
@@ -138,29 +177,63 @@ impl Role {
         Ok(address)
     }
 
-    /// Serves metrics, if there is a listener for them. `upstreams` looks at what work comes from.
-    pub fn serve_metrics(
+    /// Serves metrics and the API, where there are listeners for them. `upstreams` looks at what work comes from, and
+    /// `jobs` at what miners work on.
+    pub fn serve_http(
         &mut self,
         listeners: &mut Listeners,
+        config: &HttpConfig,
         upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+        jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
     ) -> Result<(), RunError> {
-        let Some(listener) = listeners.metrics.take() else { return Ok(()) };
-        let (listener, address) = listener_of(listener)?;
-        tracing::info!(%address, "metrics at /metrics, health at /healthz");
+        let served = self.served(config, upstreams, jobs);
+        if let Some(listener) = listeners.metrics.take() {
+            let (listener, address) = listener_of(listener)?;
+            tracing::info!(%address, "metrics at /metrics, health at /healthz");
+            let (served, shutdown) = (served.clone(), self.shutdown.clone());
+            self.spawn("metrics", async move {
+                if let Err(error) = http::serve_metrics(listener, served, shutdown).await {
+                    tracing::error!(%error, "metrics are no longer served");
+                }
+            });
+        }
+        if let (Some(listener), Some(config)) = (listeners.api.take(), &config.api) {
+            let (listener, address) = listener_of(listener)?;
+            let needs_token = config.read_tokens.is_some() || config.admin_tokens.is_some();
+            tracing::info!(%address, needs_token, "API at /api/v1/");
+            self.api_address = Some(address);
+            let (config, shutdown) = (config.clone(), self.shutdown.clone());
+            self.spawn("API", async move {
+                if let Err(error) = http::serve_api(listener, served, &config, shutdown).await {
+                    tracing::error!(%error, "the API is no longer served");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn served(
+        &self,
+        config: &HttpConfig,
+        upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+        jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
+    ) -> Served {
         let counts = Arc::clone(&self.observed.counts);
         let sources = Sources {
             sink: self.observed.sink.clone(),
-            latencies: Arc::clone(&self.observed.latencies),
             clock: self.observed.clock,
             status: Arc::new(move || status(&counts, upstreams())),
+            jobs: Arc::new(jobs),
+            history: self.history.clone(),
         };
-        let shutdown = self.shutdown.clone();
-        self.spawn("metrics", async move {
-            if let Err(error) = http::serve(listener, sources, shutdown).await {
-                tracing::error!(%error, "metrics are no longer served");
-            }
-        });
-        Ok(())
+        let (clock, status) = (sources.clock, Arc::clone(&sources.status));
+        Served {
+            view: Arc::new(RecordedView::new(sources)),
+            latencies: Arc::clone(&self.observed.latencies),
+            clock,
+            status,
+            max_device_series: config.max_device_series,
+        }
     }
 
     /// Waits for the end. An error when a task ended that should not have.
@@ -188,10 +261,23 @@ impl Role {
         if tokio::time::timeout(END_GRACE, all).await.is_err() {
             tracing::warn!("some tasks did not end in time");
         }
-        // An answer means that the sink has everything that was written before it was asked.
-        if self.observed.sink.overview(self.observed.clock.now()).await.is_err() {
+        // An answer means that the sink has handed over everything that was written before it was asked.
+        if self.observed.sink.finish().await.is_err() {
             let ended = self.sink_task.await;
             failure.get_or_insert(unexpected_end(ended.map(|()| "record sink")));
+        }
+        if let Some(threads) = self.threads.take() {
+            let ended = tokio::task::spawn_blocking(|| threads.end(LEDGER_GRACE)).await;
+            match ended {
+                Ok(Ok(())) => tracing::info!("the ledger is closed, with everything in it"),
+                Ok(Err(unwritten)) => {
+                    failure.get_or_insert(RunError::Failed(unwritten.to_string()));
+                }
+                Err(_) => {
+                    let what = "the ledger ended by a bug of ours; please report it";
+                    failure.get_or_insert(RunError::Failed(what.to_owned()));
+                }
+            }
         }
         failure.map_or(Ok(()), Err)
     }

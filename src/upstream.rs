@@ -396,12 +396,14 @@ impl Driver {
             match feed {
                 Feed::Shared => {
                     let oldest = work.oldest();
+                    self.task.writer.job(&work.active().job);
                     self.task.registry.set_newest_job(work.active().job.number);
                     self.task.inbox.work.publish(work);
                     self.task.registry.set_oldest_live_job(oldest);
                 }
                 Feed::Device(key) => {
                     if let Some(mailbox) = self.mailboxes.get(&key) {
+                        self.task.writer.job(&work.active().job);
                         mailbox.put(key.channel, Delivery::Work(work));
                     }
                 }

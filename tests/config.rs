@@ -11,6 +11,8 @@ use checkweigh::config::{
 const PUBLIC_KEY: &str = "9auqWEzQDVyd2oe1JVGFLMLHZtCo2FFqZwtKA5gd9xbuEu7PH72";
 const SECRET_KEY: &str = "mkDLTBBRxdBv998612qipDYoTK3YUrqLe8uWw7gu3iXbSrn2n";
 const PASSWORD: &str = "correct-horse-battery";
+const READ_TOKEN: &str = "a-token-that-may-read";
+const ADMIN_TOKEN: &str = "a-token-that-may-write";
 /// The address of BIP 173's first example.
 const ADDRESS: &str = "BC1QW508D6QEJXTDG4Y5R3ZARVARY0C5XW7KV8F3T4";
 
@@ -22,9 +24,13 @@ fn example(name: &str) -> String {
 /// A folder with the files that a configuration may name.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    for (name, text) in
-        [("authority.key", SECRET_KEY), ("ledger.key", SECRET_KEY), ("node-password", PASSWORD)]
-    {
+    for (name, text) in [
+        ("authority.key", SECRET_KEY),
+        ("ledger.key", SECRET_KEY),
+        ("node-password", PASSWORD),
+        ("api-read.token", READ_TOKEN),
+        ("api-admin.token", ADMIN_TOKEN),
+    ] {
         let path = folder.path().join(name);
         fs::write(&path, format!("{text}\n")).expect("a file");
         #[cfg(unix)]
@@ -198,7 +204,7 @@ red = 1
         "line 19: ledger.commit_interval_ms: 251 is not from 10 to 250",
         "line 20: ledger.keep_recrods_days: unknown key; did you mean `keep_records_days`?",
         "line 21: metrics.listen: is missing",
-        "line 22: colour: unknown key; known here: downstream, upstream, channels, vardiff, ledger, metrics, log",
+        "line 22: colour: unknown key; known here: downstream, upstream, channels, vardiff, ledger, metrics, api, log",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {
@@ -259,6 +265,10 @@ fn secretive_pool(folder: &Path) -> (String, PathBuf) {
         .replace("cookie_file = ", "# ")
         .replace("# user = ", "user = ")
         .replace("# password_file = ", "password_file = ")
+        .replace("# [api]", "[api]")
+        .replace("# listen = \"127.0.0.1:9851\"", "listen = \"0.0.0.0:9851\"")
+        .replace("# read_token_file", "read_token_file")
+        .replace("# admin_token_file", "admin_token_file")
         .replace("# format = ", "format = ");
     (text, folder.join("pool.toml"))
 }
@@ -272,6 +282,7 @@ fn secrets_are_never_shown() {
     for shown in [format!("{loaded:?}"), loaded.config.effective()] {
         assert!(!shown.contains(PASSWORD), "{shown}");
         assert!(!shown.contains(SECRET_KEY), "{shown}");
+        assert!(!shown.contains(READ_TOKEN) && !shown.contains(ADMIN_TOKEN), "{shown}");
     }
     let effective = loaded.config.effective();
     assert!(effective.contains("# password: <hidden>"), "{effective}");
@@ -302,6 +313,41 @@ fn the_effective_configuration_loads_to_itself() {
     let again = read::<ProxyConfig>(&effective, Path::new("p.toml")).expect("what was printed loads");
     assert!(again.notes.is_empty());
     assert_eq!(again.config.effective(), effective);
+}
+
+#[test]
+fn an_api_that_others_can_reach_needs_a_token() {
+    let folder = folder();
+    let text = |listen: &str, more: &str| {
+        format!(
+            "[downstream]\nsv1_listen = \"0.0.0.0:3333\"\n[[upstream]]\nurl = \"stratum2+tcp://pool.example:1\"\n\
+             user_identity = \"a\"\n[api]\nlisten = \"{listen}\"\n{more}\n"
+        )
+    };
+    let path = folder.path().join("p.toml");
+    for loopback in ["127.0.0.1:9850", "[::1]:9850"] {
+        let loaded = read::<ProxyConfig>(&text(loopback, ""), &path).expect("nobody else can reach it");
+        assert_eq!(loaded.config.http.api.expect("it is there").requests_per_minute, 600);
+    }
+    for open in ["0.0.0.0:9850", "[::]:9850", "192.0.2.1:9850"] {
+        let found = problems::<ProxyConfig>(&text(open, ""), &path);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].starts_with("line 7: api.listen: ") && found[0].contains("read_token_file"),
+            "{found:?}"
+        );
+        let key = "read_token_file = \"api-read.token\"";
+        read::<ProxyConfig>(&text(open, key), &path).expect("it has a token");
+    }
+    fs::write(folder.path().join("api-read.token"), "secret").expect("a file");
+    let more = "read_token_file = \"api-read.token\"\ncors_origins = [\"*\"]\nrequests_per_minute = 0";
+    let found = problems::<ProxyConfig>(&text("0.0.0.0:1", more), &path);
+    let expected =
+        ["line 8: api.read_token_file", "line 9: api.cors_origins: \"*\" is not", "line 10: api.requests"];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected) && !found.contains("secret"), "{found}");
+    }
 }
 
 #[cfg(unix)]

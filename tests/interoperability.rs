@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use checkweigh::clock::Clock;
 use checkweigh::config::listen::bind;
-use checkweigh::config::{DownstreamConfig, Listeners, VardiffSettings};
+use checkweigh::config::{DownstreamConfig, HttpConfig, Listeners, VardiffSettings};
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use checkweigh::miner::{self, MinerFigures, MinerOptions};
 use checkweigh::node::BlockSource;
@@ -207,6 +207,8 @@ impl RunningPool {
             },
             vardiff: VardiffSettings { enabled: true, config },
             share_batch_size: 4,
+            ledger: None,
+            http: HttpConfig::default(),
         };
         let listeners = Listeners { sv2: Some(bind(listen).expect("a free port")), ..Listeners::default() };
         let pool = pool::start(parts, listeners, clock, end).expect("the pool starts");

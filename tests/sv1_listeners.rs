@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use checkweigh::clock::Clock;
-use checkweigh::config::{DownstreamConfig, Listeners, LogConfig, ProxyConfig, Sv1Profile, UpstreamConfig};
+use checkweigh::config::{
+    DownstreamConfig, HttpConfig, Listeners, LogConfig, ProxyConfig, Sv1Profile, UpstreamConfig,
+};
 use checkweigh::downstream::ConnectionCounts;
 use checkweigh::node::BlockSource;
 use checkweigh::pool::{self, PoolParts};
@@ -61,6 +63,8 @@ fn pool_with_profile() -> (Role, ShutdownTrigger) {
         downstream: downstream(),
         vardiff: vardiff(EXPONENT),
         share_batch_size: 10,
+        ledger: None,
+        http: HttpConfig::default(),
     };
     let pool = pool::start(parts, listeners(), Clock::start(), end).expect("the pool starts");
     (pool.role, stop)
@@ -80,6 +84,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         vardiff: vardiff(EXPONENT),
         ledger: None,
         metrics_listen: None,
+        http: HttpConfig::default(),
         log: LogConfig::default(),
     };
     (proxy::start(&config, listeners(), Clock::start(), end).expect("the proxy starts"), stop)

@@ -25,6 +25,8 @@ pub enum ListenKey {
     Sv2,
     /// `/metrics` and `/healthz`.
     Metrics,
+    /// The API.
+    Api,
 }
 
 impl ListenKey {
@@ -35,6 +37,7 @@ impl ListenKey {
             ListenKey::Sv1Profile(index) => format!("downstream.sv1_profile[{index}].listen").into(),
             ListenKey::Sv2 => "downstream.sv2_listen".into(),
             ListenKey::Metrics => "metrics.listen".into(),
+            ListenKey::Api => "api.listen".into(),
         }
     }
 }
@@ -61,6 +64,8 @@ pub struct Listeners {
     pub sv2: Option<TcpListener>,
     /// For `/metrics` and `/healthz`.
     pub metrics: Option<TcpListener>,
+    /// For the API.
+    pub api: Option<TcpListener>,
 }
 
 /// Binds every address. Tries all of them even when some fail, and then returns all failures.
@@ -73,6 +78,7 @@ pub fn bind_listeners(addresses: &[ListenAddress]) -> Result<Listeners, Vec<Prob
             (Ok(listener), ListenKey::Sv1Profile(_)) => listeners.sv1_profiles.push(listener),
             (Ok(listener), ListenKey::Sv2) => listeners.sv2 = Some(listener),
             (Ok(listener), ListenKey::Metrics) => listeners.metrics = Some(listener),
+            (Ok(listener), ListenKey::Api) => listeners.api = Some(listener),
             (Err(error), of) => problems.push(Problem {
                 key: of.key().into_owned(),
                 line: *line,

@@ -6,6 +6,7 @@
 //!
 //! This module never talks to the network, except that [`listen`] binds the listeners, and never prints a secret.
 
+mod api;
 mod file;
 mod ledger;
 pub mod listen;
@@ -17,6 +18,7 @@ mod proxy;
 mod reader;
 mod render;
 
+pub use api::{ApiConfig, HttpConfig, Tokens};
 pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};

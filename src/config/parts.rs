@@ -1,4 +1,4 @@
-//! The sections that both roles have: `[downstream]`, `[vardiff]`, `[metrics]` and `[log]`.
+//! The sections that both roles have: `[downstream]`, `[vardiff]` and `[log]`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -267,22 +267,6 @@ fn read_in_range(
 /// Exact, as a logarithm would not be: the exponent field of a normal double.
 fn floor_log2(value: f64) -> i32 {
     ((value.to_bits() >> 52) & 0x7ff) as i32 - 1023
-}
-
-/// `[metrics]`: nothing is served without it.
-pub(super) fn read_metrics(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<SocketAddr> {
-    let mut section = document.section(findings, "metrics");
-    section.require(findings, "listen");
-    let listen = section.listen(findings, "listen", ListenKey::Metrics);
-    section.finish(findings);
-    listen
-}
-
-pub(super) fn render_metrics(listen: Option<SocketAddr>, page: &mut Page) {
-    if let Some(listen) = listen {
-        page.section("[metrics]");
-        page.key("listen", listen.to_string());
-    }
 }
 
 impl LogConfig {

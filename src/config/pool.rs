@@ -9,10 +9,11 @@ use bitcoin::{Address, Network, ScriptBuf};
 use reqwest::Url;
 use secrecy::SecretString;
 
+use super::api::{HttpConfig, read_metrics, render_metrics};
 use super::file;
 use super::ledger::LedgerConfig;
 use super::load::{Role, RoleConfig};
-use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
+use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
 
@@ -60,6 +61,8 @@ pub struct PoolConfig {
     pub ledger: Option<LedgerConfig>,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// What else is served over HTTP.
+    pub http: HttpConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -290,7 +293,8 @@ impl RoleConfig for PoolConfig {
         section.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
         let ledger = LedgerConfig::read(document, findings);
-        let metrics_listen = read_metrics(document, findings);
+        let (metrics_listen, max_device_series) = read_metrics(document, findings);
+        let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
         Some(PoolConfig {
             downstream: downstream?,
@@ -302,6 +306,7 @@ impl RoleConfig for PoolConfig {
             vardiff,
             ledger,
             metrics_listen,
+            http,
             log,
         })
     }
@@ -324,7 +329,8 @@ impl RoleConfig for PoolConfig {
         if let Some(ledger) = &self.ledger {
             ledger.render(&mut page);
         }
-        render_metrics(self.metrics_listen, &mut page);
+        render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
+        self.http.render(&mut page);
         self.log.render(&mut page);
         page.finish()
     }

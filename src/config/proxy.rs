@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use stratum::sv2::PoolUrl;
 
+use super::api::{HttpConfig, read_metrics, render_metrics};
 use super::ledger::LedgerConfig;
 use super::load::{Role, RoleConfig};
-use super::parts::{DownstreamConfig, LogConfig, VardiffSettings, read_metrics, render_metrics};
+use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
 
@@ -31,6 +32,8 @@ pub struct ProxyConfig {
     pub ledger: Option<LedgerConfig>,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// What else is served over HTTP.
+    pub http: HttpConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -58,7 +61,8 @@ impl RoleConfig for ProxyConfig {
         channels.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
         let ledger = LedgerConfig::read(document, findings);
-        let metrics_listen = read_metrics(document, findings);
+        let (metrics_listen, max_device_series) = read_metrics(document, findings);
+        let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
         Some(ProxyConfig {
             downstream: downstream?,
@@ -67,6 +71,7 @@ impl RoleConfig for ProxyConfig {
             vardiff,
             ledger,
             metrics_listen,
+            http,
             log,
         })
     }
@@ -86,7 +91,8 @@ impl RoleConfig for ProxyConfig {
         if let Some(ledger) = &self.ledger {
             ledger.render(&mut page);
         }
-        render_metrics(self.metrics_listen, &mut page);
+        render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
+        self.http.render(&mut page);
         self.log.render(&mut page);
         page.finish()
     }

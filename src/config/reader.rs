@@ -172,6 +172,21 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// A list of texts.
+    pub(super) fn strings(&mut self, findings: &mut Findings<'_>, key: &'static str) -> Option<Vec<&'d str>> {
+        let wanted = "a list of texts in quotation marks";
+        match self.ask(findings, key)? {
+            DeValue::Array(entries) => {
+                let texts: Option<Vec<&str>> = entries.iter().map(|entry| entry.get_ref().as_str()).collect();
+                if texts.is_none() {
+                    findings.problem(self.place_of(findings, key), format!("must be {wanted}"));
+                }
+                texts
+            }
+            other => self.refuse_type(findings, key, wanted, other),
+        }
+    }
+
     /// True or false.
     pub(super) fn boolean(&mut self, findings: &mut Findings<'_>, key: &'static str) -> Option<bool> {
         let value = self.ask(findings, key)?;

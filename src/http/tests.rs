@@ -1,18 +1,28 @@
 //! The page as Prometheus reads it, and the answers as a supervisor gets them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod api;
+mod contract;
+mod recorded;
+mod schema;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use accounting::{AnswerSums, Totals};
 use mining_server::{DropReason, RejectReason};
 use stratum::UpstreamId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use super::metrics::{COMMIT, device_pieces, render};
+use super::view::fake::{FakeView, fleet};
+use super::view::{Overview, RecordedView, Upstream};
 use super::*;
 use crate::config::listen::bind;
 use crate::shutdown::{ShutdownTrigger, shutdown};
-use crate::sink::{AnswerSums, Totals};
 
 fn status(is_live: bool) -> Status {
-    let upstream = |name: &str, is_live| UpstreamState { name: name.to_owned(), is_live };
+    let upstream = |name: &str, is_live| UpstreamState { name: name.to_owned(), account: None, is_live };
     let upstreams = vec![upstream("pool.example:34254", is_live), upstream("other.example:1", false)];
     Status { sv1_connections: 3, rolling_withheld: 2, rolled_outside_mask: 1, upstreams, ..Status::default() }
 }
@@ -27,7 +37,13 @@ fn overview() -> Overview {
     totals.answers = AnswerSums { forwarded: 10, refused: 1, ..AnswerSums::default() };
     totals.upstreams.insert(UpstreamId(0), totals.answers.clone());
     totals.refused_by_code.insert("stale-share".to_owned(), 1);
-    Overview { totals, devices: 2, hash_rate_1m: None, hash_rate_10m: None }
+    let upstream =
+        |name: &str, is_live, answers| Upstream { name: name.into(), account: None, is_live, answers };
+    let upstreams = vec![
+        upstream("pool.example:34254", true, totals.answers.clone()),
+        upstream("other.example:1", false, AnswerSums::default()),
+    ];
+    Overview { totals, devices: 2, upstreams, ..Overview::default() }
 }
 
 /// One line with a value: name and labels as they are written, and the value.
@@ -89,7 +105,8 @@ fn the_page_follows_the_text_format() {
     assert_eq!(samples["checkweigh_sv1_version_rolling_connections{state=\"withheld\"}"], 2.0);
     assert_eq!(samples["checkweigh_sv1_version_rolling_withheld_total"], 0.0);
     assert_eq!(samples["checkweigh_sv1_rolled_outside_mask_connections_total"], 1.0);
-    let version = format!("checkweigh_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    let version = format!("checkweigh_build_info{{version=\"{version}\",commit=\"{COMMIT}\"}}");
     assert_eq!(samples[&version], 1.0);
     for reason in RejectReason::ALL {
         let sample = format!("checkweigh_shares_rejected_total{{reason=\"{}\"}}", reason.name());
@@ -110,9 +127,13 @@ fn the_page_follows_the_text_format() {
 
 #[test]
 fn labels_cannot_break_the_page() {
-    let mut status = status(true);
-    status.upstreams[0].name = "evil\"} 1\n# TYPE x counter\\".to_owned();
-    parse(&render(&overview(), &Latencies::default(), &status));
+    let evil = "evil\"} 1\n# TYPE x counter\\";
+    let mut fleet = fleet(4);
+    fleet.overview.upstreams[0].name = evil.into();
+    fleet.overview.groups[0].name = evil.into();
+    fleet.devices[2].name = evil.into();
+    parse(&render(&fleet.overview, &Latencies::default(), &status(true)));
+    parse(&device_pieces(Arc::new(fleet), 4).collect::<String>());
 }
 
 /// Two servers in one process: neither knows of the other.
@@ -141,28 +162,97 @@ struct Ending {
     task: tokio::task::JoinHandle<io::Result<()>>,
 }
 
-async fn start(is_live: bool) -> (SocketAddr, Ending) {
+fn listener() -> (SocketAddr, TcpListener) {
     let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
     let listener = TcpListener::from_std(listener).expect("in a runtime");
-    let address = listener.local_addr().expect("bound");
+    (listener.local_addr().expect("bound"), listener)
+}
+
+async fn start(is_live: bool) -> (SocketAddr, Ending) {
+    let (address, listener) = listener();
     let (sink, _task) = RecordSink::start();
-    let sources = Sources {
-        sink,
-        latencies: Arc::default(),
-        clock: Clock::start(),
-        status: Arc::new(move || status(is_live)),
-    };
+    let clock = Clock::start();
+    let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || status(is_live));
+    let sources =
+        Sources { sink, clock, status: Arc::clone(&status), jobs: Arc::new(Vec::new), history: None };
+    let view = Arc::new(RecordedView::new(sources));
+    let served = Served { view, latencies: Arc::default(), clock, status, max_device_series: 0 };
     let (trigger, end) = shutdown();
-    (address, Ending { trigger, task: tokio::spawn(serve(listener, sources, end)) })
+    (address, Ending { trigger, task: tokio::spawn(serve_metrics(listener, served, end)) })
 }
 
 /// The head and the body of the answer.
 async fn request(address: SocketAddr, path: &str) -> (String, String) {
+    send(address, &format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")).await
+}
+
+async fn send(address: SocketAddr, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.expect("it listens");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("open");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     (head.to_owned(), body.to_owned())
+}
+
+#[test]
+fn devices_have_series_up_to_the_bound() {
+    let fleet = Arc::new(fleet(600));
+    let whole: String = device_pieces(Arc::clone(&fleet), 1000).collect();
+    let (samples, _) = parse(&whole);
+    assert_eq!(samples["checkweigh_device_series_omitted"], 0.0);
+    assert_eq!(samples["checkweigh_device_shares_accepted_total{device=\"farm.rig598\"}"], 9.0 * 598.0);
+    assert!(
+        !samples.contains_key("checkweigh_device_hash_rate_hashes_per_second{device=\"farm.rig1\"}"),
+        "unknown"
+    );
+    let (samples, types) = parse(&device_pieces(Arc::clone(&fleet), 10).collect::<String>());
+    assert_eq!(samples["checkweigh_device_series_omitted"], 590.0);
+    let shown = samples.keys().filter(|sample| sample.starts_with("checkweigh_device_shares_accepted_total"));
+    assert_eq!(shown.count(), 10);
+    assert_eq!(types.len(), 8);
+    assert!(device_pieces(fleet, 1000).all(|piece| piece.len() < 100_000), "no piece is the whole page");
+}
+
+/// What the dashboard asks for is what there is.
+#[test]
+fn the_dashboard_asks_only_for_metrics_that_exist() {
+    let dashboard = include_str!("../../config/grafana-dashboard.json");
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).expect("it is JSON");
+    let mut expressions = Vec::new();
+    expressions_in(&dashboard, &mut expressions);
+    assert!(expressions.len() > 15, "{expressions:?}");
+    let page = render(&fleet(2).overview, &Latencies::default(), &status(true));
+    let (_, types) = parse(&page);
+    let mut asked = BTreeSet::new();
+    for expression in &expressions {
+        let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        for word in expression.split(|letter: char| !is_name(letter)) {
+            if word.starts_with("checkweigh_") {
+                let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end));
+                let family = family.filter(|family| types.contains_key(*family)).unwrap_or(word);
+                assert!(types.contains_key(family), "{word} in {expression}");
+                if types[family] == "counter" {
+                    assert!(expression.contains("rate(") || expression.contains("increase("), "{expression}");
+                }
+                asked.insert(family.to_owned());
+            }
+        }
+    }
+    assert!(asked.len() > 15, "{asked:?}");
+}
+
+fn expressions_in(value: &serde_json::Value, found: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(entries) => {
+            for (key, value) in entries {
+                match value.as_str() {
+                    Some(text) if key == "expr" => found.push(text.to_owned()),
+                    _ => expressions_in(value, found),
+                }
+            }
+        }
+        serde_json::Value::Array(entries) => entries.iter().for_each(|value| expressions_in(value, found)),
+        _ => {}
+    }
 }

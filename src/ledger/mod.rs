@@ -3,12 +3,14 @@
 //! What the entries mean is `accounting`'s part: here, payloads are bytes, and sums are stored as they come. Nothing
 //! here is on the way of a share: the sink hands over what it has sealed, and goes on.
 //!
+//! - [`revival`]: from a ledger on disk to books in memory.
 //! - [`store`]: what any engine must do, and how it fails.
 //! - [`sqlite`]: the engine that is built in: one folder, no server.
 //! - [`writer`]: the threads that own the store, and outlast a failing disk.
 //! - [`times`]: UTC, in and out.
 //! - [`verify`]: whether all of it is sound.
 
+pub mod revival;
 pub mod sqlite;
 pub mod store;
 pub mod times;

@@ -138,6 +138,7 @@ impl PoolTask {
         let work = self.jobs.work().expect("a job was just made");
         let oldest = work.oldest();
         self.registry.set_newest_job(work.active().job.number);
+        self.writer.job(&work.active().job);
         self.inbox.work.publish(Arc::new(work));
         self.registry.set_oldest_live_job(oldest);
         self.writer.flush();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use checkweigh::clock::Clock;
 use checkweigh::config::listen::bind;
 use checkweigh::config::{
-    DownstreamConfig, Listeners, LogConfig, ProxyConfig, UpstreamConfig, VardiffSettings,
+    DownstreamConfig, HttpConfig, Listeners, LogConfig, ProxyConfig, UpstreamConfig, VardiffSettings,
 };
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use checkweigh::error::RunError;
@@ -119,6 +119,8 @@ pub(crate) fn start_pool_with_status(
         downstream: downstream(),
         vardiff,
         share_batch_size: 10,
+        ledger: None,
+        http: HttpConfig::default(),
     };
     let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(sv2)), ..Listeners::default() };
     let pool = pool::start(parts, listeners, Clock::start(), end).expect("the pool starts");
@@ -149,6 +151,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         vardiff,
         ledger: None,
         metrics_listen: None,
+        http: HttpConfig::default(),
         log: LogConfig::default(),
     };
     let metrics_listener = listen(None);

@@ -499,6 +499,11 @@ impl Books {
         }))
     }
 
+    /// What a store keeps of each device.
+    pub fn device_rows(&self) -> impl Iterator<Item = DeviceRow> {
+        (0..self.devices.len()).filter_map(|index| self.device_row(DeviceId(index as u32)))
+    }
+
     fn device_row(&self, id: DeviceId) -> Option<DeviceRow> {
         let device = self.devices.get(id.0 as usize)?.as_ref()?;
         Some(DeviceRow {

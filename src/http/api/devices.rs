@@ -1,0 +1,262 @@
+//! Devices: filtered, sorted and in pages.
+//!
+//! A page ends with a cursor that says after which device, in which order, the next one starts. A walk by name meets
+//! every device exactly once, whatever happens meanwhile; a walk by a figure that changes can miss or repeat some.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use accounting::Sums;
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use stratum::DeviceId;
+
+use super::{Answered, SharedFleet, apart, json, now_us};
+use crate::http::Served;
+use crate::http::params::Params;
+use crate::http::problem::Problem;
+use crate::http::shapes::{DeviceShape, SpanShape, Time};
+use crate::http::view::{Device, Fleet, Period, Unanswered};
+
+/// Devices of one page: two megabytes.
+const MAX_PAGE: usize = 1000;
+
+/// Devices of a page when the asker does not say.
+const DEFAULT_PAGE: usize = 100;
+
+/// The time that is meant when only one end of a period is given: a day.
+const DEFAULT_PERIOD: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// What devices can be sorted by; unknown comes as the smallest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    Name,
+    Number,
+    Submitted,
+    Accepted,
+    Rejected,
+    AcceptedWork,
+    Rate(usize),
+    FirstSeen,
+    LastSeen,
+    LastShare,
+    BestDifficulty,
+    Power,
+    Efficiency,
+}
+
+const SORTS: [(&str, Sort); 16] = [
+    ("name", Sort::Name),
+    ("number", Sort::Number),
+    ("submitted", Sort::Submitted),
+    ("accepted", Sort::Accepted),
+    ("rejected", Sort::Rejected),
+    ("accepted_work", Sort::AcceptedWork),
+    ("hash_rate_1m", Sort::Rate(0)),
+    ("hash_rate_10m", Sort::Rate(1)),
+    ("hash_rate_1h", Sort::Rate(2)),
+    ("hash_rate_24h", Sort::Rate(3)),
+    ("first_seen", Sort::FirstSeen),
+    ("last_seen", Sort::LastSeen),
+    ("last_share", Sort::LastShare),
+    ("best_difficulty", Sort::BestDifficulty),
+    ("power", Sort::Power),
+    ("efficiency", Sort::Efficiency),
+];
+
+/// A place in an order. Two devices never have the same one, because of the number.
+#[derive(Clone, Debug, PartialEq)]
+struct Rank {
+    name: Option<String>,
+    figure: f64,
+    number: u32,
+}
+
+impl Rank {
+    fn order(&self, other: &Rank) -> Ordering {
+        let names = self.name.cmp(&other.name);
+        names.then(self.figure.total_cmp(&other.figure)).then(self.number.cmp(&other.number))
+    }
+}
+
+impl Sort {
+    fn rank(self, device: &Device, sums: &Sums) -> Rank {
+        let time = |us: u64| us as f64;
+        let figure = match self {
+            Sort::Name => Some(0.0),
+            Sort::Number => Some(f64::from(device.id.0)),
+            Sort::Submitted => Some(sums.shares.submitted as f64),
+            Sort::Accepted => Some(sums.shares.accepted as f64),
+            Sort::Rejected => Some(sums.shares.rejected_total() as f64),
+            Sort::AcceptedWork => Some(sums.shares.credited.0 as f64),
+            Sort::Rate(window) => device.rates.accepted[window].map(|rate| rate.hash_rate_hs),
+            Sort::FirstSeen => Some(time(device.first_seen_us)),
+            Sort::LastSeen => Some(time(device.last_seen_us)),
+            Sort::LastShare => device.last_share_us.map(time),
+            Sort::BestDifficulty => device.best_difficulty,
+            Sort::Power => device.power_w.map(|(power, _)| power),
+            Sort::Efficiency => sums.energy.joules_per_terahash(),
+        };
+        Rank {
+            name: (self == Sort::Name).then(|| device.name.to_string()),
+            figure: figure.unwrap_or(f64::NEG_INFINITY),
+            number: device.id.0,
+        }
+    }
+}
+
+/// What one request asks for.
+struct Question {
+    limit: usize,
+    sort: Sort,
+    descends: bool,
+    group: Option<String>,
+    /// Part of a name, in lower case.
+    filter: Option<String>,
+    after: Option<Rank>,
+}
+
+impl Question {
+    fn read(params: &Params) -> Result<Self, Problem> {
+        let sort = params.choice("sort", &SORTS)?;
+        let descends = params.choice("order", &[("asc", false), ("desc", true)])?;
+        let after = params.text("cursor").map(|text| {
+            rank_of(text, sort, descends).ok_or_else(|| {
+                Problem::bad_request("cursor is not one that a page in this order ended with (next)")
+            })
+        });
+        Ok(Question {
+            limit: params.integer("limit", 1..=MAX_PAGE, DEFAULT_PAGE)?,
+            sort,
+            descends,
+            group: params.text("group").map(str::to_owned),
+            filter: params.text("filter").map(str::to_lowercase),
+            after: after.transpose()?,
+        })
+    }
+
+    fn wants(&self, device: &Device) -> bool {
+        let in_group = |group: &String| device.groups.iter().any(|other| **other == **group);
+        let has_text = |text: &String| device.name.to_lowercase().contains(text);
+        self.group.as_ref().is_none_or(in_group) && self.filter.as_ref().is_none_or(has_text)
+    }
+
+    fn order(&self, a: &Rank, b: &Rank) -> Ordering {
+        if self.descends { b.order(a) } else { a.order(b) }
+    }
+
+    fn cursor(&self, rank: &Rank) -> String {
+        let order = if self.descends { 'd' } else { 'a' };
+        let (figure, number) = (rank.figure.to_bits(), rank.number);
+        let name = rank.name.as_deref().unwrap_or_default();
+        hex::encode(format!("{order} {} {figure:x} {number} {name}", name_of(self.sort)))
+    }
+}
+
+fn name_of(sort: Sort) -> &'static str {
+    SORTS.iter().find(|(_, known)| *known == sort).map_or("", |(name, _)| name)
+}
+
+/// Reads a cursor; `None` when it is none, or one of another order.
+fn rank_of(cursor: &str, sort: Sort, descends: bool) -> Option<Rank> {
+    let text = String::from_utf8(hex::decode(cursor).ok()?).ok()?;
+    let mut parts = text.splitn(5, ' ');
+    let is_same = parts.next()? == if descends { "d" } else { "a" } && parts.next()? == name_of(sort);
+    let figure = f64::from_bits(u64::from_str_radix(parts.next()?, 16).ok()?);
+    let number = parts.next()?.parse().ok()?;
+    let name = parts.next()?;
+    is_same.then(|| Rank { name: (sort == Sort::Name).then(|| name.to_owned()), figure, number })
+}
+
+#[derive(Serialize)]
+struct PageShape<'a> {
+    taken: Time,
+    since: Time,
+    period: Option<SpanShape>,
+    /// How many devices there are that group and filter let through.
+    total: usize,
+    devices: Vec<DeviceShape<'a>>,
+    next: Option<String>,
+}
+
+/// A page of devices.
+pub(in crate::http) async fn devices(
+    State(served): State<Served>,
+    RawQuery(query): RawQuery,
+) -> Answered<Response> {
+    let known = ["limit", "cursor", "sort", "order", "filter", "group", "from", "to"];
+    let params = Params::read(query.as_deref(), &known)?;
+    let question = Question::read(&params)?;
+    let period = period_of(&served, &params).await?;
+    let fleet = served.view.fleet().await?;
+    Ok(json(apart(move || page(&fleet, &question, period.as_ref())).await))
+}
+
+async fn period_of(served: &Served, params: &Params) -> Result<Option<Period>, Problem> {
+    if params.text("from").is_none() && params.text("to").is_none() {
+        return Ok(None);
+    }
+    let span = params.span(now_us(served), DEFAULT_PERIOD)?;
+    Ok(Some(served.view.period(span).await?))
+}
+
+fn page(fleet: &Fleet, question: &Question, period: Option<&Period>) -> Vec<u8> {
+    let nothing = Sums::default();
+    let of_period: Option<HashMap<DeviceId, &Sums>> =
+        period.map(|period| period.devices.iter().map(|(id, sums)| (*id, sums)).collect());
+    let sums_of =
+        |device: &Device| of_period.as_ref().map(|sums| sums.get(&device.id).copied().unwrap_or(&nothing));
+    let mut total = 0;
+    let mut found: Vec<(Rank, &Device)> = Vec::new();
+    for device in fleet.devices.iter().filter(|device| question.wants(device)) {
+        total += 1;
+        let rank = question.sort.rank(device, sums_of(device).unwrap_or(&device.sums));
+        if question.after.as_ref().is_none_or(|after| question.order(after, &rank).is_lt()) {
+            found.push((rank, device));
+        }
+    }
+    let is_last = found.len() <= question.limit;
+    if !is_last {
+        // Only the devices of the page need an order among themselves.
+        found.select_nth_unstable_by(question.limit, |(a, _), (b, _)| question.order(a, b));
+        found.truncate(question.limit);
+    }
+    found.sort_unstable_by(|(a, _), (b, _)| question.order(a, b));
+    let next = found.last().filter(|_| !is_last).map(|(rank, _)| question.cursor(rank));
+    let shape = PageShape {
+        taken: Time(fleet.overview.taken_us),
+        since: Time(fleet.overview.since_us),
+        period: period.map(|period| period.span.into()),
+        total,
+        devices: found
+            .iter()
+            .map(|(_, device)| {
+                let of_period = period.zip(sums_of(device)).map(|(period, sums)| (period.span, sums));
+                DeviceShape::of(device, fleet.has_answers_by_device, of_period)
+            })
+            .collect(),
+        next,
+    };
+    serde_json::to_vec(&shape).expect("figures and texts are JSON")
+}
+
+/// One device.
+pub(in crate::http) async fn device(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answered<Response> {
+    let params = Params::read(query.as_deref(), &["from", "to"])?;
+    let period = period_of(&served, &params).await?;
+    let fleet: SharedFleet = Arc::clone(&served.view.fleet().await?);
+    let device = fleet.device(&name).ok_or(Unanswered::Unknown("device"))?;
+    let nothing = Sums::default();
+    let of_period = period.as_ref().map(|period| {
+        let sums = period.devices.iter().find(|(id, _)| *id == device.id);
+        (period.span, sums.map_or(&nothing, |(_, sums)| sums))
+    });
+    Ok(Json(DeviceShape::of(device, fleet.has_answers_by_device, of_period)).into_response())
+}

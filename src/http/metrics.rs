@@ -1,0 +1,371 @@
+//! The page for Prometheus: every number about shares comes from the accounts, so the page and they cannot differ.
+//!
+//! No label holds a worker name, an address of a miner, or anything else that a peer can make up without end; only
+//! `/metrics/devices` has names, for as many devices as the configuration allows.
+
+use std::sync::Arc;
+
+use accounting::{AnswerSums, PowerSource};
+use stratum::Target;
+
+use super::Status;
+use super::page::Page;
+use super::view::{Device, Fleet, Group, Overview, Rate, Rates, Upstream, WINDOWS};
+use crate::latency::Latencies;
+
+/// Devices whose lines are made at once, so that a page of a hundred megabytes never is in memory as a whole.
+const DEVICES_A_PIECE: usize = 256;
+
+/// The commit that the program was built from, where the build was told.
+pub(super) const COMMIT: &str = match option_env!("CHECKWEIGH_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// The whole page in the text format of Prometheus, version 0.0.4.
+pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status) -> String {
+    let mut page = Page::default();
+    page.gauge("checkweigh_build_info", "Always 1; which version runs, and the commit it was built from.");
+    page.labelled_twice([("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)], 1);
+    page.gauge("checkweigh_start_time_seconds", "When the process started; unix seconds.");
+    page.value(overview.started_us as f64 / 1e6);
+    render_shares(&mut page, overview);
+    render_work(&mut page, overview);
+    render_answers(&mut page, overview);
+    render_upstreams(&mut page, &overview.upstreams);
+    render_connections(&mut page, status);
+    render_version_rolling(&mut page, status);
+    page.gauge("checkweigh_devices", "Devices seen since the start.");
+    page.value(overview.devices);
+    render_rates(&mut page, &overview.rates);
+    render_energy(&mut page, overview);
+    render_groups(&mut page, &overview.groups);
+    let latency = "Time from a share read to its answer written.";
+    page.histogram("checkweigh_share_ack_latency_seconds", latency, &latencies.share_ack.snapshot());
+    let latency =
+        "Time from a new block read, at the upstream or node, to the job for it written to a miner.";
+    page.histogram("checkweigh_new_block_latency_seconds", latency, &latencies.new_block.snapshot());
+    let latency = "Time from a share sent upstream to the upstream's answer.";
+    page.histogram("checkweigh_upstream_ack_latency_seconds", latency, &latencies.upstream_ack.snapshot());
+    page.text
+}
+
+fn render_shares(page: &mut Page, overview: &Overview) {
+    let shares = &overview.totals.shares;
+    page.counter("checkweigh_shares_submitted_total", "Shares judged: accepted and rejected ones.");
+    page.value(shares.submitted);
+    page.counter("checkweigh_shares_accepted_total", "Shares that met their target, blocks included.");
+    page.value(shares.accepted);
+    page.counter("checkweigh_shares_rejected_total", "Shares refused, by reason.");
+    for (reason, count) in shares.rejected_by_reason() {
+        page.labelled("reason", reason.name(), count);
+    }
+    page.counter("checkweigh_blocks_found_total", "Accepted shares that met the network's target.");
+    page.value(shares.blocks);
+    let help = "Accepted shares that were worth nothing at the upstream's target.";
+    page.counter("checkweigh_shares_below_upstream_target_total", help);
+    page.value(shares.below_upstream_target);
+    page.counter("checkweigh_shares_kept_total", "Accepted shares that a pool kept.");
+    page.value(shares.kept);
+    page.counter(
+        "checkweigh_shares_dropped_total",
+        "Accepted shares that were worth forwarding but not sent, by reason.",
+    );
+    for (reason, count) in shares.dropped_by_reason() {
+        page.labelled("reason", reason.name(), count);
+    }
+    let help = "Records whose detail was lost to a full queue; their sums are in all the other counters.";
+    page.counter("checkweigh_records_folded_total", help);
+    page.value(overview.totals.folded);
+}
+
+fn render_work(page: &mut Page, overview: &Overview) {
+    let shares = &overview.totals.shares;
+    let work = "Work that devices claimed, good or not, in expected hashes at their difficulty.";
+    page.counter("checkweigh_work_submitted_hashes_total", work);
+    page.value(shares.submitted_work.0);
+    let work = "Work credited to devices, in expected hashes.";
+    page.counter("checkweigh_work_accepted_hashes_total", work);
+    page.value(shares.credited.0);
+    let work = "Credited work in units of difficulty 1.";
+    page.counter("checkweigh_work_accepted_difficulty_total", work);
+    page.value(shares.credited.0 as f64 / Target::DIFFICULTY_1.work().0 as f64);
+    let work = "Work that refused shares would have been credited, in expected hashes, by reason.";
+    page.counter("checkweigh_work_rejected_hashes_total", work);
+    for ((reason, _), work) in shares.rejected_by_reason().zip(shares.rejected_work) {
+        page.labelled("reason", reason.name(), work.0);
+    }
+    let work = "Work of accepted shares at the upstream's target, in expected hashes, forwarded or not.";
+    page.counter("checkweigh_work_upstream_target_hashes_total", work);
+    page.value(shares.upstream_work.0);
+    let work = "Work of forwarded shares at the upstream's target, in expected hashes.";
+    page.counter("checkweigh_work_forwarded_hashes_total", work);
+    page.value(shares.forwarded_work.0);
+    let work = "Work at the upstream's target of shares that were worth forwarding but not sent, by reason.";
+    page.counter("checkweigh_work_dropped_hashes_total", work);
+    for ((reason, _), work) in shares.dropped_by_reason().zip(shares.dropped_work) {
+        page.labelled("reason", reason.name(), work.0);
+    }
+}
+
+fn render_answers(page: &mut Page, overview: &Overview) {
+    let totals = &overview.totals;
+    page.counter("checkweigh_shares_acknowledged_total", "Forwarded shares that the upstream says it took.");
+    page.value(totals.answers.acknowledged);
+    page.counter(
+        "checkweigh_shares_refused_upstream_total",
+        "Forwarded shares that the upstream refused, by its code.",
+    );
+    for (code, count) in &totals.refused_by_code {
+        page.labelled("code", code, count);
+    }
+    let help = "Forwarded shares that were never answered, by what ended the wait.";
+    page.counter("checkweigh_shares_lost_upstream_total", help);
+    for (reason, count) in totals.answers.lost_by_reason() {
+        page.labelled("reason", reason.name(), count);
+    }
+    let help = "Work of acknowledged shares at the upstream's target, in expected hashes.";
+    page.counter("checkweigh_work_acknowledged_hashes_total", help);
+    page.value(totals.answers.acknowledged_work.0);
+    let help = "Work of shares that the upstream refused, at its target, in expected hashes.";
+    page.counter("checkweigh_work_refused_upstream_hashes_total", help);
+    page.value(totals.answers.refused_work.0);
+    let help =
+        "Work of shares that were never answered, at the upstream's target, in expected hashes, by reason.";
+    page.counter("checkweigh_work_lost_upstream_hashes_total", help);
+    for ((reason, _), work) in totals.answers.lost_by_reason().zip(totals.answers.lost_work) {
+        page.labelled("reason", reason.name(), work.0);
+    }
+}
+
+fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
+    page.counter("checkweigh_shares_forwarded_total", "Shares sent upstream, by upstream.");
+    by_upstream(page, upstreams, |answers| answers.forwarded.into());
+    let help = "Forwarded shares that the upstream says it took, by upstream.";
+    page.counter("checkweigh_upstream_shares_acknowledged_total", help);
+    by_upstream(page, upstreams, |answers| answers.acknowledged.into());
+    let help = "Forwarded shares that the upstream refused, by upstream.";
+    page.counter("checkweigh_upstream_shares_refused_total", help);
+    by_upstream(page, upstreams, |answers| answers.refused.into());
+    let help = "Forwarded shares that were never answered, by upstream.";
+    page.counter("checkweigh_upstream_shares_lost_total", help);
+    by_upstream(page, upstreams, |answers| answers.lost_total().into());
+    page.gauge(
+        "checkweigh_upstream_shares_pending",
+        "Forwarded shares that wait for an answer, by upstream.",
+    );
+    by_upstream(page, upstreams, |answers| answers.pending().into());
+    let help = "Work of acknowledged shares at the upstream's target, in expected hashes, by upstream.";
+    page.counter("checkweigh_upstream_work_acknowledged_hashes_total", help);
+    by_upstream(page, upstreams, |answers| answers.acknowledged_work.0);
+    page.gauge("checkweigh_upstream_up", "Whether the upstream, or the node of a pool, gives work.");
+    for upstream in upstreams {
+        page.labelled("upstream", &upstream.name, u8::from(upstream.is_live));
+    }
+}
+
+fn by_upstream(page: &mut Page, upstreams: &[Upstream], value: fn(&AnswerSums) -> u128) {
+    for upstream in upstreams {
+        page.labelled("upstream", &upstream.name, value(&upstream.answers));
+    }
+}
+
+fn render_rates(page: &mut Page, rates: &Rates) {
+    let help = "Hash rate proved by accepted shares; absent when unknown.";
+    page.gauge("checkweigh_hash_rate_hashes_per_second", help);
+    for (window, rate) in known(&rates.accepted) {
+        page.labelled("window", window, rate.hash_rate_hs);
+    }
+    page.gauge("checkweigh_hash_rate_uncertainty_ratio", "Relative standard error of the hash rate.");
+    for (window, rate) in known(&rates.accepted) {
+        page.labelled("window", window, rate.uncertainty);
+    }
+    let help = "Hash rate that all shares claimed, refused ones included; absent when unknown.";
+    page.gauge("checkweigh_hash_rate_submitted_hashes_per_second", help);
+    for (window, rate) in known(&rates.submitted) {
+        page.labelled("window", window, rate.hash_rate_hs);
+    }
+}
+
+fn known(rates: &[Option<Rate>; WINDOWS.len()]) -> impl Iterator<Item = (&'static str, Rate)> {
+    WINDOWS.into_iter().zip(*rates).filter_map(|((window, _), rate)| Some((window, rate?)))
+}
+
+fn render_energy(page: &mut Page, overview: &Overview) {
+    page.counter(
+        "checkweigh_energy_joules_total",
+        "Energy used, where it is known, by where the figure comes from.",
+    );
+    for (source, millijoules) in PowerSource::ALL.into_iter().zip(overview.energy.millijoules) {
+        page.labelled("source", source.name(), millijoules as f64 / 1000.0);
+    }
+    let help = "Credited work of the devices and times whose energy is known: what efficiency divides by.";
+    page.counter("checkweigh_energy_covered_work_hashes_total", help);
+    page.value(overview.energy.covered_work.0);
+    page.gauge("checkweigh_power_watts", "Power of all devices whose power is known; absent when none is.");
+    if let Some(power) = overview.power_w {
+        page.value(power);
+    }
+}
+
+fn render_groups(page: &mut Page, groups: &[Group]) {
+    page.gauge("checkweigh_group_devices", "Devices of the group.");
+    for group in groups {
+        page.labelled("group", &group.name, group.devices);
+    }
+    page.counter("checkweigh_group_shares_accepted_total", "Shares that met their target, by group.");
+    for group in groups {
+        page.labelled("group", &group.name, group.sums.shares.accepted);
+    }
+    page.counter("checkweigh_group_shares_rejected_total", "Shares refused, by group and reason.");
+    for group in groups {
+        for (reason, count) in group.sums.shares.rejected_by_reason() {
+            page.labelled_twice([("group", &group.name), ("reason", reason.name())], count);
+        }
+    }
+    page.counter(
+        "checkweigh_group_work_accepted_hashes_total",
+        "Work credited, in expected hashes, by group.",
+    );
+    for group in groups {
+        page.labelled("group", &group.name, group.sums.shares.credited.0);
+    }
+    page.counter("checkweigh_group_energy_joules_total", "Energy used, where it is known, by group.");
+    for group in groups {
+        page.labelled("group", &group.name, group.sums.energy.joules());
+    }
+    let help = "Hash rate proved by accepted shares, by group; absent when unknown.";
+    page.gauge("checkweigh_group_hash_rate_hashes_per_second", help);
+    for group in groups {
+        for (window, rate) in known(&group.rates.accepted) {
+            page.labelled_twice([("group", &group.name), ("window", window)], rate.hash_rate_hs);
+        }
+    }
+}
+
+/// How a family of devices has its name, its explanation, and its lines.
+type Family = (fn(&mut Page), fn(&mut Page, &Device));
+
+/// What each device shows. Reasons are summed: apart, they would be ten series more for each device.
+const FAMILIES: [Family; 7] = [
+    (
+        |page| page.counter("checkweigh_device_shares_submitted_total", "Shares judged, by device."),
+        |page, device| page.labelled("device", &device.name, device.sums.shares.submitted),
+    ),
+    (
+        |page| {
+            page.counter(
+                "checkweigh_device_shares_accepted_total",
+                "Shares that met their target, by device.",
+            )
+        },
+        |page, device| page.labelled("device", &device.name, device.sums.shares.accepted),
+    ),
+    (
+        |page| page.counter("checkweigh_device_shares_rejected_total", "Shares refused, by device."),
+        |page, device| page.labelled("device", &device.name, device.sums.shares.rejected_total()),
+    ),
+    (
+        |page| {
+            page.counter(
+                "checkweigh_device_work_accepted_hashes_total",
+                "Work credited, in expected hashes, by device.",
+            )
+        },
+        |page, device| page.labelled("device", &device.name, device.sums.shares.credited.0),
+    ),
+    (
+        |page| {
+            page.counter(
+                "checkweigh_device_energy_joules_total",
+                "Energy used, where it is known, by device.",
+            )
+        },
+        |page, device| page.labelled("device", &device.name, device.sums.energy.joules()),
+    ),
+    (
+        |page| {
+            let help = "Hash rate proved by accepted shares in ten minutes, by device; absent when unknown.";
+            page.gauge("checkweigh_device_hash_rate_hashes_per_second", help);
+        },
+        |page, device| {
+            if let Some(rate) = device.rates.accepted[1] {
+                page.labelled("device", &device.name, rate.hash_rate_hs);
+            }
+        },
+    ),
+    (
+        |page| {
+            page.gauge(
+                "checkweigh_device_last_share_time_seconds",
+                "When the latest accepted share came; unix seconds.",
+            )
+        },
+        |page, device| {
+            if let Some(last) = device.last_share_us {
+                page.labelled("device", &device.name, last as f64 / 1e6);
+            }
+        },
+    ),
+];
+
+/// The page of devices in pieces; at most `max` devices, those that were seen first.
+pub(super) fn device_pieces(fleet: Arc<Fleet>, max: usize) -> impl Iterator<Item = String> + Send + 'static {
+    let shown = fleet.devices.len().min(max);
+    let mut page = Page::default();
+    page.gauge(
+        "checkweigh_device_series_omitted",
+        "Devices that have no series, because max_device_series is reached.",
+    );
+    page.value(fleet.devices.len() - shown);
+    let families = FAMILIES.into_iter().flat_map(move |(start, line)| {
+        let fleet = Arc::clone(&fleet);
+        let pieces = (0..shown.max(1)).step_by(DEVICES_A_PIECE);
+        pieces.map(move |first| {
+            let mut page = Page::default();
+            start(&mut page);
+            if first > 0 {
+                page.text.clear();
+            }
+            let last = (first + DEVICES_A_PIECE).min(shown);
+            fleet.devices[first.min(shown)..last].iter().for_each(|device| line(&mut page, device));
+            page.text
+        })
+    });
+    std::iter::once(page.text).chain(families)
+}
+
+fn render_connections(page: &mut Page, status: &Status) {
+    page.gauge("checkweigh_connections", "Open connections of miners, by protocol.");
+    page.labelled("protocol", "sv1", status.sv1_connections);
+    page.labelled("protocol", "sv2", status.sv2_connections);
+    page.counter("checkweigh_connections_accepted_total", "Connections of miners since the start.");
+    page.value(status.connections_accepted);
+    page.counter(
+        "checkweigh_connections_refused_total",
+        "Connections turned away because there were too many.",
+    );
+    page.value(status.connections_refused);
+    page.counter(
+        "checkweigh_connections_closed_for_fault_total",
+        "Connections closed for what the peer did.",
+    );
+    page.value(status.connections_closed_for_fault);
+    page.counter("checkweigh_connections_panicked_total", "Connections that ended by a bug of the program.");
+    page.value(status.connections_panicked);
+}
+
+fn render_version_rolling(page: &mut Page, status: &Status) {
+    let help =
+        "Open SV1 connections that negotiated version rolling: whether they may roll, or the job forbids it.";
+    page.gauge("checkweigh_sv1_version_rolling_connections", help);
+    page.labelled("state", "granted", status.rolling_granted);
+    page.labelled("state", "withheld", status.rolling_withheld);
+    let help =
+        "Times that an SV1 miner was told an empty mask for the one it negotiated; some leave at once.";
+    page.counter("checkweigh_sv1_version_rolling_withheld_total", help);
+    page.value(status.rolling_withheld_total);
+    let help = "SV1 connections whose miner rolled version bits outside its mask; those shares are refused.";
+    page.counter("checkweigh_sv1_rolled_outside_mask_connections_total", help);
+    page.value(status.rolled_outside_mask);
+}

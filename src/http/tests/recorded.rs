@@ -1,0 +1,149 @@
+//! The accounts of a real sink, through the API, and what a great fleet costs.
+
+use std::time::Instant;
+
+use accounting::{Fate, RejectReason, ShareRecord, Verdict};
+use serde_json::{Value, json};
+use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, Now, UpstreamChannelId, Work};
+
+use super::*;
+use crate::http::view::{Span, Subject, Unanswered};
+
+/// As many as the largest site that is promised.
+const GREAT_FLEET: u32 = 20_000;
+
+fn share(device: u32, judged: Now, verdict: Verdict) -> ShareRecord {
+    let is_refused = matches!(verdict, Verdict::Rejected(_));
+    ShareRecord {
+        judged,
+        device: Some(DeviceId(device)),
+        connection: ConnectionId(1),
+        channel: ChannelId(0),
+        upstream: Some(UpstreamId(0)),
+        upstream_channel: Some(UpstreamChannelId(7)),
+        job: None,
+        verdict,
+        fate: if is_refused { Fate::Refused } else { Fate::Forwarded },
+        sequence_number: None,
+        submitted: Work(1000),
+        upstream_work: Work(if is_refused { 0 } else { 5000 }),
+        difficulty: Some(Difficulty(7.0)),
+        job_age_ms: 0,
+        version: 0,
+        ntime: 0,
+        nonce: 0,
+        rollable: Default::default(),
+    }
+}
+
+struct Running {
+    sink: RecordSink,
+    view: Arc<RecordedView>,
+    clock: Clock,
+    address: SocketAddr,
+    _trigger: ShutdownTrigger,
+}
+
+fn running() -> Running {
+    let (sink, _task) = RecordSink::start();
+    let clock = Clock::start();
+    let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(|| status(true));
+    let sources = Sources {
+        sink: sink.clone(),
+        clock,
+        status: Arc::clone(&status),
+        jobs: Arc::new(Vec::new),
+        history: None,
+    };
+    let view = Arc::new(RecordedView::new(sources));
+    let served = Served {
+        view: view.clone(),
+        latencies: Arc::default(),
+        clock,
+        status,
+        max_device_series: GREAT_FLEET,
+    };
+    let (address, listener) = listener();
+    let (trigger, end) = shutdown();
+    let config = super::api::config(None, None, 60_000);
+    tokio::spawn(async move { serve_api(listener, served, &config, end).await });
+    Running { sink, view, clock, address, _trigger: trigger }
+}
+
+#[tokio::test]
+async fn what_the_sink_counts_is_what_the_api_shows() {
+    let running = running();
+    let now = running.clock.now();
+    let mut writer = running.sink.writer();
+    writer.device(DeviceId(0), "farm.one", now);
+    writer.share(share(0, now, Verdict::Accepted));
+    writer.share(share(0, now, Verdict::BlockFound));
+    writer.share(share(0, now, Verdict::Rejected(RejectReason::Stale)));
+    let get = async |path: &str| -> Value {
+        serde_json::from_str(&request(running.address, path).await.1).expect("JSON")
+    };
+    let device = get("/api/v1/devices/farm.one").await;
+    assert_eq!(device["shares"]["submitted"], 3);
+    assert_eq!(
+        (&device["shares"]["accepted"], &device["shares"]["rejected"]["stale"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(device["work"]["device_difficulty"]["accepted_hashes"], 2000);
+    assert_eq!(device["work"]["upstream_target"]["forwarded_hashes"], 10_000);
+    assert_eq!(device["shares"]["acknowledged"], Value::Null, "nobody keeps answers by device");
+    let fleet = get("/api/v1/fleet").await;
+    assert_eq!((&fleet["shares"]["pending"], &fleet["devices"]), (&json!(2), &json!(1)));
+    let upstreams = get("/api/v1/upstreams").await;
+    assert_eq!(upstreams["upstreams"][0]["shares"]["forwarded"], 2);
+    let blocks = get("/api/v1/blocks").await;
+    assert_eq!((&blocks["is_complete"], &blocks["blocks"][0]["device"]), (&json!(true), &json!("farm.one")));
+    let (head, body) = request(running.address, "/api/v1/devices/farm.one/series").await;
+    assert!(head.starts_with("HTTP/1.1 501") && body.contains("no-ledger"), "{head}");
+}
+
+/// However many ask at once, the sink makes one copy.
+#[tokio::test]
+async fn askers_share_one_snapshot() {
+    let running = running();
+    let (first, second) = tokio::join!(running.view.fleet(), running.view.fleet());
+    assert!(Arc::ptr_eq(&first.expect("it runs"), &second.expect("it runs")));
+    let span = Span { from_us: 0, to_us: 1 };
+    assert!(matches!(running.view.period(span).await, Err(Unanswered::NoLedger)));
+    let points = running.view.points(Subject::Fleet, accounting::Level::Hour, span).await;
+    assert!(matches!(points, Err(Unanswered::NoLedger)));
+}
+
+/// Prints what a fleet of twenty thousand costs:
+/// `cargo test -p checkweigh --lib great_fleet -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn what_a_great_fleet_costs() {
+    let running = running();
+    let mut writer = running.sink.writer();
+    for device in 0..GREAT_FLEET {
+        let now = running.clock.now();
+        writer.device(DeviceId(device), &format!("account.hall{}.rig{device}", device % 20), now);
+        writer.share(share(device, now, Verdict::Accepted));
+        while writer.is_behind() {
+            tokio::task::yield_now().await;
+            writer.flush();
+        }
+    }
+    let began = Instant::now();
+    running.sink.snapshot(running.clock.now()).await.expect("it runs");
+    println!("a copy by the sink: {:?}", began.elapsed());
+    for path in [
+        "/metrics",
+        "/metrics",
+        "/api/v1/devices?limit=1000",
+        "/api/v1/devices?limit=1000&sort=accepted_work&order=desc",
+        "/api/v1/devices?filter=rig19999",
+        "/metrics/devices",
+        "/interop/miningos/workers",
+    ] {
+        let began = Instant::now();
+        let (head, body) = request(running.address, path).await;
+        println!("{path}: {:?}, {} bytes", began.elapsed(), body.len());
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    }
+}

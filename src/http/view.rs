@@ -1,0 +1,350 @@
+//! What the API asks of the program, as plain values: the one door between those who answer over HTTP and those who
+//! keep the accounts.
+//!
+//! Nothing here knows of HTTP, and whoever answers through [`View`] must not make a share wait: figures are taken at
+//! most once a second and shared by all who ask meanwhile.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use accounting::{Level, PowerSource, Sums, Totals};
+use stratum::DeviceId;
+
+/// What a [`View`] answers with, later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unanswered>> + Send + 'a>>;
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// The accounts are gone: the program is going down.
+    #[error("the accounts are closed: the program is going down")]
+    Closed,
+    /// It would take a ledger, and none is kept.
+    #[error("this needs a ledger, and none is kept")]
+    NoLedger,
+    /// Nobody has this name.
+    #[error("there is no {0} of this name")]
+    Unknown(&'static str),
+    /// The ledger could not be read; the text is for the operator and holds no path.
+    #[error("the ledger could not be read: {0}")]
+    Failed(String),
+}
+
+/// All that the API asks.
+pub trait View: Send + Sync + 'static {
+    /// Sums of the fleet, its groups and its upstreams. Costs the same for any number of devices.
+    fn overview(&self) -> Answer<'_, Arc<Overview>>;
+    /// All devices, at most a second old.
+    fn fleet(&self) -> Answer<'_, Arc<Fleet>>;
+    /// Sums of all devices over a time.
+    fn period(&self, span: Span) -> Answer<'_, Period>;
+    /// Sums of one subject, span by span, oldest first; spans in which nothing happened may be left out.
+    fn points(&self, subject: Subject, level: Level, span: Span) -> Answer<'_, Vec<Point>>;
+    /// The jobs that miners work on.
+    fn jobs(&self) -> Answer<'_, Vec<Job>>;
+    /// Blocks found, latest first, at most `limit`.
+    fn blocks(&self, limit: usize) -> Answer<'_, Known<Block>>;
+    /// What happened, latest first, at most `limit`, none later than `before_us`.
+    fn events(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Event>>;
+    /// How the ledger is.
+    fn ledger(&self) -> Answer<'_, Ledger>;
+    /// Takes power readings, all of them or none.
+    fn set_power(&self, readings: Vec<PowerReading>) -> Answer<'_, ()>;
+}
+
+/// Sums and rates that do not grow with the fleet.
+#[derive(Clone, Debug, Default)]
+pub struct Overview {
+    /// When they were taken; unix microseconds.
+    pub taken_us: u64,
+    /// When counting began: with the ledger, or with the process where none is kept; unix microseconds.
+    pub since_us: u64,
+    /// When the process started; unix microseconds.
+    pub started_us: u64,
+    /// The whole fleet.
+    pub totals: Totals,
+    /// Energy of the whole fleet.
+    pub energy: accounting::EnergySums,
+    /// Power of the whole fleet, in watts, where any is known.
+    pub power_w: Option<f64>,
+    /// Rates of the whole fleet.
+    pub rates: Rates,
+    /// Devices that were ever seen.
+    pub devices: usize,
+    /// Groups in the order of their names.
+    pub groups: Vec<Group>,
+    /// Upstreams, or the node of a pool, in the order of their numbers.
+    pub upstreams: Vec<Upstream>,
+    /// What a terahash is worth at the current template, in satoshis.
+    pub sats_per_terahash: Option<f64>,
+}
+
+/// An overview and all devices.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    /// The fleet as a whole.
+    pub overview: Overview,
+    /// Devices in the order of their numbers.
+    pub devices: Vec<Device>,
+    /// Whether the devices' sums have what upstreams answered.
+    pub has_answers_by_device: bool,
+}
+
+impl Fleet {
+    /// The device of this name.
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        self.devices.iter().find(|device| &*device.name == name)
+    }
+}
+
+/// One device.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its number.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Names of its groups.
+    pub groups: Vec<Arc<str>>,
+    /// The address that it last came from.
+    pub address: Option<Arc<str>>,
+    /// What it last called itself.
+    pub user_agent: Option<Arc<str>>,
+    /// What it last spoke.
+    pub protocol: Option<Protocol>,
+    /// When it was first seen; unix microseconds.
+    pub first_seen_us: u64,
+    /// When it was last seen; unix microseconds.
+    pub last_seen_us: u64,
+    /// When its latest accepted share came; unix microseconds.
+    pub last_share_us: Option<u64>,
+    /// The hardest difficulty that a hash of its accepted shares reached.
+    pub best_difficulty: Option<f64>,
+    /// Everything that is summed.
+    pub sums: Sums,
+    /// Its power now, in watts, and where that comes from.
+    pub power_w: Option<(f64, PowerSource)>,
+    /// Its rates.
+    pub rates: Rates,
+}
+
+/// What a device speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Stratum V1.
+    Sv1,
+    /// Stratum V2.
+    Sv2,
+}
+
+/// A group of devices.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How many devices belong to it.
+    pub devices: usize,
+    /// Everything that is summed.
+    pub sums: Sums,
+    /// Its rates.
+    pub rates: Rates,
+}
+
+/// An upstream, or the node of a pool.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Host and port, without credentials or keys.
+    pub name: Arc<str>,
+    /// The account that work is done for, where it is known.
+    pub account: Option<Arc<str>>,
+    /// Whether it gives work.
+    pub is_live: bool,
+    /// What it was sent and answered.
+    pub answers: accounting::AnswerSums,
+}
+
+/// Windows of hash rates, in the order in which [`Rates`] has them: the name in the API, and seconds.
+pub const WINDOWS: [(&str, u64); 4] = [("1m", 60), ("10m", 600), ("1h", 3600), ("24h", 86_400)];
+
+/// The three hash rates; what is unknown is `None`.
+#[derive(Clone, Debug, Default)]
+pub struct Rates {
+    /// What accepted shares proved.
+    pub accepted: [Option<Rate>; WINDOWS.len()],
+    /// What all shares claimed, refused ones included.
+    pub submitted: [Option<Rate>; WINDOWS.len()],
+    /// What the device says of itself, in hashes a second.
+    pub reported_hs: Option<f64>,
+}
+
+/// One hash rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Hashes a second.
+    pub hash_rate_hs: f64,
+    /// The seconds that were looked at; fewer than the window's while a device is young.
+    pub window_seconds: f64,
+    /// The relative standard error.
+    pub uncertainty: f64,
+}
+
+/// From one moment up to and without another; unix microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The first moment in it.
+    pub from_us: u64,
+    /// The first moment after it.
+    pub to_us: u64,
+}
+
+/// Whose points.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// All devices together.
+    Fleet,
+    /// The device of this name.
+    Device(String),
+    /// The group of this name.
+    Group(String),
+    /// The upstream of this name.
+    Upstream(String),
+}
+
+/// The sums of one span of one subject.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// Its start; unix seconds.
+    pub start: u64,
+    /// What happened in it.
+    pub sums: Sums,
+}
+
+/// Sums of devices over a time.
+#[derive(Clone, Debug)]
+pub struct Period {
+    /// The time that they cover: the one that was asked for, widened to whole spans of what is kept.
+    pub span: Span,
+    /// The devices with anything in it.
+    pub devices: Vec<(DeviceId, Sums)>,
+}
+
+/// What miners work on.
+#[derive(Clone, Debug, Default)]
+pub struct Job {
+    /// The upstream, or the node of a pool, that it comes from.
+    pub upstream: Arc<str>,
+    /// Our number of it.
+    pub number: Option<u64>,
+    /// When the template or the upstream's job came; unix microseconds.
+    pub received_us: Option<u64>,
+    /// The block that it builds on, in the usual byte order.
+    pub previous_hash: Option<String>,
+    /// The height of the block to find.
+    pub height: Option<u32>,
+    /// The header's version, before miners roll it.
+    pub version: Option<u32>,
+    /// The compact target of the block to find.
+    pub nbits: Option<u32>,
+    /// What the coinbase may pay, in satoshis.
+    pub value_sats: Option<u64>,
+    /// Transactions besides the coinbase.
+    pub transactions: Option<u64>,
+}
+
+/// A list, and whether it goes back to the beginning.
+#[derive(Clone, Debug)]
+pub struct Known<T> {
+    /// Latest first.
+    pub items: Vec<T>,
+    /// Whether nothing older is missing for want of a ledger.
+    pub is_complete: bool,
+}
+
+/// A share that met the network's target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// When it was found; unix microseconds.
+    pub found_us: u64,
+    /// Who found it.
+    pub device: Option<Arc<str>>,
+    /// Whose job it solves.
+    pub upstream: Option<Arc<str>>,
+    /// Its hash in the usual byte order.
+    pub hash: Option<String>,
+    /// Its height.
+    pub height: Option<u32>,
+    /// The difficulty that its hash reached.
+    pub difficulty: Option<f64>,
+    /// What its coinbase pays, in satoshis.
+    pub value_sats: Option<u64>,
+}
+
+/// Something that an operator may want to know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When; unix microseconds.
+    pub at_us: u64,
+    /// Which kind of event, as `disk_alarm`.
+    pub kind: &'static str,
+    /// Whom it is about.
+    pub subject: Option<Arc<str>>,
+    /// What happened, in words.
+    pub text: String,
+}
+
+/// How the ledger is. Everything is unknown where none is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// Whether one is kept.
+    pub is_kept: bool,
+    /// Its identity, in hexadecimal.
+    pub id: Option<String>,
+    /// When it began; unix microseconds.
+    pub since_us: Option<u64>,
+    /// The last batch that is on disk.
+    pub head_batch: Option<u64>,
+    /// Its hash, in hexadecimal.
+    pub head_hash: Option<String>,
+    /// The last batch that is in the rollups.
+    pub watermark_batch: Option<u64>,
+    /// Bytes that wait to be written.
+    pub unwritten_bytes: Option<u64>,
+    /// Records whose detail was lost; their sums are not.
+    pub records_without_detail: u64,
+    /// Why it cannot be written right now.
+    pub alarm: Option<String>,
+}
+
+/// Whose power.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PowerOf {
+    /// The device of this name.
+    Device(String),
+    /// The group of this name, whose devices share it.
+    Group(String),
+}
+
+/// One power reading.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PowerReading {
+    /// Whose.
+    pub of: PowerOf,
+    /// Watts.
+    pub power_w: f64,
+    /// Where it comes from.
+    pub source: PowerSource,
+    /// From when it holds; unix microseconds.
+    pub at_us: u64,
+    /// For how many seconds it holds, unless another comes.
+    pub valid_for_seconds: u32,
+}
+
+mod history;
+mod recorded;
+
+pub use history::History;
+pub use recorded::RecordedView;
+
+#[cfg(test)]
+pub(crate) mod fake;

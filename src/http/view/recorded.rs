@@ -1,0 +1,262 @@
+//! The accounts as the record sink has them now, and as the ledger has them, where one is kept.
+//!
+//! The sink is asked at most once a second, however many ask here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use accounting::{Level, RatePair, Verdict};
+use stratum::{DeviceId, Now};
+use tokio::sync::Mutex;
+
+use super::{
+    Answer, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point, PowerReading,
+    Rate, Rates, Span, Subject, Unanswered, Upstream, View,
+};
+use crate::clock::Clock;
+use crate::http::Sources;
+use crate::sink::{self, DeviceView, Record, SinkEnded, Snapshot, SubjectView};
+
+/// How old figures may be. A copy of a fleet of twenty thousand costs the sink some milliseconds, and no page
+/// changes faster than once a second.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(1);
+
+/// A [`View`] over a record sink.
+pub struct RecordedView {
+    sources: Sources,
+    started: Now,
+    /// The latest answers. The lock is held while the sink is asked, so that all who come meanwhile share one answer.
+    fleet: Mutex<Cached<Fleet>>,
+    blocks: Mutex<Cached<Vec<Block>>>,
+}
+
+type Cached<T> = Option<(Duration, Arc<T>)>;
+
+impl RecordedView {
+    /// Reads from these sources.
+    pub fn new(sources: Sources) -> Self {
+        let started = sources.clock.now();
+        RecordedView { sources, started, fleet: Mutex::default(), blocks: Mutex::default() }
+    }
+
+    fn fleet_of(&self, snapshot: Snapshot, now: Now) -> Fleet {
+        let Snapshot { totals, fleet, devices, groups, upstreams: summed, .. } = snapshot;
+        let states = (self.sources.status)().upstreams;
+        let upstreams = states.into_iter().enumerate().map(|(id, upstream)| {
+            let known = summed.iter().find(|(known, ..)| usize::from(known.0) == id);
+            Upstream {
+                name: upstream.name.into(),
+                account: upstream.account,
+                is_live: upstream.is_live,
+                answers: known.map(|(.., view)| view.sums.answers.clone()).unwrap_or_default(),
+            }
+        });
+        let began = self.sources.history.as_ref().map(|history| history.began_us());
+        let overview = Overview {
+            taken_us: micros(now),
+            since_us: began.unwrap_or(micros(self.started)),
+            started_us: micros(self.started),
+            upstreams: upstreams.collect(),
+            totals,
+            energy: fleet.sums.energy.clone(),
+            rates: rates(&fleet.rates),
+            devices: devices.len(),
+            groups: groups.iter().map(|group| group_of(group, &devices)).collect(),
+            ..Overview::default()
+        };
+        let names: Vec<Arc<str>> = groups.into_iter().map(|(_, name, _)| name).collect();
+        let devices = devices.into_iter().map(|view| device(view, &names)).collect();
+        Fleet { overview, devices, has_answers_by_device: true }
+    }
+
+    /// The subject of this name, as the ledger knows it.
+    async fn subject(&self, subject: &Subject) -> Result<accounting::Subject, Unanswered> {
+        if *subject == Subject::Fleet {
+            return Ok(accounting::Subject::Fleet);
+        }
+        let now = self.sources.clock.now();
+        let fleet = self.fleet().await?;
+        match subject {
+            Subject::Fleet => Ok(accounting::Subject::Fleet),
+            Subject::Device(name) => {
+                let device = fleet.device(name).ok_or(Unanswered::Unknown("device"))?;
+                Ok(accounting::Subject::Device(device.id))
+            }
+            Subject::Group(name) => {
+                let snapshot = self.sources.sink.snapshot(now).await?;
+                let group = snapshot.groups.iter().find(|(_, known, _)| **known == **name);
+                group.map(|(id, ..)| accounting::Subject::Group(*id)).ok_or(Unanswered::Unknown("group"))
+            }
+            Subject::Upstream(name) => {
+                let place = fleet.overview.upstreams.iter().position(|known| *known.name == **name);
+                let id = place.and_then(|place| u16::try_from(place).ok());
+                let id = id.ok_or(Unanswered::Unknown("upstream"))?;
+                Ok(accounting::Subject::Upstream(stratum::UpstreamId(id)))
+            }
+        }
+    }
+
+    async fn ask_blocks(&self) -> Result<Vec<Block>, Unanswered> {
+        let recent = self.sources.sink.recent().await?;
+        let fleet = self.fleet().await?;
+        let names: HashMap<DeviceId, &Arc<str>> = fleet.devices.iter().map(|d| (d.id, &d.name)).collect();
+        let blocks = recent.iter().rev().filter_map(|record| match record {
+            Record::Share(share) if share.verdict == Verdict::BlockFound => Some(share),
+            _ => None,
+        });
+        Ok(blocks
+            .map(|share| Block {
+                found_us: micros(share.judged),
+                device: share.device.and_then(|id| names.get(&id)).map(|name| Arc::clone(name)),
+                upstream: share
+                    .upstream
+                    .and_then(|id| fleet.overview.upstreams.get(usize::from(id.0)))
+                    .map(|upstream| Arc::clone(&upstream.name)),
+                hash: None,
+                height: None,
+                difficulty: share.difficulty.map(|difficulty| difficulty.0),
+                value_sats: None,
+            })
+            .collect())
+    }
+}
+
+impl From<SinkEnded> for Unanswered {
+    fn from(_: SinkEnded) -> Self {
+        Unanswered::Closed
+    }
+}
+
+impl View for RecordedView {
+    fn overview(&self) -> Answer<'_, Arc<Overview>> {
+        Box::pin(async {
+            // Groups and upstreams are with the fleet, which is looked at once a second at most.
+            let fleet = self.fleet().await?;
+            Ok(Arc::new(fleet.overview.clone()))
+        })
+    }
+
+    fn fleet(&self) -> Answer<'_, Arc<Fleet>> {
+        Box::pin(cached(&self.fleet, self.sources.clock, async || {
+            let now = self.sources.clock.now();
+            Ok(self.fleet_of(self.sources.sink.snapshot(now).await?, now))
+        }))
+    }
+
+    fn period(&self, span: Span) -> Answer<'_, Period> {
+        Box::pin(async move {
+            let history = self.sources.history.as_ref().ok_or(Unanswered::NoLedger)?;
+            let devices = self.fleet().await?.devices.iter().map(|device| device.id).collect();
+            history.period(devices, span).await
+        })
+    }
+
+    fn points(&self, subject: Subject, level: Level, span: Span) -> Answer<'_, Vec<Point>> {
+        Box::pin(async move {
+            let history = self.sources.history.as_ref().ok_or(Unanswered::NoLedger)?;
+            history.points(self.subject(&subject).await?, level, span).await
+        })
+    }
+
+    fn jobs(&self) -> Answer<'_, Vec<Job>> {
+        let jobs = (self.sources.jobs)();
+        Box::pin(async { Ok(jobs) })
+    }
+
+    fn blocks(&self, limit: usize) -> Answer<'_, Known<Block>> {
+        Box::pin(async move {
+            let blocks = cached(&self.blocks, self.sources.clock, || self.ask_blocks()).await?;
+            let found = self.overview().await?.totals.shares.blocks;
+            let is_complete = blocks.len() as u64 >= found && blocks.len() <= limit;
+            Ok(Known { items: blocks.iter().take(limit).cloned().collect(), is_complete })
+        })
+    }
+
+    fn events(&self, _: usize, _: Option<u64>) -> Answer<'_, Known<Event>> {
+        Box::pin(async { Ok(Known { items: Vec::new(), is_complete: false }) })
+    }
+
+    fn ledger(&self) -> Answer<'_, Ledger> {
+        Box::pin(async {
+            let records_without_detail = self.overview().await?.totals.folded;
+            Ok(match &self.sources.history {
+                Some(history) => history.ledger(records_without_detail),
+                None => Ledger { records_without_detail, ..Ledger::default() },
+            })
+        })
+    }
+
+    fn set_power(&self, _: Vec<PowerReading>) -> Answer<'_, ()> {
+        Box::pin(async { Err(Unanswered::NoLedger) })
+    }
+}
+
+/// The value in the cache while it is young, and else what `ask` gives.
+async fn cached<T>(
+    cache: &Mutex<Cached<T>>,
+    clock: Clock,
+    ask: impl AsyncFnOnce() -> Result<T, Unanswered>,
+) -> Result<Arc<T>, Unanswered> {
+    let mut cache = cache.lock().await;
+    let now = clock.now().monotonic;
+    if let Some((taken, value)) = &*cache
+        && now.saturating_sub(*taken) < MAX_AGE
+    {
+        return Ok(Arc::clone(value));
+    }
+    let value = Arc::new(ask().await?);
+    *cache = Some((now, Arc::clone(&value)));
+    Ok(value)
+}
+
+fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
+    let names = view.groups.iter().filter_map(|id| groups.get(usize::from(id.0)).cloned());
+    let known = |text: Arc<str>| Some(text).filter(|text| !text.is_empty());
+    Device {
+        id: view.id,
+        name: view.name.unwrap_or_else(|| format!("(device {})", view.id.0).into()),
+        groups: names.collect(),
+        address: known(view.address),
+        user_agent: known(view.user_agent),
+        protocol: None,
+        first_seen_us: view.first_seen_us,
+        last_seen_us: view.last_seen_us,
+        last_share_us: view.last_share_us,
+        best_difficulty: view.best_difficulty,
+        sums: view.sums,
+        power_w: None,
+        rates: rates(&view.rates),
+    }
+}
+
+fn group_of(
+    (id, name, view): &(accounting::GroupId, Arc<str>, SubjectView),
+    devices: &[DeviceView],
+) -> Group {
+    Group {
+        name: Arc::clone(name),
+        devices: devices.iter().filter(|device| device.groups.contains(id)).count(),
+        sums: view.sums.clone(),
+        rates: rates(&view.rates),
+    }
+}
+
+fn rates(pairs: &[RatePair; 4]) -> Rates {
+    let rate = |estimate: Option<sink::RateEstimate>| {
+        estimate.map(|estimate| Rate {
+            hash_rate_hs: estimate.rate.0,
+            window_seconds: estimate.window_seconds,
+            uncertainty: estimate.uncertainty,
+        })
+    };
+    Rates {
+        accepted: pairs.map(|pair| rate(pair.accepted)),
+        submitted: pairs.map(|pair| rate(pair.submitted)),
+        reported_hs: None,
+    }
+}
+
+fn micros(now: Now) -> u64 {
+    u64::try_from(now.utc.as_micros()).unwrap_or(u64::MAX)
+}
