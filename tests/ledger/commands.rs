@@ -168,6 +168,16 @@ fn what_is_exported_has_every_row_of_its_period() {
         (&"2026-11-25T10:00:00Z".into(), &"3600000000000000".into())
     );
 
+    let shares = export("csv", &["--of", "shares", "--device", "farm.rig7"]);
+    let lines: Vec<&str> = shares.lines().collect();
+    assert_eq!(lines.len(), 1 + 22, "{shares}");
+    assert!(lines[0].starts_with("batch,entry,time,device,device_id,connection,"), "{shares}");
+    assert!(
+        lines[1].starts_with("1,0,2026-11-25T10:00:00.000000Z,farm.rig7,0,0,0,,,,accepted,,kept,"),
+        "{shares}"
+    );
+    assert!(lines[21].contains(",rejected,stale,refused,"), "{shares}");
+
     let file = folder.path().join("rows.csv");
     let name = file.to_str().expect("a plain path");
     assert_eq!(export("csv", &["--out", name]), "");
@@ -191,6 +201,10 @@ fn a_parquet_file_goes_to_a_file_alone() {
     succeeds(folder.path(), &[&period[..], &["--out", file.to_str().expect("a plain path")]].concat());
     let bytes = fs::read(&file).expect("it was made");
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+    let file = folder.path().join("shares.parquet");
+    let out = ["--of", "shares", "--out", file.to_str().expect("a plain path")];
+    succeeds(folder.path(), &[&period[..], &out].concat());
+    assert!(fs::read(&file).expect("it was made").ends_with(b"PAR1"));
 }
 
 #[test]
