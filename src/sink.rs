@@ -2,36 +2,41 @@
 //!
 //! Whoever makes records holds a [`RecordWriter`]. A record goes into a bounded queue; if that is full, the writer
 //! adds it to sums of its own and sends those as soon as there is room. So detail can be lost, which is counted, and
-//! totals cannot. Nothing here waits for a disk, and nothing here decides about a share.
+//! totals cannot. With a ledger, the task also hands everything on to the disk, in batches. Nothing here waits for a
+//! disk, and nothing here decides about a share.
 
-mod devices;
+mod fold;
+mod keeper;
+mod scribe;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use mining_server::{ShareRecord, UpstreamAnswer};
-use stratum::{DeviceId, Now};
+use accounting::entry::{DeviceEntry, Entry, EventEntry, JobEntry, UpstreamEntry, microseconds};
+use accounting::{GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer};
+use stratum::{DeviceId, Job, Now, UpstreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use fold::Fold;
+use keeper::Keeper;
+use scribe::Scribe;
+
+pub use accounting::books::MAX_DEVICES;
 pub use accounting::sums::is_consistent;
-pub use accounting::{AnswerSums, OTHER_CODES, ShareSums, Totals};
-use devices::DeviceTable;
-pub use devices::{DeviceSummary, MAX_DEVICES, RateEstimate};
+pub use accounting::{
+    AnswerSums, Books, DeviceView, OTHER_CODES, RateEstimate, ShareSums, SubjectView, Totals,
+};
+
+use crate::clock::Clock;
+use crate::ledger::{Head, LedgerWriter};
 
 /// Records that wait for the sink: almost a second of the fastest stream that one process is built for, in four
 /// megabytes. When it is full, writers fold.
 pub const QUEUE: usize = 16_384;
 
-/// Records that the sink takes at once, between two looks at whether the sums hold.
-const BATCH: usize = 1024;
-
 /// The latest records that the sink keeps, for those who ask what happened just now.
 pub const RECENT: usize = 4096;
-
-/// Devices that a writer's folded sums keep apart. A connection has one or a few; the task of an upstream has many,
-/// and those beyond lose their name but not their work.
-const MAX_FOLDED_DEVICES: usize = 256;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,10 +52,16 @@ pub enum Record {
 pub struct Snapshot {
     /// Sums over the whole fleet.
     pub totals: Totals,
+    /// The fleet, with its rates.
+    pub fleet: SubjectView,
     /// The devices in the order of their numbers.
-    pub devices: Vec<DeviceSummary>,
-    /// Shares of devices beyond [`MAX_DEVICES`]; part of `totals`.
-    pub untracked: ShareSums,
+    pub devices: Vec<DeviceView>,
+    /// The groups, with their names.
+    pub groups: Vec<(GroupId, Arc<str>, SubjectView)>,
+    /// The upstreams, with name and account.
+    pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
+    /// What belongs to no device, or to devices beyond [`MAX_DEVICES`]; part of `totals`.
+    pub untracked: Sums,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.
@@ -75,31 +86,62 @@ pub struct Overview {
 #[error("the record sink has ended")]
 pub struct SinkEnded;
 
+/// The way from the sink to the disk.
+#[derive(Debug)]
+pub struct ToLedger {
+    /// Which ledger.
+    pub id: LedgerId,
+    /// The last batch that is in it.
+    pub head: Head,
+    /// What it holds so far.
+    pub books: Books,
+    /// Who writes it.
+    pub writer: LedgerWriter,
+    /// The longest time that a record waits before its batch is handed over.
+    pub commit_interval: Duration,
+}
+
 /// A handle of the sink, to make writers from and to ask.
 #[derive(Clone, Debug)]
 pub struct RecordSink {
     queue: mpsc::Sender<Message>,
     orphans: Arc<Mutex<Fold>>,
+    /// Whether jobs are wanted: only a ledger has use for them.
+    keeps_jobs: bool,
 }
 
 #[derive(Debug)]
 enum Message {
     Record(Record),
-    Device(DeviceId, Arc<str>, Now),
+    Device(DeviceEntry),
+    /// What is rare: jobs, upstreams, power, events.
+    Entry(Box<Entry>),
     Folded(Box<Fold>),
     Overview(Now, oneshot::Sender<Overview>),
     Snapshot(Now, oneshot::Sender<Snapshot>),
     Recent(oneshot::Sender<Vec<Record>>),
+    Finish(oneshot::Sender<()>),
 }
 
 impl RecordSink {
-    /// Starts the sink's task in the current runtime. It ends when all handles and writers are gone; supervise it,
-    /// because it panics when its sums do not hold.
+    /// Starts the sink's task in the current runtime, which keeps everything in memory alone. It ends when all handles
+    /// and writers are gone; supervise it, because it panics when its sums do not hold.
     pub fn start() -> (RecordSink, JoinHandle<()>) {
+        Self::start_with(Books::default(), None)
+    }
+
+    /// As [`RecordSink::start`], with a ledger behind it.
+    pub fn start_with_ledger(ledger: ToLedger, clock: Clock) -> (RecordSink, JoinHandle<()>) {
+        let ToLedger { id, head, books, writer, commit_interval } = ledger;
+        Self::start_with(books, Some(Scribe::new(id, head, writer, commit_interval, clock)))
+    }
+
+    fn start_with(books: Books, scribe: Option<Scribe>) -> (RecordSink, JoinHandle<()>) {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let orphans = Arc::new(Mutex::new(Fold::default()));
-        let books = Books { orphans: orphans.clone(), ..Books::default() };
-        (RecordSink { queue, orphans }, tokio::spawn(books.keep(inbox)))
+        let keeps_jobs = scribe.is_some();
+        let keeper = Keeper::new(books, scribe, orphans.clone());
+        (RecordSink { queue, orphans, keeps_jobs }, tokio::spawn(keeper.keep(inbox)))
     }
 
     /// A writer for one connection or task.
@@ -120,6 +162,11 @@ impl RecordSink {
     /// The latest [`RECENT`] records, oldest first.
     pub async fn recent(&self) -> Result<Vec<Record>, SinkEnded> {
         self.ask(Message::Recent).await
+    }
+
+    /// Hands everything that was queued before over to the ledger, before the program ends.
+    pub async fn finish(&self) -> Result<(), SinkEnded> {
+        self.ask(Message::Finish).await
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, SinkEnded> {
@@ -159,7 +206,39 @@ impl RecordWriter {
 
     /// Says which device a number stands for; at least whenever a device authorises.
     pub fn device(&mut self, id: DeviceId, name: &str, now: Now) {
-        self.write(Message::Device(id, name.into(), now));
+        let entry = DeviceEntry {
+            id,
+            at_us: microseconds(now.utc),
+            name: name.to_owned(),
+            groups: Vec::new(),
+            address: String::new(),
+            user_agent: String::new(),
+        };
+        self.write(Message::Device(entry));
+    }
+
+    /// Says what is known of a device.
+    pub fn device_entry(&mut self, entry: DeviceEntry) {
+        self.write(Message::Device(entry));
+    }
+
+    /// Says what shares of a job are hashed again from, before the first of them. Costs nothing without a ledger.
+    pub fn job(&mut self, job: &Job) {
+        if self.sink.keeps_jobs {
+            self.write(Message::Entry(Box::new(Entry::Job(JobEntry::of(job)))));
+        }
+    }
+
+    /// Says where an upstream is, and the account that its shares are for.
+    pub fn upstream(&mut self, id: UpstreamId, name: &str, account: &str, now: Now) {
+        let (name, account) = (name.to_owned(), account.to_owned());
+        let entry = UpstreamEntry { id, at_us: microseconds(now.utc), name, account };
+        self.write(Message::Entry(Box::new(Entry::Upstream(entry))));
+    }
+
+    /// Says that something happened.
+    pub fn event(&mut self, event: EventEntry) {
+        self.write(Message::Entry(Box::new(Entry::Event(event))));
     }
 
     /// Sends folded sums, if there are any and the queue has room. Whoever holds a writer calls it from time to
@@ -198,138 +277,6 @@ impl Drop for RecordWriter {
         if let Some(fold) = self.fold.take() {
             self.sink.orphans.lock().unwrap_or_else(PoisonError::into_inner).merge(*fold);
         }
-    }
-}
-
-/// Sums in place of records. Bounded: by devices, upstreams and codes, not by records.
-#[derive(Debug, Default)]
-struct Fold {
-    totals: Totals,
-    devices: BTreeMap<Option<DeviceId>, ShareSums>,
-    names: BTreeMap<DeviceId, (Arc<str>, Now)>,
-    /// When the latest of the shares was judged.
-    latest: Option<Now>,
-}
-
-impl Fold {
-    fn add(&mut self, message: Message) {
-        match message {
-            Message::Record(Record::Share(share)) => {
-                self.totals.folded += 1;
-                self.totals.add_share(&share);
-                self.device(share.device).add_share(&share);
-                self.latest = self.latest.max(Some(share.judged));
-            }
-            Message::Record(Record::Answer(answer)) => {
-                self.totals.folded += 1;
-                self.totals.add_answer(&answer);
-            }
-            Message::Device(id, name, now) => self.name(id, name, now),
-            Message::Folded(_) | Message::Overview(..) | Message::Snapshot(..) | Message::Recent(_) => {
-                unreachable!("writers fold only what they write")
-            }
-        }
-    }
-
-    fn merge(&mut self, other: Fold) {
-        self.totals.add(&other.totals);
-        for (device, sums) in other.devices {
-            self.device(device).add(&sums);
-        }
-        for (id, (name, now)) in other.names {
-            self.name(id, name, now);
-        }
-        self.latest = self.latest.max(other.latest);
-    }
-
-    /// The sums of a device, or those of nobody when there are too many.
-    fn device(&mut self, id: Option<DeviceId>) -> &mut ShareSums {
-        let has_room = self.devices.len() < MAX_FOLDED_DEVICES || self.devices.contains_key(&id);
-        self.devices.entry(if has_room { id } else { None }).or_default()
-    }
-
-    /// A name beyond the bound is forgotten: the device shows by its number until it authorises again.
-    fn name(&mut self, id: DeviceId, name: Arc<str>, now: Now) {
-        if self.names.len() < MAX_FOLDED_DEVICES || self.names.contains_key(&id) {
-            self.names.insert(id, (name, now));
-        }
-    }
-}
-
-/// The state of the sink's task.
-#[derive(Default)]
-struct Books {
-    totals: Totals,
-    devices: DeviceTable,
-    recent: VecDeque<Record>,
-    orphans: Arc<Mutex<Fold>>,
-}
-
-impl Books {
-    async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
-        let mut batch = Vec::with_capacity(BATCH);
-        while inbox.recv_many(&mut batch, BATCH).await > 0 {
-            for message in batch.drain(..) {
-                self.handle(message);
-            }
-            if let Some(violation) = self.totals.violation() {
-                panic!("the accounts do not add up: {violation}");
-            }
-        }
-    }
-
-    fn handle(&mut self, message: Message) {
-        match message {
-            Message::Record(record) => self.add(record),
-            Message::Device(id, name, now) => self.devices.announce(id, name, now),
-            Message::Folded(fold) => self.add_fold(*fold),
-            // An asker that has gone away in the meantime needs no answer.
-            Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
-            Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
-            Message::Recent(answer) => drop(answer.send(self.recent.iter().cloned().collect())),
-        }
-    }
-
-    fn add(&mut self, record: Record) {
-        match &record {
-            Record::Share(share) => {
-                self.totals.add_share(share);
-                self.devices.add_share(share);
-            }
-            Record::Answer(answer) => self.totals.add_answer(answer),
-        }
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(record);
-    }
-
-    fn add_fold(&mut self, fold: Fold) {
-        self.totals.add(&fold.totals);
-        for (id, (name, now)) in fold.names {
-            self.devices.announce(id, name, now);
-        }
-        for (device, sums) in fold.devices {
-            let latest = fold.latest.expect("a fold with shares has the time of the latest");
-            self.devices.add_sums(device, &sums, latest);
-        }
-    }
-
-    fn adopt_orphans(&mut self) {
-        let orphans = std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
-        self.add_fold(orphans);
-    }
-
-    fn overview(&mut self, now: Now) -> Overview {
-        self.adopt_orphans();
-        let [hash_rate_1m, hash_rate_10m] = self.devices.fleet_rates(now);
-        Overview { totals: self.totals.clone(), devices: self.devices.len(), hash_rate_1m, hash_rate_10m }
-    }
-
-    fn snapshot(&mut self, now: Now) -> Snapshot {
-        let Overview { totals, hash_rate_1m, hash_rate_10m, .. } = self.overview(now);
-        let devices = self.devices.summaries(now);
-        Snapshot { totals, devices, untracked: self.devices.untracked.clone(), hash_rate_1m, hash_rate_10m }
     }
 }
 

@@ -138,7 +138,7 @@ impl Stack {
             let seen = self.pool.snapshot(self.clock).await;
             self.check(&seen);
             let shares = &seen.totals.shares;
-            let mining = seen.devices.iter().filter(|device| device.shares.accepted > 0).count();
+            let mining = seen.devices.iter().filter(|device| device.sums.shares.accepted > 0).count();
             let blocks = self.pool.pool.status.blocks_accepted.load(Ordering::Relaxed);
             if shares.accepted >= ENOUGH_SHARES && blocks >= ENOUGH_BLOCKS && mining == devices {
                 return seen;

@@ -13,7 +13,7 @@ use crate::latency::Latency;
 use crate::miner::MinerFigures;
 use crate::pool::task::PoolStatus;
 use crate::role::Observed;
-use crate::sink::{DeviceSummary, Snapshot};
+use crate::sink::{DeviceView, Snapshot};
 
 /// Figures of a whole demo.
 pub(super) struct Summary {
@@ -82,12 +82,12 @@ impl Summary {
         .to_string()
     }
 
-    fn device_json(&self, device: &DeviceSummary) -> Value {
+    fn device_json(&self, device: &DeviceView) -> Value {
         json!({
             "name": device.name.as_deref(),
-            "shares_accepted": device.shares.accepted,
+            "shares_accepted": device.sums.shares.accepted,
             "accepted_difficulty": accepted_difficulty(device),
-            "hash_rate_hs": device.shares.credited.0 as f64 / self.seconds,
+            "hash_rate_hs": device.sums.shares.credited.0 as f64 / self.seconds,
         })
     }
 }
@@ -133,8 +133,8 @@ impl fmt::Display for Summary {
 }
 
 /// The credited work of a device in units of difficulty 1.
-pub(super) fn accepted_difficulty(device: &DeviceSummary) -> f64 {
-    device.shares.credited.0 as f64 / Target::DIFFICULTY_1.work().0 as f64
+pub(super) fn accepted_difficulty(device: &DeviceView) -> f64 {
+    device.sums.shares.credited.0 as f64 / Target::DIFFICULTY_1.work().0 as f64
 }
 
 fn milliseconds(latency: Option<Duration>) -> Option<f64> {

@@ -63,15 +63,15 @@ fn screen(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
         "device", "accepted", "rejected", "difficulty", "hash rate"
     );
     for device in snapshot.devices.iter().take(MAX_ROWS) {
-        let rate = device.hash_rate_1m.as_ref().map_or("unknown".to_owned(), |estimate| {
+        let rate = device.rates[0].accepted.as_ref().map_or("unknown".to_owned(), |estimate| {
             format!("{:.1} kH/s ±{:.0}%", estimate.rate.0 / 1e3, estimate.uncertainty * 100.0)
         });
         let _ = writeln!(
             text,
             "{:<18}{:>10}{:>10}{:>14.5}{rate:>16}",
             device.name.as_deref().unwrap_or("?"),
-            device.shares.accepted,
-            device.shares.rejected_total(),
+            device.sums.shares.accepted,
+            device.sums.shares.rejected_total(),
             accepted_difficulty(device),
         );
     }

@@ -11,6 +11,10 @@ fn at(seconds: u64) -> Now {
     Now::simulated(Duration::from_secs(1_800_000_000), Duration::from_secs(seconds))
 }
 
+fn us(seconds: u64) -> u64 {
+    microseconds(at(seconds).utc)
+}
+
 fn share(device: u32, verdict: Verdict, fate: Fate) -> ShareRecord {
     ShareRecord {
         judged: at(100),
@@ -89,15 +93,16 @@ async fn records_add_up() {
     assert_eq!((totals.answers.acknowledged, totals.answers.refused, totals.answers.lost_total()), (3, 1, 2));
     assert_eq!(totals.upstreams[&UpstreamId(0)], totals.answers);
     assert_eq!(totals.refused_by_code["stale-share"], 1);
-    assert_eq!((totals.folded, untracked), (0, ShareSums::default()));
+    assert_eq!((totals.folded, untracked.shares), (0, ShareSums::default()));
 
     assert_eq!(devices.len(), 2);
     assert_eq!(devices[1].name.as_deref(), Some("farm.rig3"));
-    assert_eq!((devices[1].first_seen, devices[1].last_share), (at(90), Some(at(100))));
-    assert_eq!(devices[1].best_difficulty, Some(Difficulty(3.0)));
-    assert_eq!((devices[0].shares.submitted, devices[1].shares.submitted), (22, 44));
-    let rate = devices[1].hash_rate_10m.expect("it mined");
-    assert_eq!((rate.rate.0, rate.window), (24_000.0 / 30.0, Duration::from_secs(30)));
+    assert_eq!((devices[1].first_seen_us, devices[1].last_share_us), (us(90), Some(us(100))));
+    assert_eq!(devices[1].best_difficulty, Some(3.0));
+    assert_eq!((devices[0].sums.shares.submitted, devices[1].sums.shares.submitted), (22, 44));
+    let rate = devices[1].rates[1].accepted.expect("it mined");
+    assert_eq!(rate.window_seconds, 30.0);
+    assert!((rate.rate.0 / 800.0 - 1.0).abs() < 1e-3, "{rate:?}");
     assert!(hash_rate_1m.is_some());
     assert_eq!(sink.recent().await.expect("alive").len(), 69);
 }
@@ -153,7 +158,7 @@ async fn a_full_queue_costs_detail_and_no_totals() {
     assert_eq!((totals.answers.refused, totals.refused_by_code["too-late"]), (1, 1));
     assert_eq!(totals.folded, 1000 + 1 + 1);
     // Folded shares of up to 256 devices keep their names.
-    let by_device: u64 = devices.iter().map(|device| device.shares.submitted).sum();
+    let by_device: u64 = devices.iter().map(|device| device.sums.shares.submitted).sum();
     assert!(by_device < totals.shares.submitted && by_device > QUEUE as u64, "{by_device}");
     assert_eq!(devices[5].name.as_deref(), Some("named.late"));
     assert_eq!(sink.recent().await.expect("alive").len(), RECENT);

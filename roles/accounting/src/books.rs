@@ -175,6 +175,32 @@ impl Books {
         }
     }
 
+    /// Whether a time is in a later minute than the one that is open.
+    pub fn is_in_later_minute(&self, at_us: u64) -> bool {
+        self.minute > 0 && Level::Minute.start(at_us / 1_000_000) > self.minute
+    }
+
+    /// Notes that a device was seen, if nothing else of the entry is new; if something is, does nothing and says so
+    /// by false: the entry is then one for the stream.
+    pub fn notes_device(&mut self, entry: &DeviceEntry) -> bool {
+        let Some(Some(device)) = self.devices.get_mut(entry.id.0 as usize) else { return false };
+        let is_known = device.name.as_deref() == Some(&*entry.name)
+            && device.groups == entry.groups
+            && (entry.address.is_empty() || *device.address == *entry.address)
+            && (entry.user_agent.is_empty() || *device.user_agent == *entry.user_agent);
+        if is_known {
+            device.last_seen_us = device.last_seen_us.max(entry.at_us);
+            device.account.rates.begin(entry.at_us);
+        }
+        is_known
+    }
+
+    /// Adds refusals whose shares are in a gap, by the upstreams' codes.
+    pub fn add_refusals(&mut self, refused_by_code: &BTreeMap<String, u64>) {
+        let refused_by_code = refused_by_code.clone();
+        self.totals.add(&Totals { refused_by_code, ..Totals::default() });
+    }
+
     /// Energy that a device took, up to `at_us`.
     pub fn apply_energy(&mut self, device: DeviceId, energy: &EnergySums, at_us: u64) {
         self.turn_to(at_us);
@@ -315,6 +341,7 @@ impl Books {
             device.user_agent = entry.user_agent.as_str().into();
         }
         device.last_seen_us = device.last_seen_us.max(entry.at_us);
+        device.account.rates.begin(entry.at_us);
         self.note_change(Subject::Device(entry.id));
     }
 

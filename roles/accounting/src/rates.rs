@@ -121,7 +121,7 @@ pub(crate) struct Rates {
     middle: Ring<13>,
     /// Two hours each, for a day.
     long: Ring<13>,
-    /// When the first share came, in unix microseconds; 0 before.
+    /// Since when something can have been proved, in unix microseconds; 0 while unknown.
     since_us: u64,
 }
 
@@ -130,12 +130,17 @@ const MIDDLE_SECONDS: u64 = 300;
 const LONG_SECONDS: u64 = 7200;
 
 impl Rates {
-    /// Adds a share: what it claims, and what of that was credited. `squares` are the sums of squared works, for
-    /// several shares at once.
-    pub(crate) fn add(&mut self, at_us: u64, works: (f64, f64), squares: (f64, f64)) {
+    /// Says since when something can have been proved, unless that is known.
+    pub(crate) fn begin(&mut self, at_us: u64) {
         if self.since_us == 0 {
             self.since_us = at_us;
         }
+    }
+
+    /// Adds a share: what it claims, and what of that was credited. `squares` are the sums of squared works, for
+    /// several shares at once.
+    pub(crate) fn add(&mut self, at_us: u64, works: (f64, f64), squares: (f64, f64)) {
+        self.begin(at_us);
         let (submitted, accepted) = ((works.0 / UNIT) as f32, (works.1 / UNIT) as f32);
         let submitted_squares = (squares.0 / UNIT / UNIT) as f32;
         let accepted_squares = (squares.1 / UNIT / UNIT) as f32;

@@ -1,0 +1,221 @@
+//! The sink's task: keeps the books, and hands what it took on to the ledger.
+//!
+//! It never waits for anything but its own queue and the clock.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, microseconds};
+use accounting::{Books, ShareRecord, Subject, SubjectView, Verdict, Window};
+use stratum::Now;
+use tokio::sync::mpsc;
+
+use super::fold::Fold;
+use super::scribe::Scribe;
+use super::{Message, Overview, RECENT, Record, Snapshot};
+
+/// Records that the sink takes at once, between two looks at whether the sums hold.
+const BATCH: usize = 1024;
+
+/// How long to wait where there is no ledger whose batches are due.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// The state of the sink's task.
+pub(super) struct Keeper {
+    books: Books,
+    scribe: Option<Scribe>,
+    recent: VecDeque<Record>,
+    orphans: Arc<Mutex<Fold>>,
+}
+
+impl Keeper {
+    pub(super) fn new(books: Books, scribe: Option<Scribe>, orphans: Arc<Mutex<Fold>>) -> Self {
+        Keeper { books, scribe, recent: VecDeque::new(), orphans }
+    }
+
+    pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let patience = self.patience();
+            match tokio::time::timeout(patience, inbox.recv_many(&mut batch, BATCH)).await {
+                Ok(0) => break,
+                Ok(_) => batch.drain(..).for_each(|message| self.handle(message)),
+                Err(_) => {}
+            }
+            self.hand_over_if_due();
+            if let Some(violation) = self.books.totals().violation() {
+                panic!("the accounts do not add up: {violation}");
+            }
+        }
+        self.adopt_orphans();
+        self.finish();
+    }
+
+    /// How long the open batch may wait for more.
+    fn patience(&self) -> Duration {
+        let Some(scribe) = &self.scribe else { return LONG };
+        let now = scribe.clock.now().monotonic;
+        scribe.due().map_or(Duration::from_secs(1), |due| due.saturating_sub(now))
+    }
+
+    fn hand_over_if_due(&mut self) {
+        let Some(scribe) = &mut self.scribe else { return };
+        let now = scribe.clock.now();
+        if scribe.due().is_some_and(|due| due <= now.monotonic) {
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+        }
+        self.turn_to(microseconds(now.utc));
+    }
+
+    /// Closes the minute if `at_us` is in a later one: all before it is handed over, and its rollup with it.
+    fn turn_to(&mut self, at_us: u64) {
+        if !self.books.is_in_later_minute(at_us) {
+            return;
+        }
+        if let Some(violation) = self.books.violation() {
+            panic!("the accounts of devices do not add up: {violation}");
+        }
+        if let Some(scribe) = &mut self.scribe {
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+            self.books.turn_to(at_us);
+            scribe.roll_up(&mut self.books);
+        } else {
+            self.books.turn_to(at_us);
+            // Nobody keeps it: the time before is in the sums.
+            drop(self.books.roll_up(accounting::BatchNumber(0)));
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Record(record) => self.record(record),
+            Message::Device(entry) => self.device(entry),
+            Message::Entry(entry) => self.entry(&entry),
+            Message::Folded(fold) => self.fold(*fold),
+            // An asker that has gone away in the meantime needs no answer.
+            Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
+            Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
+            Message::Recent(answer) => drop(answer.send(self.recent.iter().cloned().collect())),
+            Message::Finish(answer) => {
+                self.adopt_orphans();
+                self.finish();
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    fn record(&mut self, record: Record) {
+        match &record {
+            Record::Share(share) => self.share(share),
+            Record::Answer(answer) => self.entry(&Entry::Answer(answer.clone())),
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(record);
+    }
+
+    fn share(&mut self, share: &ShareRecord) {
+        let at_us = microseconds(share.judged.utc);
+        self.turn_to(at_us);
+        self.books.apply_share(share);
+        let Some(scribe) = &mut self.scribe else { return };
+        scribe.share(share, at_us);
+        if share.verdict == Verdict::BlockFound {
+            let (kind, device, text) = (EventKind::BlockFound, share.device, String::new());
+            scribe.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
+        }
+        self.seal_if_full();
+    }
+
+    /// A device that authorises as it did before is no news for the ledger.
+    fn device(&mut self, entry: DeviceEntry) {
+        if !self.books.notes_device(&entry) {
+            self.entry(&Entry::Device(entry));
+        }
+    }
+
+    fn entry(&mut self, entry: &Entry) {
+        self.turn_to(entry.at_us());
+        self.books.apply(entry);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.entry(entry);
+        }
+        self.seal_if_full();
+    }
+
+    fn seal_if_full(&mut self) {
+        if let Some(scribe) = &mut self.scribe
+            && scribe.is_full()
+        {
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+        }
+    }
+
+    fn fold(&mut self, fold: Fold) {
+        self.books.add_refusals(&fold.totals.refused_by_code);
+        for entry in fold.into_entries() {
+            match entry {
+                Entry::Device(device) => self.device(device),
+                other => self.entry(&other),
+            }
+        }
+    }
+
+    fn adopt_orphans(&mut self) {
+        let orphans = std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
+        if !orphans.is_empty() {
+            self.fold(orphans);
+        }
+    }
+
+    /// Hands over everything, sums included, because the program ends.
+    fn finish(&mut self) {
+        if let Some(scribe) = &mut self.scribe {
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+            scribe.roll_up(&mut self.books);
+        }
+    }
+
+    fn overview(&mut self, now: Now) -> Overview {
+        self.adopt_orphans();
+        let fleet = self.view(Subject::Fleet, now);
+        Overview {
+            totals: self.books.totals().clone(),
+            devices: self.books.device_count(),
+            hash_rate_1m: fleet.rates[Window::Minute as usize].accepted,
+            hash_rate_10m: fleet.rates[Window::TenMinutes as usize].accepted,
+        }
+    }
+
+    fn snapshot(&mut self, now: Now) -> Snapshot {
+        let Overview { totals, hash_rate_1m, hash_rate_10m, .. } = self.overview(now);
+        let groups = self.books.groups().map(|(id, name)| (id, name.clone())).collect::<Vec<_>>();
+        let upstreams = self.books.upstreams().map(|(id, name, account)| (id, name.clone(), account.clone()));
+        let upstreams: Vec<_> = upstreams.collect();
+        let groups = groups.into_iter().map(|(id, name)| (id, name, self.view(Subject::Group(id), now)));
+        let groups = groups.collect();
+        let upstreams = upstreams
+            .into_iter()
+            .map(|(id, name, account)| (id, name, account, self.view(Subject::Upstream(id), now)));
+        Snapshot {
+            totals,
+            fleet: self.view(Subject::Fleet, now),
+            upstreams: upstreams.collect(),
+            devices: self.books.device_views(microseconds(now.utc)).collect(),
+            groups,
+            untracked: self.view(Subject::Untracked, now).sums,
+            hash_rate_1m,
+            hash_rate_10m,
+        }
+    }
+
+    fn view(&self, subject: Subject, now: Now) -> SubjectView {
+        self.books.view(subject, microseconds(now.utc)).expect("only known subjects are looked at")
+    }
+}
