@@ -1,9 +1,14 @@
 //! A stream whose every batch and rollup follows from its number, so that whoever reads it knows what it must be.
 
-use accounting::{BatchNumber, LedgerId, Level, Point, RollUp, SealedBatch, Subject, Sums};
+use std::time::Duration;
+
+use accounting::{
+    BatchNumber, Entry, Fate, LedgerId, Level, Point, RollUp, SealedBatch, ShareRecord, Subject, Sums,
+    Verdict, codec,
+};
 use checkweigh::ledger::verify::verify;
 use checkweigh::ledger::{Head, Opening, Reader, Retention, SqliteReader};
-use stratum::DeviceId;
+use stratum::{ChannelId, ConnectionId, DeviceId, Now, Work};
 
 /// 2026-11-25T00:00:00Z.
 const START: u64 = 1_795_564_800;
@@ -12,7 +17,7 @@ const START: u64 = 1_795_564_800;
 const STEP: u64 = 600;
 
 /// Devices that have points.
-const DEVICES: u32 = 20;
+pub(crate) const DEVICES: u32 = 20;
 
 /// Nothing goes while a test runs.
 pub(crate) const KEEP_ALL: Retention = Retention {
@@ -23,8 +28,41 @@ pub(crate) const KEEP_ALL: Retention = Retention {
     hours_days: 36_500,
 };
 
-pub(crate) fn payload(number: BatchNumber) -> Vec<u8> {
-    (0..200 + number.0 % 3000).map(|place| (place * 7 + number.0) as u8).collect()
+/// A share of each device, which is kept.
+fn payload(number: BatchNumber) -> Vec<u8> {
+    let mut payload = Vec::new();
+    let utc = Duration::from_secs(second(number));
+    for device in 0..DEVICES {
+        let share =
+            share(Now { monotonic: Duration::ZERO, utc }, DeviceId(device), Verdict::Accepted, Work(0));
+        codec::write_entry(&mut payload, &Entry::Share(share));
+    }
+    payload
+}
+
+/// A share where we are the pool.
+pub(crate) fn share(judged: Now, device: DeviceId, verdict: Verdict, submitted: Work) -> ShareRecord {
+    let is_accepted = verdict == Verdict::Accepted;
+    ShareRecord {
+        judged,
+        device: Some(device),
+        connection: ConnectionId(device.0.into()),
+        channel: ChannelId(0),
+        upstream: None,
+        upstream_channel: None,
+        job: None,
+        verdict,
+        fate: if is_accepted { Fate::Kept } else { Fate::Refused },
+        sequence_number: None,
+        submitted,
+        upstream_work: Work(0),
+        difficulty: None,
+        job_age_ms: 7,
+        version: 0x2000_0000,
+        ntime: judged.utc.as_secs() as u32,
+        nonce: device.0,
+        rollable: Default::default(),
+    }
 }
 
 fn second(number: BatchNumber) -> u64 {
@@ -35,7 +73,7 @@ fn second(number: BatchNumber) -> u64 {
 pub(crate) fn next(ledger: LedgerId, head: Head) -> SealedBatch {
     let number = head.number.next();
     let us = second(number) * 1_000_000;
-    SealedBatch::seal(ledger, number, (us, us + 999_999), 7, payload(number), head.hash)
+    SealedBatch::seal(ledger, number, (us, us + 999_999), DEVICES, payload(number), head.hash)
 }
 
 fn count(number: u64) -> Sums {
@@ -62,7 +100,7 @@ pub(crate) fn roll_up(watermark: BatchNumber) -> RollUp {
     }
     let sums = |subject| (subject, count(watermark.0 * devices_in(subject)));
     let sums = subjects.into_iter().map(sums).collect();
-    RollUp { watermark, points, sums, ..RollUp::default() }
+    RollUp { watermark, waiting_from: watermark.next(), points, sums, ..RollUp::default() }
 }
 
 /// Holds a ledger against what it must be. Returns what it says of itself.

@@ -3,11 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use accounting::{BatchNumber, DeviceRow, Level, Point, RollUp, SealedBatch, Subject, Sums};
+use accounting::{
+    BatchNumber, DeviceRow, Entry, Level, Point, RejectReason, RollUp, SealedBatch, Subject, Sums, Verdict,
+    codec,
+};
 use checkweigh::ledger::{Head, SqliteStore, SqliteViews, Store, Views};
 use serde_json::Value;
-use stratum::{DeviceId, Work};
+use stratum::{DeviceId, Now, Work};
 
 use crate::chain;
 
@@ -62,14 +66,32 @@ fn device(id: u32, name: &str) -> DeviceRow {
     }
 }
 
+/// Twenty accepted shares of each of two devices, and two stale ones.
+fn shares() -> (u32, Vec<u8>) {
+    let (mut count, mut payload) = (0, Vec::new());
+    let now = Now { monotonic: Duration::ZERO, utc: Duration::from_secs(TEN) };
+    let stale = Verdict::Rejected(RejectReason::Stale);
+    for device in [DeviceId(0), DeviceId(1)] {
+        for number in 0..22 {
+            let (verdict, work) =
+                if number < 20 { (Verdict::Accepted, Work(360_000_000_000_000)) } else { (stale, Work(0)) };
+            codec::write_entry(&mut payload, &Entry::Share(chain::share(now, device, verdict, work)));
+            count += 1;
+        }
+    }
+    (count, payload)
+}
+
 /// A ledger with one batch and two devices with two hours each.
 fn example(folder: &Path) -> (SqliteStore, SqliteViews) {
     let (mut store, mut views, opening) = SqliteStore::open(folder, chain::KEEP_ALL).expect("it opens");
     let times = (TEN * 1_000_000, (TEN + 7200) * 1_000_000);
-    let batch = SealedBatch::seal(opening.ledger, BatchNumber(1), times, 0, Vec::new(), Head::NONE.hash);
+    let (count, payload) = shares();
+    let batch = SealedBatch::seal(opening.ledger, BatchNumber(1), times, count, payload, Head::NONE.hash);
     store.append(&batch).expect("it is appended");
     let subject = |id: u32| Subject::Device(DeviceId(id));
     let mut roll_up = RollUp { watermark: BatchNumber(1), ..RollUp::default() };
+    let mut fleet = Sums::default();
     for (id, name) in [(0, "farm.rig7"), (1, "=odd, \"name\"")] {
         roll_up.devices.push(device(id, name));
         let mut whole = sums(20, 7_200_000_000_000_000);
@@ -80,6 +102,7 @@ fn example(folder: &Path) -> (SqliteStore, SqliteViews) {
             start: Level::Day.start(TEN),
             sums: whole.clone(),
         });
+        fleet.add(&whole);
         roll_up.sums.push((subject(id), whole));
         for hour in 0..2 {
             let start = TEN + hour * 3600;
@@ -87,6 +110,9 @@ fn example(folder: &Path) -> (SqliteStore, SqliteViews) {
             roll_up.points.push(Point { subject: subject(id), level: Level::Hour, start, sums });
         }
     }
+    let start = Level::Day.start(TEN);
+    roll_up.points.push(Point { subject: Subject::Fleet, level: Level::Day, start, sums: fleet.clone() });
+    roll_up.sums.push((Subject::Fleet, fleet));
     views.roll_up(&roll_up).expect("it is kept");
     (store, views)
 }
@@ -142,6 +168,16 @@ fn what_is_exported_has_every_row_of_its_period() {
         (&"2026-11-25T10:00:00Z".into(), &"3600000000000000".into())
     );
 
+    let shares = export("csv", &["--of", "shares", "--device", "farm.rig7"]);
+    let lines: Vec<&str> = shares.lines().collect();
+    assert_eq!(lines.len(), 1 + 22, "{shares}");
+    assert!(lines[0].starts_with("batch,entry,time,device,device_id,connection,"), "{shares}");
+    assert!(
+        lines[1].starts_with("1,0,2026-11-25T10:00:00.000000Z,farm.rig7,0,0,0,,,,accepted,,kept,"),
+        "{shares}"
+    );
+    assert!(lines[21].contains(",rejected,stale,refused,"), "{shares}");
+
     let file = folder.path().join("rows.csv");
     let name = file.to_str().expect("a plain path");
     assert_eq!(export("csv", &["--out", name]), "");
@@ -165,6 +201,10 @@ fn a_parquet_file_goes_to_a_file_alone() {
     succeeds(folder.path(), &[&period[..], &["--out", file.to_str().expect("a plain path")]].concat());
     let bytes = fs::read(&file).expect("it was made");
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+    let file = folder.path().join("shares.parquet");
+    let out = ["--of", "shares", "--out", file.to_str().expect("a plain path")];
+    succeeds(folder.path(), &[&period[..], &out].concat());
+    assert!(fs::read(&file).expect("it was made").ends_with(b"PAR1"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use accounting::{BatchNumber, RollUp};
+use accounting::BatchNumber;
 use checkweigh::ledger::verify::{Findings, verify};
 use checkweigh::ledger::{Head, Retention, SqliteReader, SqliteStore, Store, Views};
 
@@ -20,15 +20,16 @@ fn three_days(folder: &Path) -> [u64; 3] {
     loop {
         let batch = chain::next(opening.ledger, head);
         let day = (batch.last_us / 86_400_000_000 - FIRST_DAY) as usize;
+        if head.number.0 > 0 && (day == lasts.len() || lasts[day] == 0) {
+            views.roll_up(&chain::roll_up(head.number)).expect("it is kept");
+        }
         if day == lasts.len() {
-            break;
+            return lasts;
         }
         store.append(&batch).expect("it is appended");
         head = Head { number: batch.number, hash: batch.hash };
         lasts[day] = head.number.0;
     }
-    views.roll_up(&RollUp { watermark: head.number, ..RollUp::default() }).expect("it is kept");
-    lasts
 }
 
 fn found(folder: &Path) -> Findings {
@@ -42,7 +43,7 @@ fn a_day_that_was_taken_away_is_missed() {
     let lasts = three_days(folder.path());
     let whole = found(folder.path());
     assert_eq!((whole.batches, whole.faults_total, &whole.notes), (lasts[2], 0, &Vec::new()));
-    assert_eq!(whole.entries, lasts[2] * 7);
+    assert_eq!(whole.entries, lasts[2] * u64::from(chain::DEVICES));
     fs::remove_file(folder.path().join("records-2026-11-26.db")).expect("it is there");
     let (from, to) = (lasts[0] + 1, lasts[1]);
     assert_eq!(found(folder.path()).faults, [format!("batches {from} to {to} are missing")]);
@@ -95,7 +96,8 @@ fn sums_that_do_not_add_up_are_told() {
     roll_up.sums[3].1.shares.accepted += 1;
     views.roll_up(&roll_up).expect("it is kept");
     let faults = found(folder.path()).faults;
-    let [itself, days, fleet] = faults.as_slice() else { panic!("three: {faults:?}") };
+    let [entries, itself, days, fleet] = faults.as_slice() else { panic!("four: {faults:?}") };
+    assert!(entries.starts_with("the sums of device 2 are not those of the entries"), "{entries}");
     assert!(itself.starts_with("the sums of device 2: submitted is not accepted + rejected"), "{itself}");
     assert!(days.starts_with("the days of device 2 are not its sums"), "{days}");
     assert!(fleet.starts_with("the devices do not add up to the fleet"), "{fleet}");

@@ -1,7 +1,8 @@
-//! `checkweigh ledger export`: the sums of devices over time, row by row, for other programs.
+//! `checkweigh ledger export`: the sums of devices over time, or each single share, row by row, for other programs.
 
 #[cfg(feature = "parquet")]
 mod parquet;
+mod shares;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -23,7 +24,9 @@ Examples:
   checkweigh ledger --path ledger export --format json --from 2026-11-25 --to 2026-11-26 --level minute
   checkweigh ledger --path ledger export --format parquet --from 2026-01-01 --to 2027-01-01 --level day --out year.parquet
 
-One row for each device and span with something in it. Hashes are expected hashes (work), exact: whole numbers in CSV,
+  checkweigh ledger --path ledger export --format csv --of shares --from 2026-11-25T10:00:00Z --to 2026-11-25T10:01:00Z
+
+Of sums, one row for each device and span with something in it. Hashes are expected hashes (work), exact: whole numbers in CSV,
 texts in JSON, decimals in Parquet. What is not known is empty.")]
 pub struct ExportArgs {
     /// How rows are written; json is one object a line.
@@ -35,7 +38,10 @@ pub struct ExportArgs {
     /// Where it ends: spans that start at this time are not in it.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub to: u64,
-    /// How long the spans are.
+    /// What rows are of: sums over spans of time, or shares, as long as their records are kept.
+    #[arg(long, value_enum, default_value = "sums")]
+    of: What,
+    /// How long the spans of sums are.
     #[arg(long, value_enum, default_value = "hour")]
     level: LevelName,
     /// Only this device.
@@ -51,6 +57,12 @@ enum Format {
     Csv,
     Parquet,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    Sums,
+    Shares,
 }
 
 /// One row: names of columns and their values.
@@ -132,6 +144,24 @@ fn write(
     devices: &[DeviceRow],
     mut rows: Box<dyn Rows + '_>,
 ) -> Result<u64, LedgerFailure> {
+    let count = match args.of {
+        What::Sums => write_sums(reader, args, devices, &mut *rows)?,
+        What::Shares => shares::write(reader, args, devices, &mut *rows)?,
+    };
+    if count == 0 {
+        // A file without rows has no columns either, in any of the formats.
+        eprintln!("there is nothing in this period");
+    }
+    rows.finish()?;
+    Ok(count)
+}
+
+fn write_sums(
+    reader: &SqliteReader,
+    args: &ExportArgs,
+    devices: &[DeviceRow],
+    rows: &mut dyn Rows,
+) -> Result<u64, LedgerFailure> {
     let level = args.level.level();
     let mut progress = Progress::new("devices");
     let mut count = 0;
@@ -142,11 +172,6 @@ fn write(
         }
         progress.at(place as u64 + 1, devices.len() as u64);
     }
-    if count == 0 {
-        // A file without rows has no columns either, in any of the formats.
-        eprintln!("there is nothing in this period");
-    }
-    rows.finish()?;
     Ok(count)
 }
 

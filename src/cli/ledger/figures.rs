@@ -11,8 +11,12 @@ use crate::ledger::times;
 pub(super) enum Cell {
     Text(String),
     Count(u64),
+    /// `None` where there is none.
+    Maybe(Option<u64>),
     /// Unix seconds.
     Time(u64),
+    /// Unix microseconds.
+    Moment(u64),
     /// Expected hashes.
     Hashes(u128),
     /// `None` where it is not known.
@@ -70,7 +74,9 @@ impl Cell {
         match self {
             Cell::Text(text) => text.as_str().into(),
             Cell::Count(count) => (*count).into(),
+            Cell::Maybe(number) => json!(number),
             Cell::Time(seconds) => times::seconds(*seconds).into(),
+            Cell::Moment(us) => times::microseconds(*us).into(),
             Cell::Hashes(hashes) => hashes.to_string().into(),
             Cell::Number(number) => json!(number),
         }
@@ -81,7 +87,9 @@ impl Cell {
         match self {
             Cell::Text(text) => quoted(text),
             Cell::Count(count) => count.to_string(),
+            Cell::Maybe(number) => number.map(|number| number.to_string()).unwrap_or_default(),
             Cell::Time(seconds) => times::seconds(*seconds),
+            Cell::Moment(us) => times::microseconds(*us),
             Cell::Hashes(hashes) => hashes.to_string(),
             Cell::Number(number) => number.map(|number| number.to_string()).unwrap_or_default(),
         }

@@ -11,7 +11,7 @@ use accounting::Level;
 use rusqlite::{Connection, params};
 
 use super::file::{self, DayFile};
-use super::{REMOVED, WATERMARK};
+use super::{REMOVED, WAITING_FROM, WATERMARK};
 use crate::ledger::store::{Head, Removed, Retention, StoreError};
 use crate::ledger::times;
 
@@ -66,6 +66,9 @@ fn remove_records(
     let path = folder.join(file::LEDGER_FILE);
     let watermark = file::meta_head(connection, WATERMARK);
     let watermark = watermark.map_err(StoreError::disk(&path, "read the watermark"))?;
+    let waiting = file::meta(connection, WAITING_FROM);
+    let waiting = waiting.map_err(StoreError::disk(&path, "read where to go on"))?;
+    let waiting = waiting.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_le_bytes);
     let mut files = file::day_files(folder)?;
     let mut sizes: Vec<u64> = files.iter().map(size_of).collect();
     // The last day is being written.
@@ -83,8 +86,10 @@ fn remove_records(
         let last = file::last_of(&records).map_err(StoreError::disk(&day.path, "read the last batch"))?;
         drop(records);
         if let Some(last) = last {
-            if last.number > watermark.number {
-                // What is not in the sums yet must be there after a restart.
+            // What is not in the sums yet must be there after a restart. Shares that wait for an answer should be; but
+            // an upstream that never answers must not fill the disk.
+            let is_waited_for = last.number.0 >= waiting && total <= retention.records_bytes;
+            if last.number > watermark.number || is_waited_for {
                 break;
             }
             let head = Head { number: last.number, hash: last.hash };

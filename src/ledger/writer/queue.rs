@@ -213,7 +213,10 @@ fn merged(earlier: RollUp, later: RollUp) -> RollUp {
             points = merged.points.len(),
             "sums of minutes are left out of the ledger, because too many wait for the disk"
         );
-        merged.points.retain(|point| point.level != Level::Minute);
+        // The latest minute stays: it says at a restart which points were still growing.
+        let minutes = merged.points.iter().filter(|point| point.level == Level::Minute);
+        let latest = minutes.map(|point| point.start).max();
+        merged.points.retain(|point| point.level != Level::Minute || Some(point.start) == latest);
     }
     merged.sums = latest(earlier.sums, sums, |(subject, _): &(Subject, _)| *subject);
     merged.devices = latest(earlier.devices, devices, |device| device.id);

@@ -74,7 +74,8 @@ fn schema_of(row: &Row) -> String {
         let form = match cell {
             Cell::Text(_) => format!("REQUIRED BYTE_ARRAY {name} (UTF8)"),
             Cell::Count(_) => format!("REQUIRED INT64 {name} (INTEGER(64,false))"),
-            Cell::Time(_) => format!("REQUIRED INT64 {name} (TIMESTAMP(MICROS,true))"),
+            Cell::Maybe(_) => format!("OPTIONAL INT64 {name} (INTEGER(64,false))"),
+            Cell::Time(_) | Cell::Moment(_) => format!("REQUIRED INT64 {name} (TIMESTAMP(MICROS,true))"),
             Cell::Hashes(_) => format!("REQUIRED FIXED_LEN_BYTE_ARRAY (16) {name} (DECIMAL(38,0))"),
             Cell::Number(_) => format!("OPTIONAL DOUBLE {name}"),
         };
@@ -100,11 +101,18 @@ fn write_column<'c>(
         }
         ColumnWriter::Int64ColumnWriter(column) => {
             let number = |cell: &Cell| match cell {
-                Cell::Count(count) => *count as i64,
-                Cell::Time(seconds) => (*seconds * 1_000_000) as i64,
+                Cell::Count(count) => Some(*count),
+                Cell::Maybe(number) => *number,
+                Cell::Time(seconds) => Some(*seconds * 1_000_000),
+                Cell::Moment(us) => Some(*us),
                 _ => unreachable!("a column of whole numbers"),
             };
-            column.write_batch(&cells.map(number).collect::<Vec<_>>(), None, None)?;
+            let numbers: Vec<Option<i64>> =
+                cells.map(|cell| number(cell).map(|number| number as i64)).collect();
+            let levels: Vec<i16> = numbers.iter().map(|number| i16::from(number.is_some())).collect();
+            let numbers: Vec<i64> = numbers.into_iter().flatten().collect();
+            // Levels of a column without nulls are not looked at.
+            column.write_batch(&numbers, Some(&levels), None)?;
         }
         ColumnWriter::FixedLenByteArrayColumnWriter(column) => {
             let decimal = |cell: &Cell| match cell {
@@ -147,6 +155,7 @@ mod tests {
                 ("device".to_owned(), Cell::Text(format!("rig{number}"))),
                 ("start".to_owned(), Cell::Time(1_795_564_800)),
                 ("accepted".to_owned(), Cell::Count(number)),
+                ("job".to_owned(), Cell::Maybe((number % 3 == 1).then_some(number))),
                 ("accepted_hashes".to_owned(), Cell::Hashes(u128::from(number) << 70)),
                 ("energy_j".to_owned(), Cell::Number(known)),
             ];
@@ -160,7 +169,7 @@ mod tests {
         assert_eq!(read.len(), rows);
         assert_eq!(
             read[3],
-            "{device: \"rig3\", start: 2026-11-25 00:00:00.000000 +00:00, accepted: 3, \
+            "{device: \"rig3\", start: 2026-11-25 00:00:00.000000 +00:00, accepted: 3, job: null, \
              accepted_hashes: 3541774862152233910272., energy_j: null}"
         );
     }
