@@ -2,6 +2,8 @@
 //!
 //! Nothing here mines, and only [`keygen`] writes a file.
 
+mod ledger;
+
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use rand::RngCore;
 use rand::rngs::OsRng;
 use stratum::sv2::AuthoritySecretKey;
 
+pub use self::ledger::{LedgerArgs, LedgerCommand};
 use crate::config::{
     self, Loaded, LogConfig, LogFormat, NodeConfig, PoolConfig, Problems, ProxyConfig, Role, RoleConfig,
 };
@@ -48,6 +51,7 @@ Examples:
   checkweigh check --config mining-proxy.toml         find every mistake in a configuration
   checkweigh mining-proxy --config mining-proxy.toml  connect a farm to a pool
   checkweigh pool --config pool.toml                  mine solo, or for others, on a Bitcoin Core node
+  checkweigh ledger --path ledger devices             what every device has proved
 
 Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 64 wrong configuration."
 )]
@@ -84,6 +88,8 @@ The file config/pool.toml explains every key. SIGTERM and Ctrl-C end it in order
     Pool(FileArgs),
     /// Check a configuration and print what it amounts to, secrets hidden
     Check(CheckArgs),
+    /// Look into a ledger: devices, one device's history, export, verification
+    Ledger(LedgerArgs),
     /// Make an authority key pair for SV2 connections
     Keygen(KeygenArgs),
 }
@@ -166,13 +172,15 @@ enum Failure {
     Logging(#[from] LoggingError),
     #[error("{0}")]
     Run(#[from] RunError),
+    #[error("{0}")]
+    Ledger(#[from] ledger::LedgerFailure),
 }
 
 impl Failure {
     const fn exit_code(&self) -> u8 {
         match self {
             Failure::Config(_) | Failure::Logging(_) => EXIT_CONFIG,
-            Failure::Run(_) => 1,
+            Failure::Run(_) | Failure::Ledger(_) => 1,
         }
     }
 }
@@ -210,6 +218,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             drive(cores(), |shutdown| pool::run(config, listeners, shutdown))
         }
         Command::Check(args) => check(&args),
+        Command::Ledger(args) => Ok(ledger::run(args)?),
         Command::Keygen(args) => Ok(keygen(args.out.as_deref())?),
     }
 }

@@ -12,6 +12,7 @@ pub mod downstream;
 pub mod error;
 pub mod http;
 pub mod latency;
+pub mod ledger;
 pub mod logging;
 pub mod miner;
 pub mod node;

@@ -9,7 +9,7 @@ use mining_server::{Settings, ShareUse, Work};
 use stratum::{JobNumber, UpstreamId};
 
 use crate::clock::Clock;
-use crate::config::{Listeners, ProxyConfig};
+use crate::config::{Listeners, ProxyConfig, UpstreamConfig};
 use crate::error::RunError;
 use crate::http::UpstreamState;
 use crate::http::view::Job;
@@ -46,7 +46,7 @@ pub fn start(
     let upstream_status = Arc::new(UpstreamStatus::default());
     let name = format!("{}:{}", preferred.url.host, preferred.url.port);
     let task = UpstreamTask {
-        config: rules(config, &preferred.user_identity),
+        config: rules(config, preferred),
         url: preferred.url.clone(),
         inbox,
         writer: role.observed.sink.writer(),
@@ -93,11 +93,12 @@ fn job(work: &Work, upstream: &Arc<str>) -> Job {
     }
 }
 
-fn rules(config: &ProxyConfig, user_identity: &str) -> UpstreamRules {
+fn rules(config: &ProxyConfig, upstream: &UpstreamConfig) -> UpstreamRules {
     UpstreamRules {
         id: UpstreamId(0),
-        user_identity: user_identity.to_owned(),
+        user_identity: upstream.user_identity.clone(),
         aggregate: config.aggregate,
+        forward_worker_names: upstream.forward_worker_names,
         vendor: "Checkweigh".to_owned(),
         hardware_version: "mining-proxy".to_owned(),
         firmware: env!("CARGO_PKG_VERSION").to_owned(),

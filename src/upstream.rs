@@ -297,6 +297,16 @@ impl Driver {
         if let Some(blocks) = self.found_lines.admit(now.monotonic) {
             tracing::info!(job = ?share.record.job, blocks, "a block was found by a device");
         }
+        self.forward(share, now);
+    }
+
+    fn forward(&mut self, share: ShareEvent, now: Now) {
+        if let Some(device) = share.record.device
+            && self.upstream.lacks_name_of(device)
+        {
+            // Once for each device, so that shares need no lock of the registry.
+            self.upstream.note_worker_name(device, &self.task.registry.name(device));
+        }
         self.upstream.handle_share(share, now, &mut self.out);
     }
 
@@ -372,9 +382,9 @@ impl Driver {
     fn handle_shares(&mut self) {
         let now = self.task.clock.now();
         self.shares_taken += self.shares.len() as u64;
-        for share in self.shares.drain(..) {
-            self.upstream.handle_share(share, now, &mut self.out);
-        }
+        let mut shares = std::mem::take(&mut self.shares);
+        shares.drain(..).for_each(|share| self.forward(share, now));
+        self.shares = shares;
         while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.shares_taken) {
             self.handle_command(Command::Close { key });
         }
@@ -516,7 +526,7 @@ impl Driver {
             self.handle_block(share);
         }
         while let Ok(share) = self.task.inbox.shares.try_recv() {
-            self.upstream.handle_share(share, now, &mut self.out);
+            self.forward(share, now);
         }
         self.upstream.handle_shutdown(now, &mut self.out);
         self.settle();

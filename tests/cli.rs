@@ -25,7 +25,15 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in [vec![], vec!["demo"], vec!["mining-proxy"], vec!["pool"], vec!["check"], vec!["keygen"]] {
+    for command in [
+        vec![],
+        vec!["demo"],
+        vec!["mining-proxy"],
+        vec!["pool"],
+        vec!["check"],
+        vec!["keygen"],
+        vec!["ledger"],
+    ] {
         let mut arguments = command.clone();
         arguments.push("--help");
         let output = checkweigh(&arguments);

@@ -26,6 +26,7 @@ fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, text) in [
         ("authority.key", SECRET_KEY),
+        ("ledger.key", SECRET_KEY),
         ("node-password", PASSWORD),
         ("api-read.token", READ_TOKEN),
         ("api-admin.token", ADMIN_TOKEN),
@@ -68,6 +69,9 @@ fn the_example_of_the_proxy_loads() {
         ("pool.example", 34254)
     );
     assert_eq!(config.metrics_listen, Some("127.0.0.1:9840".parse().expect("an address")));
+    let ledger = config.ledger.expect("accounts are kept");
+    assert_eq!((ledger.path.as_path(), ledger.commit_interval.as_millis()), (Path::new("ledger"), 100));
+    assert_eq!((ledger.retention.records_days, ledger.retention.records_bytes), (35, 100 << 30));
 }
 
 #[test]
@@ -176,6 +180,9 @@ shares_per_minute = 1e9
 minimum_difficulty = 64
 initial_difficulty = 1
 
+[ledger]
+commit_interval_ms = 251
+keep_recrods_days = 3
 [metrics]
 [colour]
 red = 1
@@ -193,8 +200,11 @@ red = 1
         "line 11: upstream[1].url: the authority key of an SV2 address",
         "line 14: vardiff.shares_per_minute: 1000000000 is not from 0.1 to 600",
         "line 16: vardiff.initial_difficulty: is below minimum_difficulty",
-        "line 18: metrics.listen: is missing",
-        "line 19: colour: unknown key; known here: downstream, upstream, channels, vardiff, metrics, api, log",
+        "line 18: ledger.path: is missing",
+        "line 19: ledger.commit_interval_ms: 251 is not from 10 to 250",
+        "line 20: ledger.keep_recrods_days: unknown key; did you mean `keep_records_days`?",
+        "line 21: metrics.listen: is missing",
+        "line 22: colour: unknown key; known here: downstream, upstream, channels, vardiff, ledger, metrics, api, log",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {

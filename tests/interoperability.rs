@@ -70,12 +70,14 @@ const LATE_BLOCK: &str = "inconclusive-not-best-prevblk";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reference_translator_mines_with_one_channel_for_all_devices() {
-    // It asks for an extension, which we refuse, and goes on without.
-    let mode = "aggregate_channels = true\nsupported_extensions = [2]";
+    // It asks for the extension that names the worker beside each share.
+    let mode = "aggregate_channels = true\nsupported_extensions = [2]\nrequired_extensions = [2]";
     let stack = Stack::start(mode, VARDIFF).await;
-    let seen = stack.mine_enough(1).await;
+    let seen = stack.mine_enough(usize::from(MINERS)).await;
     let names: Vec<&str> = seen.devices.iter().filter_map(|device| device.name.as_deref()).collect();
-    assert_eq!(names.len(), 1, "one channel is one device: {names:?}");
+    let workers: Vec<_> =
+        names.iter().filter_map(|name| name.strip_prefix("account.translator-proxy.")).collect();
+    assert_eq!(workers.len(), usize::from(MINERS), "each worker is a device: {names:?}");
     stack.stop().await;
 }
 

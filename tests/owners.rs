@@ -115,6 +115,7 @@ async fn an_upstream_takes_blocks_until_its_connections_are_gone() {
             id: UpstreamId(0),
             user_identity: "account.farm".to_owned(),
             aggregate: true,
+            forward_worker_names: false,
             vendor: "Checkweigh".to_owned(),
             hardware_version: "mining-proxy".to_owned(),
             firmware: "tests".to_owned(),

@@ -74,9 +74,14 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
     let url = PoolUrl { host: pool.ip().to_string(), port: pool.port(), authority: Some(key().public()) };
     let config = ProxyConfig {
         downstream: downstream(),
-        upstreams: vec![UpstreamConfig { url, user_identity: "account.farm".to_owned() }],
+        upstreams: vec![UpstreamConfig {
+            url,
+            user_identity: "account.farm".to_owned(),
+            forward_worker_names: true,
+        }],
         aggregate: true,
         vardiff: vardiff(EXPONENT),
+        ledger: None,
         metrics_listen: None,
         http: HttpConfig::default(),
         log: LogConfig::default(),

@@ -8,6 +8,7 @@
 
 mod api;
 mod file;
+mod ledger;
 pub mod listen;
 mod load;
 mod parts;
@@ -18,9 +19,11 @@ mod reader;
 mod render;
 
 pub use api::{ApiConfig, HttpConfig, Tokens};
+pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};
 pub use parts::{DownstreamConfig, LogConfig, LogFormat, Sv1Profile, VardiffSettings};
 pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork};
 pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
+pub(crate) use reader::distance;

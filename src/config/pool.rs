@@ -11,6 +11,7 @@ use secrecy::SecretString;
 
 use super::api::{HttpConfig, read_metrics, render_metrics};
 use super::file;
+use super::ledger::LedgerConfig;
 use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
@@ -56,6 +57,8 @@ pub struct PoolConfig {
     pub share_batch_size: u32,
     /// How the difficulties of channels are controlled.
     pub vardiff: VardiffSettings,
+    /// Where the accounts are kept; in memory only when absent.
+    pub ledger: Option<LedgerConfig>,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What else is served over HTTP.
@@ -289,6 +292,7 @@ impl RoleConfig for PoolConfig {
         let share_batch_size = section.integer(findings, "share_batch_size", 1..=MAX_SHARE_BATCH_SIZE);
         section.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
+        let ledger = LedgerConfig::read(document, findings);
         let (metrics_listen, max_device_series) = read_metrics(document, findings);
         let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
@@ -300,6 +304,7 @@ impl RoleConfig for PoolConfig {
             blocks_dir,
             share_batch_size: share_batch_size.unwrap_or(DEFAULT_SHARE_BATCH_SIZE),
             vardiff,
+            ledger,
             metrics_listen,
             http,
             log,
@@ -321,6 +326,9 @@ impl RoleConfig for PoolConfig {
         page.key("blocks_dir", self.blocks_dir.display().to_string());
         page.key("share_batch_size", i64::from(self.share_batch_size));
         self.vardiff.render(&mut page);
+        if let Some(ledger) = &self.ledger {
+            ledger.render(&mut page);
+        }
         render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
         self.http.render(&mut page);
         self.log.render(&mut page);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use stratum::sv2::PoolUrl;
 
 use super::api::{HttpConfig, read_metrics, render_metrics};
+use super::ledger::LedgerConfig;
 use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
@@ -27,6 +28,8 @@ pub struct ProxyConfig {
     pub aggregate: bool,
     /// How the difficulties of channels are controlled.
     pub vardiff: VardiffSettings,
+    /// Where the accounts are kept; in memory only when absent.
+    pub ledger: Option<LedgerConfig>,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What else is served over HTTP.
@@ -42,6 +45,9 @@ pub struct UpstreamConfig {
     pub url: PoolUrl,
     /// The account that channels are opened for; with a channel per device, the worker name follows it.
     pub user_identity: String,
+    /// Whether the worker names of devices that share a channel go to the pool with their shares, where it takes them
+    /// (SV2 extension 2).
+    pub forward_worker_names: bool,
 }
 
 impl RoleConfig for ProxyConfig {
@@ -54,6 +60,7 @@ impl RoleConfig for ProxyConfig {
         let aggregate = channels.boolean(findings, "aggregate").unwrap_or(true);
         channels.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
+        let ledger = LedgerConfig::read(document, findings);
         let (metrics_listen, max_device_series) = read_metrics(document, findings);
         let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
@@ -62,6 +69,7 @@ impl RoleConfig for ProxyConfig {
             upstreams,
             aggregate,
             vardiff,
+            ledger,
             metrics_listen,
             http,
             log,
@@ -75,10 +83,14 @@ impl RoleConfig for ProxyConfig {
             page.section("[[upstream]]");
             page.key("url", upstream.url.to_string());
             page.key("user_identity", upstream.user_identity.clone());
+            page.key("forward_worker_names", upstream.forward_worker_names);
         }
         page.section("[channels]");
         page.key("aggregate", self.aggregate);
         self.vardiff.render(&mut page);
+        if let Some(ledger) = &self.ledger {
+            ledger.render(&mut page);
+        }
         render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
         self.http.render(&mut page);
         self.log.render(&mut page);
@@ -101,13 +113,14 @@ fn read_upstreams(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Ve
             1..=MAX_USER_IDENTITY => Ok(text.to_owned()),
             length => Err(format!("has {length} bytes; SV2 has room for {MAX_USER_IDENTITY}")),
         });
+        let forward_worker_names = section.boolean(findings, "forward_worker_names").unwrap_or(true);
         if url.as_ref().is_some_and(|url| url.authority.is_none()) {
             let what = "has no authority key: whoever answers at this address is trusted";
             findings.note(section.place_of(findings, "url"), what);
         }
         section.finish(findings);
         if let (Some(url), Some(user_identity)) = (url, user_identity) {
-            upstreams.push(UpstreamConfig { url, user_identity });
+            upstreams.push(UpstreamConfig { url, user_identity, forward_worker_names });
         }
     }
     match present {

@@ -26,6 +26,7 @@ fn driver() -> (Driver, Owner) {
             id: UpstreamId(0),
             user_identity: "account".to_owned(),
             aggregate: false,
+            forward_worker_names: false,
             vendor: "Checkweigh".to_owned(),
             hardware_version: "mining-proxy".to_owned(),
             firmware: "tests".to_owned(),

@@ -64,6 +64,7 @@ impl Proxy {
             id: UpstreamId(0),
             user_identity: "account.farm".to_owned(),
             aggregate: !settings.channel_per_device,
+            forward_worker_names: false,
             vendor: "Checkweigh".to_owned(),
             hardware_version: "mining-proxy".to_owned(),
             firmware: "simulated".to_owned(),

@@ -141,9 +141,14 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
     let url = PoolUrl { host: pool.ip().to_string(), port: pool.port(), authority: Some(key().public()) };
     let config = ProxyConfig {
         downstream: downstream(),
-        upstreams: vec![UpstreamConfig { url, user_identity: "account.farm".to_owned() }],
+        upstreams: vec![UpstreamConfig {
+            url,
+            user_identity: "account.farm".to_owned(),
+            forward_worker_names: true,
+        }],
         aggregate,
         vardiff,
+        ledger: None,
         metrics_listen: None,
         http: HttpConfig::default(),
         log: LogConfig::default(),

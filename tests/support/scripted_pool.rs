@@ -109,6 +109,7 @@ impl Link {
                     Message::OpenExtendedMiningChannel(request) => break request,
                     Message::UpdateChannel(_) | Message::CloseChannel(_) => {}
                     Message::SubmitSharesExtended(share) => self.judge(&share).await,
+                    Message::RequestExtensions(request) => self.refuse_extensions(request).await,
                     other => panic!("instead of a request for a channel: {other:?}"),
                 }
             };
@@ -125,6 +126,12 @@ impl Link {
             self.channels.insert(id, Channel { group, prefix, target, jobs: HashMap::new() });
             self.send(success).await;
         }
+    }
+
+    async fn refuse_extensions(&mut self, request: RequestExtensions) {
+        let (request_id, unsupported_extensions) = (request.request_id, request.requested_extensions);
+        let required_extensions = Vec::new();
+        self.send(RequestExtensionsError { request_id, unsupported_extensions, required_extensions }).await;
     }
 
     /// Sends a job to a channel or group: a future one, or one to start at once.

@@ -4,18 +4,28 @@
 //!
 //! - [`record`]: one record for each verdict, and a later one for what the upstream said.
 //! - [`batch`]: the stream in pieces, chained by hashes.
+//! - [`books`], [`rates`]: what the entries add up to.
+//! - [`entry`], [`codec`]: what the stream is made of, and its bytes.
 //! - [`power`]: energy, and how well it is known.
 //! - [`rollup`]: sums for spans of time.
 //! - [`sums`]: sums over records, exact whatever happens to the records themselves.
 
 pub mod batch;
+pub mod books;
+pub mod codec;
+pub mod entry;
 pub mod power;
+pub mod rates;
 pub mod record;
 pub mod rollup;
 pub mod sums;
 
 pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
+pub use books::{Books, DeviceView, Restored, SubjectView};
+pub use codec::{CodecError, decode_sums, encode_sums};
+pub use entry::Entry;
 pub use power::{EnergySums, PowerSource};
+pub use rates::{RateEstimate, RatePair, Window};
 pub use record::{
     DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
 };

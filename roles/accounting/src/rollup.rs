@@ -122,6 +122,9 @@ pub struct DeviceRow {
 pub struct RollUp {
     /// The last batch that is in the sums.
     pub watermark: BatchNumber,
+    /// The batch of the oldest forwarded share that still waits for its answer, or the one after the watermark: from
+    /// there on shares and answers are read again after a restart, so that each answer finds its share.
+    pub waiting_from: BatchNumber,
     /// Points that changed, each whole.
     pub points: Vec<Point>,
     /// Sums since the ledger began of the subjects that changed, each whole.

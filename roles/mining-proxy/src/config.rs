@@ -18,6 +18,8 @@ pub struct UpstreamConfig {
     pub user_identity: String,
     /// True: one upstream channel for all devices. False: one for each.
     pub aggregate: bool,
+    /// Whether to send the worker names of devices that share a channel, where the upstream takes them (extension 2).
+    pub forward_worker_names: bool,
     /// Who made this program (SV2 `SetupConnection.vendor`).
     pub vendor: String,
     /// What it is (SV2 `SetupConnection.hardware_version`).
@@ -67,6 +69,7 @@ mod tests {
             id: UpstreamId(1),
             user_identity: user_identity.to_owned(),
             aggregate: false,
+            forward_worker_names: false,
             vendor: String::new(),
             hardware_version: String::new(),
             firmware: String::new(),

@@ -11,6 +11,7 @@
 //! This module never dials, never waits, and never judges a share. What an upstream does wrong ends the connection
 //! to it and nothing else.
 
+mod extensions;
 mod messages;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,12 +31,14 @@ use stratum::{
     ChannelId, Epoch, HashRate, JobId, JobNumber, Now, RequestId, SequenceNumber, Target, UpstreamChannelId,
 };
 
+use self::extensions::WorkerNames;
 use crate::channel::Channel;
 use crate::config::{Endpoint, UpstreamConfig, cut};
 use crate::feed::{FeedState, Nominal, Standing};
 use crate::notices::Notices;
 use crate::output::{DownstreamKey, Feed, Tally, UpstreamOutput};
 
+pub use self::extensions::{MAX_NAMED_DEVICES, NEGOTIATION_DEADLINE};
 pub use self::messages::REFUSALS_WORTH_TELLING;
 pub use crate::channel::{MAX_COINBASE_PREFIX, MAX_COINBASE_SUFFIX, MAX_FUTURE_JOBS, MIN_ROLLABLE_SIZE};
 pub use crate::pending::MAX_PENDING_SHARES;
@@ -76,6 +79,8 @@ pub enum LinkState {
     Away,
     /// SetupConnection is sent.
     SettingUp,
+    /// RequestExtensions is sent.
+    Negotiating,
     /// Channels can be opened.
     Ready,
 }
@@ -105,6 +110,7 @@ pub struct Upstream {
     /// What each device hashes; at most [`MAX_RATED_DEVICES`].
     rates: BTreeMap<DownstreamKey, HashRate>,
     tally: Tally,
+    workers: WorkerNames,
     notices: Notices,
     wake: Option<Duration>,
 }
@@ -140,6 +146,7 @@ impl Upstream {
             next_first: JobNumber(first.0.saturating_add(NUMBERS_APART)),
             rates: BTreeMap::new(),
             tally: Tally::default(),
+            workers: WorkerNames::default(),
             notices: Notices::new(now),
             wake: None,
         }
@@ -339,6 +346,7 @@ impl Upstream {
         if self.wake.is_none_or(|wake| now.monotonic < wake) {
             return;
         }
+        self.end_negotiation_if_overdue(now, out);
         if let Some(what) = self.overdue(now) {
             self.give_up(what, now, out);
         }
@@ -397,6 +405,7 @@ impl Upstream {
         match self.link {
             LinkState::Away => None,
             LinkState::SettingUp => Some(self.heard + ANSWER_DEADLINE),
+            LinkState::Negotiating => Some(self.heard + NEGOTIATION_DEADLINE),
             LinkState::Ready => [Some(self.heard + SILENCE_DEADLINE), request].into_iter().flatten().min(),
         }
     }
@@ -441,8 +450,11 @@ impl Upstream {
             ntime: record.ntime,
             version: record.version,
             extranonce: &record.rollable,
+            worker_name: self.workers.of(record.device),
         };
-        submit.encode_frame(&mut out.bytes).expect("a record holds no more bytes than the field");
+        submit
+            .encode_frame(&mut out.bytes)
+            .expect("neither a record nor a name holds more bytes than its field");
         Ok(sequence_number)
     }
 
@@ -454,6 +466,8 @@ impl Upstream {
 
     /// Everything that ends with a connection.
     fn lose(&mut self, now: Now, out: &mut UpstreamOutput) {
+        // An upstream that leaves when it is asked for extensions is not asked again.
+        self.workers.is_unanswered |= self.link == LinkState::Negotiating;
         self.link = LinkState::Away;
         self.channels.clear();
         self.requests.clear();
@@ -587,6 +601,7 @@ mod tests {
             id: stratum::UpstreamId(0),
             user_identity: String::new(),
             aggregate: true,
+            forward_worker_names: false,
             vendor: String::new(),
             hardware_version: String::new(),
             firmware: String::new(),

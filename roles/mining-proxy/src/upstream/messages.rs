@@ -23,7 +23,7 @@ use crate::output::{Feed, UpstreamOutput};
 /// Shares in a row that an upstream refuses before the operator is told.
 pub const REFUSALS_WORTH_TELLING: u32 = 100;
 
-type Handled = Result<(), String>;
+pub(super) type Handled = Result<(), String>;
 
 impl Upstream {
     pub(super) fn handle_message(&mut self, message: Message, now: Now, out: &mut UpstreamOutput) -> Handled {
@@ -59,11 +59,10 @@ impl Upstream {
                 Ok(())
             }
             Message::Reconnect(message) => self.handle_reconnect(&message, now, out),
-            // No extension is negotiated, so none has a state to reset (SV2 3.6.4), and nothing was requested.
-            Message::ChannelEndpointChanged(_)
-            | Message::RequestExtensionsSuccess(_)
-            | Message::RequestExtensionsError(_)
-            | Message::Unknown(_) => Ok(()),
+            Message::RequestExtensionsSuccess(message) => self.handle_extensions(&message, now, out),
+            Message::RequestExtensionsError(message) => self.handle_no_extensions(&message, now, out),
+            // The extension that we use has no state to reset (SV2 3.6.4).
+            Message::ChannelEndpointChanged(_) | Message::Unknown(_) => Ok(()),
             message => {
                 let name = message.name();
                 self.tell(now, out, || format!("the upstream sent {name}, which is ignored"));
@@ -95,8 +94,16 @@ impl Upstream {
         if message.used_version != codes::PROTOCOL_VERSION {
             return Err(format!("the upstream chose protocol version {}", message.used_version));
         }
-        self.link = LinkState::Ready;
         self.fixed_version = message.flags & codes::success_flags::REQUIRES_FIXED_VERSION != 0;
+        if !self.negotiate(now, out) {
+            self.begin(now, out);
+        }
+        Ok(())
+    }
+
+    /// Everything is agreed: channels can be opened.
+    pub(super) fn begin(&mut self, now: Now, out: &mut UpstreamOutput) {
+        self.link = LinkState::Ready;
         let feeds: Vec<Feed> = self.feeds.keys().copied().collect();
         for feed in feeds {
             self.enqueue(feed);
@@ -104,7 +111,6 @@ impl Upstream {
         self.open_waiting(now, out);
         let deadline = self.deadline();
         self.schedule_if(deadline);
-        Ok(())
     }
 
     fn handle_opened(

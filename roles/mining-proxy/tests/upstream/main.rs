@@ -1,5 +1,6 @@
 //! The upstream state machine against a scripted pool, in virtual time.
 
+mod extensions;
 mod properties;
 mod rig;
 mod scripted;

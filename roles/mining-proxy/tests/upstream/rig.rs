@@ -41,6 +41,7 @@ pub(crate) fn config(aggregate: bool) -> UpstreamConfig {
         id: UpstreamId(1),
         user_identity: "account.farm".to_owned(),
         aggregate,
+        forward_worker_names: false,
         vendor: "Checkweigh".to_owned(),
         hardware_version: "mining-proxy".to_owned(),
         firmware: "0.1.0".to_owned(),
@@ -50,9 +51,13 @@ pub(crate) fn config(aggregate: bool) -> UpstreamConfig {
 
 impl Rig {
     pub(crate) fn new(aggregate: bool) -> Self {
+        Rig::with_config(config(aggregate))
+    }
+
+    pub(crate) fn with_config(config: UpstreamConfig) -> Self {
         let now = Now::simulated(Duration::from_secs(NTIME.into()), Duration::from_secs(100));
         Rig {
-            upstream: Upstream::new(config(aggregate), JobNumber::first(now), now),
+            upstream: Upstream::new(config, JobNumber::first(now), now),
             now,
             out: UpstreamOutput::default(),
             sent: Vec::new(),
@@ -196,7 +201,7 @@ impl Rig {
         self.out.close.as_ref().map(|reason| reason.what.as_str())
     }
 
-    fn collect(&mut self) {
+    pub(crate) fn collect(&mut self) {
         let mut bytes = std::mem::take(&mut self.out.bytes);
         let mut rest = &bytes[..];
         while let Some((header, after)) = rest.split_first_chunk::<HEADER_SIZE>() {

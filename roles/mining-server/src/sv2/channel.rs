@@ -9,6 +9,7 @@ use stratum::sv2::messages::SubmitSharesSuccess;
 use stratum::{ChannelId, DeviceId, HashRate, Job, Now, SequenceNumber, Target, Work as WorkSum};
 
 use super::send;
+use super::workers::Workers;
 use crate::judge::Judge;
 use crate::output::{Event, Output};
 use crate::work::Work;
@@ -33,6 +34,8 @@ pub(super) struct Channel {
     pub(super) is_standard: bool,
     pub(super) user_identity: String,
     pub(super) device: DeviceId,
+    /// The devices behind it, where it is a proxy's that names them.
+    pub(super) workers: Workers,
     pub(super) judge: Judge,
     pub(super) work: Arc<Work>,
     pub(super) published_rate: HashRate,

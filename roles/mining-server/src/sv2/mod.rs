@@ -10,11 +10,13 @@
 //! - `jobs`: how work reaches channels.
 //! - `shares`: how shares are answered.
 //! - `channel`: the state of one channel.
+//! - `workers`: the devices behind the channel of a proxy.
 
 mod channel;
 mod jobs;
 mod opening;
 mod shares;
+mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -87,6 +89,8 @@ pub struct Sv2Connection {
     acknowledge_at: Option<Duration>,
     /// When difficulties and hash rates are looked at.
     check_at: Duration,
+    /// Whether shares come with worker names (extension 2).
+    worker_names: bool,
     noticed: Noticed,
     closed: bool,
 }
@@ -118,6 +122,7 @@ impl Sv2Connection {
             idle_deadline: now.monotonic + HANDSHAKE_DEADLINE,
             acknowledge_at: None,
             check_at: now.monotonic + VARDIFF_INTERVAL,
+            worker_names: false,
             noticed: Noticed::default(),
             closed: false,
         }
@@ -254,14 +259,14 @@ impl Sv2Connection {
             }
             Message::UpdateChannel(update) => self.update_channel(&update, now, out),
             Message::CloseChannel(close) => self.close_channel(&close, now, registry, out),
-            Message::SubmitSharesStandard(share) => self.submit(&Submit::from(&share), now, out),
-            Message::SubmitSharesExtended(share) => self.submit(&Submit::from(&share), now, out),
+            Message::SubmitSharesStandard(share) => self.submit(&Submit::from(&share), now, registry, out),
+            Message::SubmitSharesExtended(share) => self.submit(&Submit::from(&share), now, registry, out),
             Message::SetCustomMiningJob(job) => {
                 let error_code = codes::set_custom_mining_job::JD_NOT_SUPPORTED.to_owned();
                 let (channel_id, request_id) = (job.channel_id, job.request_id);
                 send(SetCustomMiningJobError { channel_id, request_id, error_code }, out);
             }
-            Message::RequestExtensions(request) => answer_extensions(request, out),
+            Message::RequestExtensions(request) => self.answer_extensions(request, out),
             Message::Unknown(unknown) => {
                 if !std::mem::replace(&mut self.noticed.unknown_message, true) {
                     out.events.push(Event::Notice(format!(
@@ -295,6 +300,23 @@ impl Sv2Connection {
             self.hardware_version = printable(&setup.hardware_version);
             // The answer's flags are what we require, not an echo: bit 0 would forbid version rolling.
             send(SetupConnectionSuccess { used_version: codes::PROTOCOL_VERSION, flags: 0 }, out);
+        }
+    }
+
+    /// Worker names beside shares are the one extension that is supported. A request succeeds if it is among those
+    /// asked for, or if none was.
+    fn answer_extensions(&mut self, request: RequestExtensions, out: &mut Output) {
+        let request_id = request.request_id;
+        self.worker_names = request.requested_extensions.contains(&codes::WORKER_HASHRATE_TRACKING);
+        if self.worker_names {
+            let supported_extensions = vec![codes::WORKER_HASHRATE_TRACKING];
+            send(RequestExtensionsSuccess { request_id, supported_extensions }, out);
+        } else if request.requested_extensions.is_empty() {
+            send(RequestExtensionsSuccess { request_id, supported_extensions: Vec::new() }, out);
+        } else {
+            let unsupported_extensions = request.requested_extensions;
+            let required_extensions = Vec::new();
+            send(RequestExtensionsError { request_id, unsupported_extensions, required_extensions }, out);
         }
     }
 
@@ -385,18 +407,6 @@ fn send(message: impl Into<Message>, out: &mut Output) {
 fn refuse_setup(flags: u32, code: &str, what: impl Into<String>, out: &mut Output) {
     send(SetupConnectionError { flags, error_code: code.to_owned() }, out);
     out.close = Some(CloseReason::downstream(what));
-}
-
-/// No extension is supported yet; a request for none succeeds.
-fn answer_extensions(request: RequestExtensions, out: &mut Output) {
-    let request_id = request.request_id;
-    if request.requested_extensions.is_empty() {
-        send(RequestExtensionsSuccess { request_id, supported_extensions: Vec::new() }, out);
-    } else {
-        let unsupported_extensions = request.requested_extensions;
-        let required_extensions = Vec::new();
-        send(RequestExtensionsError { request_id, unsupported_extensions, required_extensions }, out);
-    }
 }
 
 /// A peer's text as it may stand in a log: control characters are replaced.

@@ -17,6 +17,7 @@ use stratum::vardiff::HARDEST_EXPONENT;
 use stratum::{ChannelId, DeviceId, HashRate, Now, RequestId, Target};
 
 use super::channel::{Channel, Group, Unacknowledged};
+use super::workers::Workers;
 use super::{MAX_CHANNELS, MAX_PENDING_OPENS, OPEN_DEADLINE, Sv2Connection, printable, send};
 use crate::judge::Judge;
 use crate::output::{CloseReason, Event, Output, Registry};
@@ -228,6 +229,7 @@ impl Sv2Connection {
             is_standard: open.kind == ChannelKind::Standard,
             user_identity: open.user_identity,
             device: open.device,
+            workers: Workers::default(),
             judge,
             work: Arc::clone(work),
             // With a channel per device, opening it has said the rate already.

@@ -10,7 +10,7 @@ use stratum::{ChannelId, JobId, Now, SequenceNumber};
 
 use super::{ACKNOWLEDGE_AFTER, Sv2Connection, send};
 use crate::judge::{self, Submission, Submitter};
-use crate::output::{Event, Output};
+use crate::output::{Event, Output, Registry};
 use crate::record::{RejectReason, ShareRecord, Verdict};
 use crate::work::{JobLookup, Work};
 
@@ -24,6 +24,8 @@ pub(super) struct Submit<'a> {
     ntime: u32,
     version: u32,
     extranonce: &'a [u8],
+    /// The worker's name by extension 2; to be ignored unless that was negotiated.
+    worker: Option<&'a str>,
 }
 
 impl From<&SubmitSharesStandard> for Submit<'static> {
@@ -36,6 +38,7 @@ impl From<&SubmitSharesStandard> for Submit<'static> {
             ntime: share.ntime,
             version: share.version,
             extranonce: &[],
+            worker: None,
         }
     }
 }
@@ -50,6 +53,7 @@ impl<'a> From<&'a SubmitSharesExtended> for Submit<'a> {
             ntime: share.ntime,
             version: share.version,
             extranonce: &share.extranonce,
+            worker: share.user_identity.as_deref(),
         }
     }
 }
@@ -69,7 +73,13 @@ impl<'a> Submit<'a> {
 
 impl Sv2Connection {
     /// Judges a share, answers it, and hands it on.
-    pub(super) fn submit(&mut self, submit: &Submit<'_>, now: Now, out: &mut Output) {
+    pub(super) fn submit(
+        &mut self,
+        submit: &Submit<'_>,
+        now: Now,
+        registry: &mut dyn Registry,
+        out: &mut Output,
+    ) {
         let (connection, id) = (self.id, submit.channel);
         let Some(channel) = self.channels.get_mut(&id) else {
             let submitter = Submitter { connection, channel: id, device: None };
@@ -78,7 +88,10 @@ impl Sv2Connection {
             out.shares.push(event);
             return refuse(submit, submit_shares::INVALID_CHANNEL_ID, out);
         };
-        let submitter = Submitter { connection, channel: id, device: Some(channel.device) };
+        let worker = submit.worker.filter(|_| self.worker_names);
+        let worker = worker.and_then(|name| channel.workers.device(&channel.user_identity, name, registry));
+        let device = Some(worker.unwrap_or(channel.device));
+        let submitter = Submitter { connection, channel: id, device };
         let submission = submit.submission(channel.work.job_by_id(submit.job));
         let event = channel.judge.judge(&self.settings, &channel.work, submitter, &submission, now);
         match event.record.verdict {

@@ -122,16 +122,18 @@ fn unknown_messages_are_ignored_and_noticed_once() {
 }
 
 #[test]
-fn extensions_and_custom_jobs_are_refused() {
+fn unknown_extensions_and_custom_jobs_are_refused() {
     let mut driver = Driver::set_up(settings(), 0);
     let request_id = ExtensionsRequestId(5);
-    let answer = driver.send(RequestExtensions { request_id, requested_extensions: vec![2, 9] });
+    let answer = driver.send(RequestExtensions { request_id, requested_extensions: vec![3, 9] });
     let refusal = RequestExtensionsError {
         request_id,
-        unsupported_extensions: vec![2, 9],
+        unsupported_extensions: vec![3, 9],
         required_extensions: Vec::new(),
     };
     assert_eq!(answer, [refusal.into()]);
+    let answer = driver.send(RequestExtensions { request_id, requested_extensions: vec![2, 9] });
+    assert_eq!(answer, [RequestExtensionsSuccess { request_id, supported_extensions: vec![2] }.into()]);
     let answer = driver.send(RequestExtensions { request_id, requested_extensions: Vec::new() });
     assert_eq!(answer, [RequestExtensionsSuccess { request_id, supported_extensions: Vec::new() }.into()]);
 

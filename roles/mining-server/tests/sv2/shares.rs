@@ -388,3 +388,30 @@ fn channels_close_one_by_one_or_by_group() {
     let (again, _) = driver.open_extended(extended(4));
     assert!(![first.channel, second.channel, third.channel].contains(&again.channel), "ids are used once");
 }
+
+#[test]
+fn a_worker_behind_a_proxy_is_a_device_once_names_were_negotiated() {
+    let mut source = Source::new();
+    let (mut driver, opened) = one_channel(settings(), &mut source);
+    let job = &source.work().active().job.clone();
+    let mut sequence = 0;
+    let mut mine = |driver: &mut Driver, worker: Option<&str>| {
+        sequence += 1;
+        let share = find_share(&opened, job, opened.target, u64::from(sequence), sequence);
+        driver.send(SubmitSharesExtended { user_identity: worker.map(str::to_owned), ..share });
+        let share = driver.shares().pop().expect("it was judged");
+        assert_eq!(share.record.verdict, Verdict::Accepted);
+        share.record.device
+    };
+    let own = mine(&mut driver, None);
+    assert_eq!(mine(&mut driver, Some("rig1")), own, "nothing was negotiated");
+    let request_id = ExtensionsRequestId(1);
+    driver.send(RequestExtensions { request_id, requested_extensions: vec![2] });
+    let first = mine(&mut driver, Some("rig1"));
+    let second = mine(&mut driver, Some("rig2"));
+    assert!(first != own && second != own && first != second);
+    assert_eq!(mine(&mut driver, Some("rig1")), first);
+    for strange in [None, Some(""), Some("rig\n1")] {
+        assert_eq!(mine(&mut driver, strange), own);
+    }
+}

@@ -50,7 +50,7 @@ pub enum Protocol {
 pub struct ExtensionsRequestId(pub u16);
 
 /// Extension 0x0002's field of `SubmitSharesExtended` that carries the worker's name.
-const WORKER_IDENTITY_FIELD: u8 = 1;
+pub(super) const WORKER_IDENTITY_FIELD: u8 = 1;
 
 /// The longest worker name of extension 0x0002, in bytes.
 pub const MAX_WORKER_IDENTITY: usize = 32;

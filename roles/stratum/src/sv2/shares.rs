@@ -6,7 +6,8 @@
 
 use super::codec::EncodeError;
 use super::frame::{FrameHeader, HEADER_SIZE};
-use super::messages::SubmitSharesSuccess;
+use super::messages::{MAX_WORKER_IDENTITY, SubmitSharesSuccess, WORKER_IDENTITY_FIELD};
+use super::{codes, tlv};
 use crate::job::MAX_EXTRANONCE_SIZE;
 use crate::{ChannelId, JobId, SequenceNumber};
 
@@ -33,20 +34,35 @@ pub struct ExtendedShare<'a> {
     pub version: u32,
     /// The bytes that were rolled, at most [`MAX_EXTRANONCE_SIZE`].
     pub extranonce: &'a [u8],
+    /// The worker's name by extension 2, at most [`MAX_WORKER_IDENTITY`] bytes; empty to send none, which is right
+    /// unless that extension was negotiated.
+    pub worker_name: &'a str,
 }
 
 impl ExtendedShare<'_> {
-    /// Appends the share to `out` as a frame. Fails, with `out` as it was, when the extranonce is too long.
+    /// Appends the share to `out` as a frame. Fails, with `out` as it was, when the extranonce or the name
+    /// is too long.
     pub fn encode_frame(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let (length, limit) = (self.extranonce.len(), MAX_EXTRANONCE_SIZE);
         if length > limit {
             return Err(EncodeError { message: "SubmitSharesExtended", field: "extranonce", length, limit });
         }
+        let name = self.worker_name.as_bytes();
+        if name.len() > MAX_WORKER_IDENTITY {
+            let (length, limit) = (name.len(), MAX_WORKER_IDENTITY);
+            return Err(EncodeError {
+                message: "SubmitSharesExtended",
+                field: "user_identity",
+                length,
+                limit,
+            });
+        }
+        let name_length = if name.is_empty() { 0 } else { tlv::TLV_HEADER_SIZE + name.len() };
         let header = FrameHeader {
             extension_type: 0,
             channel_msg: true,
             message_type: 0x1b,
-            payload_length: (FIXED_SIZE + length) as u32,
+            payload_length: (FIXED_SIZE + length + name_length) as u32,
         };
         let numbers =
             [self.channel_id.0, self.sequence_number.0, self.job_id.0, self.nonce, self.ntime, self.version];
@@ -57,9 +73,12 @@ impl ExtendedShare<'_> {
             *word = number.to_le_bytes();
         }
         fixed[HEADER_SIZE + FIXED_SIZE - 1] = length as u8;
-        out.reserve(fixed.len() + length);
+        out.reserve(fixed.len() + length + name_length);
         out.extend_from_slice(&fixed);
         out.extend_from_slice(self.extranonce);
+        if !name.is_empty() {
+            tlv::append(out, codes::WORKER_HASHRATE_TRACKING, WORKER_IDENTITY_FIELD, name);
+        }
         Ok(())
     }
 }
@@ -96,7 +115,7 @@ mod tests {
             ntime: share.ntime,
             version: share.version,
             extranonce: share.extranonce.to_vec(),
-            user_identity: None,
+            user_identity: (!share.worker_name.is_empty()).then(|| share.worker_name.to_owned()),
         };
         let mut out = b"kept".to_vec();
         Message::from(message).encode_frame(&mut out).expect("it fits");
@@ -114,6 +133,7 @@ mod tests {
             ntime: 0x0e0d_0c0b,
             version: 0x2000_e000,
             extranonce: &[0xf1, 0xf2, 0xf3],
+            worker_name: "",
         };
         let mut out = Vec::new();
         share.encode_frame(&mut out).expect("it fits");
@@ -134,10 +154,15 @@ mod tests {
             ntime: 0,
             version: 0,
             extranonce: &[0; MAX_EXTRANONCE_SIZE + 1],
+            worker_name: "",
         };
         let mut out = b"kept".to_vec();
         let error = share.encode_frame(&mut out).expect_err("too long");
         assert_eq!(error.to_string(), "SubmitSharesExtended.extranonce is 33 long, and the field holds 32");
+        assert_eq!(out, b"kept");
+        let name = "w".repeat(MAX_WORKER_IDENTITY + 1);
+        let share = ExtendedShare { extranonce: &[], worker_name: &name, ..share };
+        assert_eq!(share.encode_frame(&mut out).expect_err("too long").field, "user_identity");
         assert_eq!(out, b"kept");
     }
 
@@ -146,6 +171,7 @@ mod tests {
         fn every_share_is_written_as_the_wire_crates_write_it(
             numbers in any::<[u32; 6]>(),
             extranonce in prop::collection::vec(any::<u8>(), 0..=MAX_EXTRANONCE_SIZE),
+            worker_name in "[ -~]{0,32}",
         ) {
             let [channel, sequence_number, job, nonce, ntime, version] = numbers;
             let share = ExtendedShare {
@@ -156,6 +182,7 @@ mod tests {
                 ntime,
                 version,
                 extranonce: &extranonce,
+                worker_name: &worker_name,
             };
             let mut out = b"kept".to_vec();
             share.encode_frame(&mut out).expect("it fits");

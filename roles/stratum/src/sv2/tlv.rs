@@ -5,7 +5,7 @@
 //! no value of extension 2 leaves ambiguous. This module never allocates.
 
 /// Bytes of a field before its value.
-const TLV_HEADER_SIZE: usize = 5;
+pub(super) const TLV_HEADER_SIZE: usize = 5;
 
 /// What is at the end of a payload, after the fields that its message defines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

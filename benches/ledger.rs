@@ -1,0 +1,130 @@
+//! What the ledger costs, and how fast it answers: `cargo bench --bench ledger`.
+//!
+//! Prints processor time of the thread that writes, not the time on the wall: that is the disk's. The data lies in
+//! the build folder, on whatever disk that is, and is removed at the end. Takes some minutes; `--devices N` makes it
+//! shorter.
+
+#[path = "../tests/ledger/year.rs"]
+mod year;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use accounting::{BatchNumber, Level, Point, RollUp, SealedBatch, Subject};
+use checkweigh::ledger::{Head, Reader, Retention, SqliteReader, SqliteStore, Store, Views};
+use stratum::DeviceId;
+
+/// A fleet as large as the largest farms'.
+const DEVICES: u32 = 20_000;
+
+/// Records of a batch, and bytes of a record.
+const RECORDS: usize = 2000;
+const RECORD_BYTES: usize = 110;
+
+/// Batches that are appended.
+const BATCHES: u64 = 500;
+
+const KEEP_ALL: Retention = Retention {
+    records_days: 36_500,
+    records_bytes: u64::MAX,
+    minutes_days: 36_500,
+    ten_minutes_days: 36_500,
+    hours_days: 36_500,
+};
+
+fn main() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--devices").skip(1);
+    let devices = arguments.next().map_or(DEVICES, |number| number.parse().expect("a number of devices"));
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder in the build folder");
+    ingest(&folder.path().join("ingest"));
+    roll_ups(&folder.path().join("rollups"), devices);
+    year(&folder.path().join("year"), devices);
+}
+
+/// Processor time of this thread since it started.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    let nanoseconds = text.split_whitespace().next().and_then(|field| field.parse().ok());
+    Duration::from_nanos(nanoseconds.expect("nanoseconds come first"))
+}
+
+fn ingest(folder: &Path) {
+    let (mut store, _views, opening) = SqliteStore::open(folder, KEEP_ALL).expect("it opens");
+    let mut head = Head::NONE;
+    let mut commits = Vec::new();
+    let mut used = Duration::ZERO;
+    for number in 1..=BATCHES {
+        let payload: Vec<u8> =
+            (0..RECORDS * RECORD_BYTES).map(|place| (place as u64 * number) as u8).collect();
+        let us = 1_795_564_800_000_000 + number * 100_000;
+        let number = BatchNumber(number);
+        let batch =
+            SealedBatch::seal(opening.ledger, number, (us, us + 99_999), RECORDS as u32, payload, head.hash);
+        let (started, cpu_before) = (Instant::now(), cpu());
+        store.append(&batch).expect("it is appended");
+        used += cpu() - cpu_before;
+        commits.push(started.elapsed());
+        head = Head { number: batch.number, hash: batch.hash };
+    }
+    commits.sort();
+    let records = BATCHES as f64 * RECORDS as f64;
+    println!("append: {:.3} us of CPU a record", used.as_secs_f64() * 1e6 / records);
+    let at = |part: f64| commits[(commits.len() as f64 * part) as usize];
+    println!(
+        "commit of {RECORDS} records: half within {:?}, 99 % within {:?}, longest {:?}",
+        at(0.5),
+        at(0.99),
+        commits[commits.len() - 1]
+    );
+}
+
+/// A minute's rollup of the whole fleet, at the end of an hour that is a day's end too.
+fn roll_ups(folder: &Path, devices: u32) {
+    let (mut store, mut views, opening) = SqliteStore::open(folder, KEEP_ALL).expect("it opens");
+    let times = (year::YEAR * 1_000_000, year::YEAR * 1_000_000);
+    let batch = SealedBatch::seal(opening.ledger, BatchNumber(1), times, 0, Vec::new(), Head::NONE.hash);
+    store.append(&batch).expect("it is appended");
+    let mut wall = Duration::ZERO;
+    let before = cpu();
+    let minutes = 10;
+    for minute in 0..minutes {
+        let now = year::YEAR + minute * 60;
+        let subjects = (0..devices).map(|id| Subject::Device(DeviceId(id)));
+        let mut roll_up = RollUp { watermark: BatchNumber(1), ..RollUp::default() };
+        for subject in subjects {
+            let sums = year::hour(minute);
+            for level in Level::ALL {
+                roll_up.points.push(Point { subject, level, start: level.start(now), sums: sums.clone() });
+            }
+            roll_up.sums.push((subject, sums));
+        }
+        let started = Instant::now();
+        views.roll_up(&roll_up).expect("it is kept");
+        wall += started.elapsed();
+    }
+    let each = (cpu() - before) / minutes as u32;
+    println!("rollup of {devices} devices: {:?}, {each:?} of CPU", wall / minutes as u32);
+}
+
+fn year(folder: &Path, devices: u32) {
+    let (mut store, mut views, _) = SqliteStore::open(folder, KEEP_ALL).expect("it opens");
+    let started = Instant::now();
+    year::write(&mut store, &mut views, devices, 24);
+    println!("a year of {devices} devices written in {:?}", started.elapsed());
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        let started = Instant::now();
+        let reader = SqliteReader::open(folder).expect("beside the writer");
+        let device = Subject::Device(year::WHOLE);
+        let points = reader.points(device, Level::Hour, year::YEAR, year::YEAR + year::HOURS * 3600);
+        answers.push(started.elapsed());
+        assert_eq!(points.expect("they can be read").len() as u64, year::HOURS);
+    }
+    let first = answers[0];
+    answers.sort();
+    println!(
+        "a device over a year of hours: first {first:?}, half within {:?}, longest {:?}",
+        answers[answers.len() / 2],
+        answers[answers.len() - 1]
+    );
+}

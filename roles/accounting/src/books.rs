@@ -1,0 +1,509 @@
+//! The books: sums and rates of every subject, made of the stream's entries and of nothing else.
+//!
+//! They are exact: what is forwarded, acknowledged, refused and lost adds up for the fleet, for each upstream and over
+//! all devices, at every moment. They never read a clock, and never keep an entry: what must outlive the process is
+//! handed out as rollups, and put back with [`Books::restore`].
+
+mod account;
+mod answers;
+mod restore;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use stratum::{DeviceId, UpstreamChannelId, UpstreamId};
+
+use self::account::Account;
+use self::answers::Waiting;
+pub use self::restore::Restored;
+use crate::batch::BatchNumber;
+use crate::entry::{DeviceEntry, Entry, EventKind, Gap, UpstreamEntry, microseconds};
+use crate::power::EnergySums;
+use crate::rates::{RatePair, Window};
+use crate::record::{Fate, ShareRecord, Verdict};
+use crate::rollup::{DeviceRow, GroupId, Level, Point, RollUp, Subject};
+use crate::sums::{AnswerSums, Sums, Totals};
+
+/// Devices that are counted apart: the greatest farms have some hundred thousand, and each takes two to three
+/// kilobytes. Beyond, shares count for the fleet and for [`Subject::Untracked`].
+pub const MAX_DEVICES: usize = 262_144;
+
+/// Groups at most: what a configuration names. Beyond, names are left out.
+pub const MAX_GROUPS: usize = 1024;
+
+/// Upstreams that are counted apart. A configuration has far fewer.
+const MAX_UPSTREAMS: usize = 64;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Books {
+    totals: Totals,
+    fleet: Account,
+    untracked: Account,
+    /// By their numbers, which are given without gaps.
+    devices: Vec<Option<Box<Device>>>,
+    known: usize,
+    groups: Vec<Group>,
+    upstreams: BTreeMap<UpstreamId, Upstream>,
+    /// Forwarded shares that wait for an answer, by the upstream's channel.
+    waiting: BTreeMap<(UpstreamId, UpstreamChannelId), VecDeque<Waiting>>,
+    /// The batch that the entries are in.
+    batch: BatchNumber,
+    /// The start of the open minute in unix seconds; 0 before the first entry.
+    minute: u64,
+    /// Subjects with something in the open minute, each once.
+    touched: Vec<Subject>,
+    /// Points of minutes that are closed and not handed out yet.
+    points: Vec<Point>,
+    /// Subjects whose sums or attributes changed since the last rollup, each once.
+    changed: Vec<Subject>,
+    /// Answers that came without their shares' detail: sums over devices lag behind by them.
+    has_gaps: bool,
+}
+
+#[derive(Debug)]
+struct Device {
+    account: Account,
+    name: Option<Arc<str>>,
+    groups: Vec<GroupId>,
+    address: Arc<str>,
+    user_agent: Arc<str>,
+    first_seen_us: u64,
+    last_seen_us: u64,
+    last_share_us: u64,
+    best_difficulty: f64,
+}
+
+#[derive(Debug)]
+struct Group {
+    name: Arc<str>,
+    account: Account,
+}
+
+#[derive(Debug, Default)]
+struct Upstream {
+    name: Arc<str>,
+    account_name: Arc<str>,
+    account: Account,
+}
+
+/// One device at one moment.
+#[derive(Clone, Debug)]
+pub struct DeviceView {
+    /// Its number.
+    pub id: DeviceId,
+    /// Its name, once it was said.
+    pub name: Option<Arc<str>>,
+    /// Its groups.
+    pub groups: Vec<GroupId>,
+    /// The address that it last came from; empty when unknown.
+    pub address: Arc<str>,
+    /// What it last called itself; empty when unknown.
+    pub user_agent: Arc<str>,
+    /// When it was first seen, in unix microseconds.
+    pub first_seen_us: u64,
+    /// When it was last seen, in unix microseconds.
+    pub last_seen_us: u64,
+    /// When its latest accepted share came, in unix microseconds.
+    pub last_share_us: Option<u64>,
+    /// The hardest difficulty that a hash of its accepted shares reached.
+    pub best_difficulty: Option<f64>,
+    /// Sums since the ledger began.
+    pub sums: Sums,
+    /// Its rates, in the order of [`Window::ALL`].
+    pub rates: [RatePair; 4],
+}
+
+/// A group, an upstream or the fleet at one moment.
+#[derive(Clone, Debug)]
+pub struct SubjectView {
+    /// Sums since the ledger began.
+    pub sums: Sums,
+    /// Its rates, in the order of [`Window::ALL`].
+    pub rates: [RatePair; 4],
+}
+
+impl Books {
+    /// Says which batch the next entries are in.
+    pub fn begin_batch(&mut self, number: BatchNumber) {
+        self.batch = number;
+    }
+
+    /// Takes the next entry of the stream.
+    pub fn apply(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Share(share) => self.apply_share(share),
+            Entry::Answer(answer) => self.apply_answer(answer),
+            Entry::Device(device) => self.apply_device(device),
+            Entry::Upstream(upstream) => self.apply_upstream(upstream),
+            Entry::Gap(gap) => self.apply_gap(gap),
+            Entry::Event(event) => {
+                self.turn_to(event.at_us);
+                if event.kind == EventKind::Started {
+                    self.end_life();
+                }
+            }
+            Entry::Job(_) | Entry::Connection(_) | Entry::Power(_) => {}
+        }
+    }
+
+    /// As [`Books::apply`], for the entries that come by the thousand.
+    ///
+    /// # Panics
+    /// When verdict and fate contradict each other, which is a bug of the caller.
+    pub fn apply_share(&mut self, share: &ShareRecord) {
+        assert!(crate::sums::is_consistent(share), "verdict and fate belong together: {share:?}");
+        let at_us = microseconds(share.judged.utc);
+        self.turn_to(at_us);
+        self.totals.add_share(share);
+        let (submitted, credited) = (share.submitted.0 as f64, share.credited().0 as f64);
+        let add = |account: &mut Account| {
+            let minute = account.minute_mut();
+            minute.shares.add_share(share);
+            minute.squared_work += credited * credited;
+            if share.fate == Fate::Forwarded {
+                minute.answers.add(&AnswerSums::of_forwarded(share.upstream_work));
+            }
+            account.rates.add(at_us, (submitted, credited), (submitted * submitted, credited * credited));
+        };
+        self.for_each_of(share.device, share.upstream, at_us, add);
+        let tracked = share.device.filter(|id| self.note_device_share(*id, share, at_us));
+        if share.fate == Fate::Forwarded {
+            self.await_answer(share, tracked);
+        }
+    }
+
+    /// Energy that a device took, up to `at_us`.
+    pub fn apply_energy(&mut self, device: DeviceId, energy: &EnergySums, at_us: u64) {
+        self.turn_to(at_us);
+        self.for_each_of(Some(device), None, at_us, |account| account.minute_mut().energy.add(energy));
+    }
+
+    /// Time has passed: closes the minutes that are over. True when there is something for a rollup.
+    pub fn turn_to(&mut self, now_us: u64) -> bool {
+        let minute = Level::Minute.start(now_us / 1_000_000);
+        if self.minute == 0 {
+            self.minute = minute;
+        }
+        // What comes late counts for the minute that is open: what was handed out stays true.
+        if minute > self.minute {
+            self.close_minute();
+            self.minute = minute;
+        }
+        !self.points.is_empty()
+    }
+
+    /// What is to be kept of everything up to and with the batch `watermark`, which must be the last that was made of
+    /// the entries that were applied. Whole values of what changed since the last call.
+    pub fn roll_up(&mut self, watermark: BatchNumber) -> RollUp {
+        // A minute that goes on grows by what comes later.
+        self.close_minute();
+        let waiting_from = self.oldest_waiting().unwrap_or(watermark.next());
+        let points = std::mem::take(&mut self.points);
+        let mut roll_up = RollUp { watermark, waiting_from, points, ..RollUp::default() };
+        for subject in std::mem::take(&mut self.changed) {
+            let Some(account) = self.account_mut(subject) else { continue };
+            account.is_changed = false;
+            roll_up.sums.push((subject, account.sums.clone()));
+            match subject {
+                Subject::Device(id) => roll_up.devices.extend(self.device_row(id)),
+                Subject::Group(id) => roll_up.groups.push((id, self.groups[usize::from(id.0)].name.clone())),
+                Subject::Upstream(id) => {
+                    let upstream = &self.upstreams[&id];
+                    roll_up.upstreams.push((id, upstream.name.clone(), upstream.account_name.clone()));
+                }
+                Subject::Fleet | Subject::Untracked => {}
+            }
+        }
+        roll_up
+    }
+
+    /// The sums of shares and answers over the fleet.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// How many devices are known.
+    pub fn device_count(&self) -> usize {
+        self.known
+    }
+
+    /// The number of a group of this name, which it gets now if it has none; `None` when there are too many.
+    pub fn group(&mut self, name: &str) -> Option<GroupId> {
+        if let Some(index) = self.groups.iter().position(|group| *group.name == *name) {
+            return Some(GroupId(index as u16));
+        }
+        if self.groups.len() >= MAX_GROUPS {
+            return None;
+        }
+        let id = GroupId(self.groups.len() as u16);
+        self.groups.push(Group { name: name.into(), account: Account::default() });
+        self.note_change(Subject::Group(id));
+        Some(id)
+    }
+
+    /// One subject at one moment; `None` when nothing is known of it.
+    pub fn view(&self, subject: Subject, now_us: u64) -> Option<SubjectView> {
+        let account = self.account(subject)?;
+        Some(SubjectView { sums: account.total(), rates: rates_of(account, now_us) })
+    }
+
+    /// One device at one moment.
+    pub fn device_view(&self, id: DeviceId, now_us: u64) -> Option<DeviceView> {
+        let device = self.devices.get(id.0 as usize)?.as_ref()?;
+        Some(DeviceView {
+            id,
+            name: device.name.clone(),
+            groups: device.groups.clone(),
+            address: device.address.clone(),
+            user_agent: device.user_agent.clone(),
+            first_seen_us: device.first_seen_us,
+            last_seen_us: device.last_seen_us,
+            last_share_us: Some(device.last_share_us).filter(|time| *time > 0),
+            best_difficulty: Some(device.best_difficulty).filter(|difficulty| *difficulty > 0.0),
+            sums: device.account.total(),
+            rates: rates_of(&device.account, now_us),
+        })
+    }
+
+    /// All devices in the order of their numbers.
+    pub fn device_views(&self, now_us: u64) -> impl Iterator<Item = DeviceView> {
+        (0..self.devices.len()).filter_map(move |index| self.device_view(DeviceId(index as u32), now_us))
+    }
+
+    /// The groups with their names, in the order of their numbers.
+    pub fn groups(&self) -> impl Iterator<Item = (GroupId, &Arc<str>)> {
+        self.groups.iter().enumerate().map(|(index, group)| (GroupId(index as u16), &group.name))
+    }
+
+    /// The upstreams with name and account, in the order of their numbers.
+    pub fn upstreams(&self) -> impl Iterator<Item = (UpstreamId, &Arc<str>, &Arc<str>)> {
+        self.upstreams.iter().map(|(id, upstream)| (*id, &upstream.name, &upstream.account_name))
+    }
+
+    /// The first of the sums that must hold and does not. Looks at every device: not for every batch.
+    pub fn violation(&self) -> Option<String> {
+        if let Some(violation) = self.totals.violation() {
+            return Some(violation);
+        }
+        let fleet = self.fleet.total();
+        if fleet.shares != self.totals.shares || fleet.answers != self.totals.answers {
+            return Some(format!("the fleet's sums are not the totals: {fleet:?}, {:?}", self.totals));
+        }
+        let mut parts = self.untracked.total();
+        self.devices.iter().flatten().for_each(|device| parts.add(&device.account.total()));
+        if parts.shares != fleet.shares {
+            return Some(format!("the devices' shares are not the fleet's: {parts:?}, {fleet:?}"));
+        }
+        if parts.energy != fleet.energy || (!self.has_gaps && parts.answers != fleet.answers) {
+            return Some(format!("the devices' answers are not the fleet's: {parts:?}, {fleet:?}"));
+        }
+        None
+    }
+
+    fn apply_device(&mut self, entry: &DeviceEntry) {
+        self.turn_to(entry.at_us);
+        let Some(device) = self.device_mut(entry.id, entry.at_us) else { return };
+        device.name = Some(entry.name.as_str().into());
+        device.groups.clone_from(&entry.groups);
+        if !entry.address.is_empty() && *device.address != *entry.address {
+            device.address = entry.address.as_str().into();
+        }
+        if !entry.user_agent.is_empty() && *device.user_agent != *entry.user_agent {
+            device.user_agent = entry.user_agent.as_str().into();
+        }
+        device.last_seen_us = device.last_seen_us.max(entry.at_us);
+        self.note_change(Subject::Device(entry.id));
+    }
+
+    fn apply_upstream(&mut self, entry: &UpstreamEntry) {
+        self.turn_to(entry.at_us);
+        if self.upstreams.len() >= MAX_UPSTREAMS && !self.upstreams.contains_key(&entry.id) {
+            return;
+        }
+        let upstream = self.upstreams.entry(entry.id).or_default();
+        upstream.name = entry.name.as_str().into();
+        upstream.account_name = entry.account.as_str().into();
+        self.note_change(Subject::Upstream(entry.id));
+    }
+
+    /// Adds sums whose records are lost. What upstreams answered in it belongs to nobody.
+    fn apply_gap(&mut self, gap: &Gap) {
+        self.turn_to(gap.to_us);
+        self.totals.folded += gap.records;
+        for (device, sums) in &gap.devices {
+            let shares = &sums.shares;
+            self.totals.shares.add(shares);
+            let works = (shares.submitted_work.0 as f64, shares.credited.0 as f64);
+            // Their works count as equal.
+            let squares = |work: f64, count: u64| if count == 0 { 0.0 } else { work * work / count as f64 };
+            let squares = (squares(works.0, shares.submitted), squares(works.1, shares.accepted));
+            let add = |account: &mut Account| {
+                let minute = account.minute_mut();
+                minute.shares.add(shares);
+                minute.squared_work += squares.1;
+                account.rates.add(gap.to_us, works, squares);
+            };
+            self.for_each_of(*device, None, gap.to_us, add);
+            if let Some(device) = device.and_then(|id| self.device_mut(id, gap.to_us)) {
+                device.last_seen_us = device.last_seen_us.max(gap.to_us);
+            }
+        }
+        for (id, sums) in &gap.upstreams {
+            self.has_gaps |= sums.answers.acknowledged + sums.answers.refused + sums.answers.lost_total() > 0;
+            self.totals.answers.add(&sums.answers);
+            self.totals.upstreams.entry(*id).or_default().add(&sums.answers);
+            let add = |account: &mut Account| account.minute_mut().answers.add(&sums.answers);
+            self.for_each_of(None, Some(*id), gap.to_us, add);
+            if let Some(account) = self.account_mut(Subject::Upstream(*id)) {
+                account.minute_mut().shares.add(&sums.shares);
+            }
+        }
+    }
+
+    /// Shows every account that something of a device and of an upstream counts for: the fleet's, the device's or
+    /// that of nobody, its groups', and the upstream's.
+    fn for_each_of(
+        &mut self,
+        device: Option<DeviceId>,
+        upstream: Option<UpstreamId>,
+        at_us: u64,
+        mut add: impl FnMut(&mut Account),
+    ) {
+        self.touch(Subject::Fleet, &mut add);
+        let known = device.filter(|id| self.device_mut(*id, at_us).is_some());
+        self.touch(known.map_or(Subject::Untracked, Subject::Device), &mut add);
+        let groups = known.map_or(0, |id| self.groups_of(id).len());
+        for place in 0..groups {
+            let group = self.groups_of(known.expect("there are groups only of a known one"))[place];
+            self.touch(Subject::Group(group), &mut add);
+        }
+        if let Some(id) = upstream {
+            if self.upstreams.len() < MAX_UPSTREAMS {
+                self.upstreams.entry(id).or_default();
+            }
+            self.touch(Subject::Upstream(id), &mut add);
+        }
+    }
+
+    fn groups_of(&self, id: DeviceId) -> &[GroupId] {
+        self.devices.get(id.0 as usize).and_then(Option::as_ref).map_or(&[], |device| &device.groups)
+    }
+
+    fn touch(&mut self, subject: Subject, add: &mut impl FnMut(&mut Account)) {
+        let Some(account) = self.account_mut(subject) else { return };
+        let is_new = account.minute.is_none();
+        add(account);
+        let has_minute = account.minute.is_some();
+        if is_new && has_minute {
+            self.touched.push(subject);
+        }
+        self.note_change(subject);
+    }
+
+    fn note_change(&mut self, subject: Subject) {
+        if let Some(account) = self.account_mut(subject)
+            && !std::mem::replace(&mut account.is_changed, true)
+        {
+            self.changed.push(subject);
+        }
+    }
+
+    /// Notes what only a device has. False when it is not counted apart.
+    fn note_device_share(&mut self, id: DeviceId, share: &ShareRecord, at_us: u64) -> bool {
+        let Some(device) = self.device_mut(id, at_us) else { return false };
+        device.last_seen_us = device.last_seen_us.max(at_us);
+        if !matches!(share.verdict, Verdict::Rejected(_)) {
+            device.last_share_us = device.last_share_us.max(at_us);
+            let difficulty = share.difficulty.map_or(0.0, |difficulty| difficulty.0);
+            device.best_difficulty = device.best_difficulty.max(difficulty);
+        }
+        true
+    }
+
+    fn close_minute(&mut self) {
+        let minute = self.minute;
+        let mut points = std::mem::take(&mut self.points);
+        for subject in std::mem::take(&mut self.touched) {
+            let Some(account) = self.account_mut(subject) else { continue };
+            let closed = account.close(minute);
+            points.extend(closed.map(|(level, start, sums)| Point { subject, level, start, sums }));
+        }
+        self.points = points;
+    }
+
+    fn account(&self, subject: Subject) -> Option<&Account> {
+        match subject {
+            Subject::Fleet => Some(&self.fleet),
+            Subject::Untracked => Some(&self.untracked),
+            Subject::Upstream(id) => self.upstreams.get(&id).map(|upstream| &upstream.account),
+            Subject::Group(id) => self.groups.get(usize::from(id.0)).map(|group| &group.account),
+            Subject::Device(id) => self.devices.get(id.0 as usize)?.as_ref().map(|device| &device.account),
+        }
+    }
+
+    fn account_mut(&mut self, subject: Subject) -> Option<&mut Account> {
+        match subject {
+            Subject::Fleet => Some(&mut self.fleet),
+            Subject::Untracked => Some(&mut self.untracked),
+            Subject::Upstream(id) => self.upstreams.get_mut(&id).map(|upstream| &mut upstream.account),
+            Subject::Group(id) => self.groups.get_mut(usize::from(id.0)).map(|group| &mut group.account),
+            Subject::Device(id) => {
+                self.devices.get_mut(id.0 as usize)?.as_mut().map(|device| &mut device.account)
+            }
+        }
+    }
+
+    /// A device, which is made if it is new; `None` beyond the bound.
+    fn device_mut(&mut self, id: DeviceId, now_us: u64) -> Option<&mut Device> {
+        let index = id.0 as usize;
+        if index >= MAX_DEVICES {
+            return None;
+        }
+        if index >= self.devices.len() {
+            self.devices.resize_with(index + 1, || None);
+        }
+        let known = &mut self.known;
+        Some(self.devices[index].get_or_insert_with(|| {
+            *known += 1;
+            Box::new(Device::new(now_us))
+        }))
+    }
+
+    fn device_row(&self, id: DeviceId) -> Option<DeviceRow> {
+        let device = self.devices.get(id.0 as usize)?.as_ref()?;
+        Some(DeviceRow {
+            id,
+            name: device.name.clone().unwrap_or_default(),
+            groups: device.groups.clone(),
+            first_seen_us: device.first_seen_us,
+            last_seen_us: device.last_seen_us,
+            last_share_us: device.last_share_us,
+            best_difficulty: device.best_difficulty,
+            address: device.address.to_string(),
+            user_agent: device.user_agent.to_string(),
+        })
+    }
+}
+
+impl Device {
+    fn new(now_us: u64) -> Self {
+        Device {
+            account: Account::default(),
+            name: None,
+            groups: Vec::new(),
+            address: Arc::default(),
+            user_agent: Arc::default(),
+            first_seen_us: now_us,
+            last_seen_us: now_us,
+            last_share_us: 0,
+            best_difficulty: 0.0,
+        }
+    }
+}
+
+fn rates_of(account: &Account, now_us: u64) -> [RatePair; 4] {
+    Window::ALL.map(|window| account.rates.over(window, now_us))
+}

@@ -1,0 +1,396 @@
+//! The books against a reference that keeps every entry and adds up what it is asked for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, Work};
+
+use super::*;
+use crate::entry::EventEntry;
+use crate::record::{DropReason, LossReason, RejectReason, UpstreamAnswer, UpstreamVerdict};
+
+const START: u64 = 1_795_645_000;
+
+fn at(seconds: u64) -> Now {
+    let time = Duration::from_secs(START + seconds);
+    Now { monotonic: time, utc: time }
+}
+
+/// What a test lets happen.
+#[derive(Clone, Debug)]
+enum Step {
+    Share { device: Option<u32>, upstream: u16, kind: u8, exponent: u8 },
+    Acknowledge { upstream: u16, channel: u32, count: u32 },
+    Refuse { upstream: u16, channel: u32 },
+    Lose { upstream: u16, channel: u32 },
+    Wait(u64),
+    Restart,
+    Store,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        20 => (prop::option::weighted(0.9, 0_u32..6), 0_u16..3, 0_u8..16, 0_u8..40)
+            .prop_map(|(device, upstream, kind, exponent)| Step::Share { device, upstream, kind, exponent }),
+        4 => (0_u16..3, 0_u32..2, 1_u32..6)
+            .prop_map(|(upstream, channel, count)| Step::Acknowledge { upstream, channel, count }),
+        2 => (0_u16..3, 0_u32..2).prop_map(|(upstream, channel)| Step::Refuse { upstream, channel }),
+        1 => (0_u16..3, 0_u32..2).prop_map(|(upstream, channel)| Step::Lose { upstream, channel }),
+        4 => (1_u64..4000).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+        2 => Just(Step::Store),
+    ]
+}
+
+/// Number, device and work of a share that waits.
+type Waiting = (u32, Option<u32>, u128);
+
+/// When, whose, at which upstream, what, and the work.
+type FateOfShare = (u64, Option<u32>, u16, &'static str, u128);
+
+/// Keeps everything, and makes the entries that a program would make. Deliberately simple.
+#[derive(Default)]
+struct World {
+    seconds: u64,
+    entries: Vec<Entry>,
+    /// By upstream and channel.
+    waiting: BTreeMap<(u16, u32), Vec<Waiting>>,
+    next: BTreeMap<(u16, u32), u32>,
+    /// What became of forwarded shares by device: acknowledged, refused, lost, each with the time.
+    fates: Vec<FateOfShare>,
+}
+
+impl World {
+    fn share(&mut self, device: Option<u32>, upstream: u16, kind: u8, exponent: u8) {
+        let channel = device.unwrap_or(0) % 2;
+        let work = 1_u128 << exponent;
+        let (verdict, fate) = match kind {
+            0..=9 if kind < 4 => (Verdict::Rejected(RejectReason::ALL[usize::from(kind)]), Fate::Refused),
+            4 => (Verdict::Accepted, Fate::BelowUpstreamTarget),
+            5 => (Verdict::Accepted, Fate::Dropped(DropReason::QueueFull)),
+            6 => (Verdict::BlockFound, Fate::Forwarded),
+            7 => (Verdict::Accepted, Fate::Kept),
+            _ => (Verdict::Accepted, Fate::Forwarded),
+        };
+        let mut sequence_number = None;
+        if fate == Fate::Forwarded {
+            let next = self.next.entry((upstream, channel)).or_insert(u32::MAX - 2);
+            *next = next.wrapping_add(1);
+            sequence_number = Some(SequenceNumber(*next));
+            self.waiting.entry((upstream, channel)).or_default().push((*next, device, 3 * work));
+        }
+        let is_worth = matches!(fate, Fate::Forwarded | Fate::Dropped(_));
+        self.entries.push(Entry::Share(ShareRecord {
+            judged: at(self.seconds),
+            device: device.map(DeviceId),
+            connection: ConnectionId(1),
+            channel: ChannelId(0),
+            upstream: Some(UpstreamId(upstream)),
+            upstream_channel: Some(UpstreamChannelId(channel)),
+            job: None,
+            verdict,
+            fate,
+            sequence_number,
+            submitted: Work(work),
+            upstream_work: Work(if is_worth { 3 * work } else { 0 }),
+            difficulty: Some(Difficulty(f64::from(exponent))),
+            job_age_ms: 0,
+            version: 0,
+            ntime: 0,
+            nonce: 0,
+            rollable: Default::default(),
+        }));
+    }
+
+    fn answer(&mut self, upstream: u16, channel: u32, verdict: UpstreamVerdict) {
+        self.entries.push(Entry::Answer(UpstreamAnswer {
+            received: at(self.seconds),
+            upstream: UpstreamId(upstream),
+            channel: UpstreamChannelId(channel),
+            verdict,
+        }));
+    }
+
+    /// Answers the oldest `count` waiting shares of a channel, or all.
+    fn answer_some(&mut self, upstream: u16, channel: u32, count: usize, fate: &'static str) {
+        let waiting = self.waiting.entry((upstream, channel)).or_default();
+        let shares: Vec<_> = waiting.drain(..count.min(waiting.len())).collect();
+        let Some((last, ..)) = shares.last().copied() else { return };
+        let (count, work) = (shares.len() as u32, Work(shares.iter().map(|(.., work)| work).sum()));
+        let last = SequenceNumber(last);
+        let verdict = match fate {
+            "acknowledged" => {
+                UpstreamVerdict::Acknowledged { last, count, claimed: count, shares_sum: 0, work }
+            }
+            _ => UpstreamVerdict::Lost { last, count, reason: LossReason::ConnectionEnded, work },
+        };
+        self.answer(upstream, channel, verdict);
+        let time = self.seconds;
+        self.fates.extend(shares.iter().map(|(_, device, work)| (time, *device, upstream, fate, *work)));
+    }
+
+    fn refuse(&mut self, upstream: u16, channel: u32) {
+        let waiting = self.waiting.entry((upstream, channel)).or_default();
+        if waiting.is_empty() {
+            return;
+        }
+        let (number, device, work) = waiting.remove(waiting.len() / 2);
+        let (sequence_number, code) = (SequenceNumber(number), "stale-share".to_owned());
+        self.answer(upstream, channel, UpstreamVerdict::Rejected { sequence_number, code, work: Work(work) });
+        self.fates.push((self.seconds, device, upstream, "refused", work));
+    }
+
+    fn restart(&mut self) {
+        let (at_us, kind) = ((START + self.seconds) * 1_000_000, EventKind::Started);
+        self.entries.push(Entry::Event(EventEntry { at_us, kind, device: None, text: String::new() }));
+        for ((upstream, _), shares) in std::mem::take(&mut self.waiting) {
+            for (_, device, work) in shares {
+                self.fates.push((self.seconds, device, upstream, "process ended", work));
+            }
+        }
+        self.next.clear();
+    }
+
+    /// The sums of what a filter lets pass, by adding up everything.
+    fn sums(&self, wanted: impl Fn(u64, Option<u32>, u16) -> bool) -> Sums {
+        let mut sums = Sums::default();
+        for entry in &self.entries {
+            let Entry::Share(share) = entry else { continue };
+            let seconds = share.judged.utc.as_secs() - START;
+            let upstream = share.upstream.expect("every share has one").0;
+            if !wanted(seconds, share.device.map(|device| device.0), upstream) {
+                continue;
+            }
+            sums.shares.add_share(share);
+            sums.squared_work += (share.credited().0 as f64).powi(2);
+            if share.fate == Fate::Forwarded {
+                sums.answers.forwarded += 1;
+                sums.answers.forwarded_work += share.upstream_work;
+            }
+        }
+        for (time, device, upstream, fate, work) in &self.fates {
+            if !wanted(*time, *device, *upstream) {
+                continue;
+            }
+            let answers = &mut sums.answers;
+            let (count, sum) = match *fate {
+                "acknowledged" => (&mut answers.acknowledged, &mut answers.acknowledged_work),
+                "refused" => (&mut answers.refused, &mut answers.refused_work),
+                "process ended" => (&mut answers.lost[3], &mut answers.lost_work[3]),
+                _ => (&mut answers.lost[1], &mut answers.lost_work[1]),
+            };
+            *count += 1;
+            *sum += Work(*work);
+        }
+        sums
+    }
+
+    fn of(&self, subject: Subject) -> Sums {
+        self.between(subject, 0, u64::MAX)
+    }
+
+    fn between(&self, subject: Subject, from: u64, to: u64) -> Sums {
+        let is_wanted = |time: u64, device: Option<u32>, upstream: u16| {
+            (from..to).contains(&(START + time))
+                && match subject {
+                    Subject::Fleet => true,
+                    Subject::Untracked => device.is_none(),
+                    Subject::Device(id) => device == Some(id.0),
+                    Subject::Upstream(id) => upstream == id.0,
+                    Subject::Group(_) => device.is_some_and(|device| device % 2 == 1),
+                }
+        };
+        self.sums(is_wanted)
+    }
+}
+
+fn subjects() -> Vec<Subject> {
+    let mut all = vec![Subject::Fleet, Subject::Untracked, Subject::Group(GroupId(0))];
+    all.extend((0..6).map(|id| Subject::Device(DeviceId(id))));
+    all.extend((0..3).map(|id| Subject::Upstream(UpstreamId(id))));
+    all
+}
+
+/// A store that keeps rollups as any store must: whole values in place of earlier ones.
+#[derive(Default)]
+struct Kept {
+    sums: BTreeMap<Subject, Sums>,
+    devices: BTreeMap<DeviceId, DeviceRow>,
+    groups: BTreeMap<GroupId, Arc<str>>,
+    upstreams: BTreeMap<UpstreamId, (Arc<str>, Arc<str>)>,
+    points: BTreeMap<(Level, Subject, u64), Sums>,
+    /// How many entries are in all that.
+    applied: usize,
+    /// The entry of the oldest share that waits.
+    waiting_from: usize,
+}
+
+impl Kept {
+    fn take(&mut self, roll_up: RollUp, applied: usize) {
+        // In this test each entry is a batch.
+        self.waiting_from = roll_up.waiting_from.0 as usize - 1;
+        self.sums.extend(roll_up.sums);
+        self.devices.extend(roll_up.devices.into_iter().map(|row| (row.id, row)));
+        self.groups.extend(roll_up.groups);
+        self.upstreams.extend(roll_up.upstreams.into_iter().map(|(id, name, account)| (id, (name, account))));
+        let points = roll_up.points.into_iter();
+        self.points.extend(points.map(|point| ((point.level, point.subject, point.start), point.sums)));
+        self.applied = applied;
+    }
+
+    fn restore(&self) -> Books {
+        let latest = |level| self.points.keys().filter(|key| key.0 == level).map(|key| key.2).max();
+        let open = self.points.iter().filter(|((level, _, start), _)| latest(*level) == Some(*start));
+        let open_points: Vec<Point> = open
+            .map(|((level, subject, start), sums)| Point {
+                subject: *subject,
+                level: *level,
+                start: *start,
+                sums: sums.clone(),
+            })
+            .collect();
+        let sums: Vec<_> = self.sums.iter().map(|(subject, sums)| (*subject, sums.clone())).collect();
+        let devices: Vec<_> = self.devices.values().cloned().collect();
+        let groups: Vec<_> = self.groups.iter().map(|(id, name)| (*id, name.clone())).collect();
+        let upstreams: Vec<_> =
+            self.upstreams.iter().map(|(id, (name, account))| (*id, name.clone(), account.clone())).collect();
+        Books::restore(Restored {
+            sums: &sums,
+            devices: &devices,
+            groups: &groups,
+            upstreams: &upstreams,
+            open_points: &open_points,
+        })
+    }
+}
+
+fn device(id: u32, groups: &[GroupId]) -> Entry {
+    Entry::Device(DeviceEntry {
+        id: DeviceId(id),
+        at_us: START * 1_000_000,
+        name: format!("farm.{id}"),
+        groups: if id % 2 == 1 { groups.to_vec() } else { Vec::new() },
+        address: String::new(),
+        user_agent: String::new(),
+    })
+}
+
+fn apply(books: &mut Books, entries: &[Entry], from: usize) {
+    for (index, entry) in entries.iter().enumerate().skip(from) {
+        books.begin_batch(BatchNumber(index as u64 + 1));
+        books.apply(entry);
+    }
+}
+
+fn play(steps: &[Step]) -> (World, Books, Kept) {
+    let (mut world, mut books, mut kept) = (World::default(), Books::default(), Kept::default());
+    let group = books.group("odd").expect("there is room");
+    world.entries.extend((0..6).map(|id| device(id, &[group])));
+    let mut applied = 0;
+    for step in steps {
+        match *step {
+            Step::Share { device, upstream, kind, exponent } => world.share(device, upstream, kind, exponent),
+            Step::Acknowledge { upstream, channel, count } => {
+                world.answer_some(upstream, channel, count as usize, "acknowledged");
+            }
+            Step::Refuse { upstream, channel } => world.refuse(upstream, channel),
+            Step::Lose { upstream, channel } => world.answer_some(upstream, channel, usize::MAX, "lost"),
+            Step::Wait(seconds) => world.seconds += seconds,
+            Step::Store => kept.take(books.roll_up(BatchNumber(applied as u64)), applied),
+            Step::Restart => {
+                // What was not rolled up is read again from the stream.
+                books = kept.restore();
+                let group = books.group("odd").expect("there is room");
+                assert_eq!(group, GroupId(0));
+                let from = kept.waiting_from.min(kept.applied);
+                world.entries[from..kept.applied].iter().enumerate().for_each(|(index, entry)| {
+                    books.begin_batch(BatchNumber((from + index + 1) as u64));
+                    books.recall(entry);
+                });
+                apply(&mut books, &world.entries[..applied], kept.applied);
+                world.restart();
+            }
+        }
+        apply(&mut books, &world.entries, applied);
+        applied = world.entries.len();
+        assert_eq!(books.violation(), None);
+    }
+    kept.take(books.roll_up(BatchNumber(applied as u64)), applied);
+    (world, books, kept)
+}
+
+/// Equal, but for what adding floats in another order does.
+fn assert_same(ours: &Sums, truth: &Sums, what: &str) {
+    let (mut ours, mut truth) = (ours.clone(), truth.clone());
+    let (a, b) = (std::mem::take(&mut ours.squared_work), std::mem::take(&mut truth.squared_work));
+    assert!((a - b).abs() <= 1e-9 * b, "{what}: {a} and {b}");
+    assert_eq!(ours, truth, "{what}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn every_figure_is_what_adding_everything_up_says(steps in prop::collection::vec(step(), 1..120)) {
+        let (world, books, kept) = play(&steps);
+        for subject in subjects() {
+            let ours = books.view(subject, u64::MAX).map(|view| view.sums).unwrap_or_default();
+            assert_same(&ours, &world.of(subject), &format!("{subject:?}"));
+            let stored = kept.sums.get(&subject).cloned().unwrap_or_default();
+            assert_same(&stored, &ours, &format!("{subject:?}, stored"));
+        }
+        for ((level, subject, start), sums) in &kept.points {
+            let truth = world.between(*subject, *start, start + level.seconds());
+            assert_same(sums, &truth, &format!("{subject:?} {level:?} from {start}"));
+        }
+        // Nothing is missing from the points either.
+        for level in Level::ALL {
+            let mut all = Sums::default();
+            let fleet = kept.points.iter().filter(|(key, _)| key.0 == level && key.1 == Subject::Fleet);
+            fleet.for_each(|(_, sums)| all.add(sums));
+            assert_same(&all, &world.of(Subject::Fleet), &format!("all points of {level:?}"));
+        }
+    }
+}
+
+#[test]
+fn what_comes_late_counts_for_the_open_minute() {
+    let mut world = World { seconds: 100, ..World::default() };
+    world.share(Some(1), 0, 9, 3);
+    world.seconds = 10;
+    world.share(Some(1), 0, 9, 3);
+    let mut books = Books::default();
+    world.entries.iter().for_each(|entry| books.apply(entry));
+    let roll_up = books.roll_up(BatchNumber(1));
+    let minutes: Vec<_> = roll_up.points.iter().filter(|point| point.level == Level::Minute).collect();
+    assert!(minutes.iter().all(|point| point.start == Level::Minute.start(START + 100)), "{minutes:?}");
+    assert!(minutes.iter().all(|point| point.sums.shares.submitted == 2));
+}
+
+#[test]
+fn a_gap_keeps_totals_and_what_is_answered_of_it_is_nobodys() {
+    let mut world = World::default();
+    world.share(Some(1), 0, 9, 3);
+    let Some(Entry::Share(share)) = world.entries.last() else { panic!("a share was made") };
+    let mut sums = Sums::default();
+    sums.shares.add_share(share);
+    let answers = AnswerSums::of_forwarded(share.upstream_work);
+    let upstream = Sums { shares: sums.shares.clone(), answers, ..Sums::default() };
+    let gap = Gap {
+        from_us: START * 1_000_000,
+        to_us: START * 1_000_000,
+        records: 1,
+        devices: vec![(Some(DeviceId(1)), sums)],
+        upstreams: vec![(UpstreamId(0), upstream)],
+    };
+    let mut books = Books::default();
+    books.apply(&Entry::Gap(gap));
+    assert_eq!(books.violation(), None);
+    assert_eq!((books.totals().folded, books.totals().shares.forwarded), (1, 1));
+    // The answer comes with detail again.
+    world.answer_some(0, 1, 1, "acknowledged");
+    books.apply(world.entries.last().expect("an answer was made"));
+    assert_eq!(books.violation(), None);
+    let nobody = books.view(Subject::Untracked, 0).expect("it is always there").sums.answers;
+    assert_eq!((nobody.forwarded, nobody.acknowledged, nobody.pending()), (1, 1, 0));
+}

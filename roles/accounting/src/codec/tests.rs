@@ -1,0 +1,227 @@
+//! Every entry there and back, the bytes of one of each, and bytes that are none.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use stratum::{
+    ChannelId, Difficulty, Now, SequenceNumber, UpstreamChannelId, UpstreamId, UpstreamJobId, Work,
+};
+
+use super::*;
+use crate::record::*;
+use crate::sums::Sums;
+
+fn at(us: u64) -> Now {
+    Now { monotonic: Duration::from_micros(us), utc: Duration::from_micros(us) }
+}
+
+fn share() -> ShareRecord {
+    ShareRecord {
+        judged: at(1_795_645_123_456_789),
+        device: Some(DeviceId(300)),
+        connection: ConnectionId(70_000),
+        channel: ChannelId(0),
+        upstream: Some(UpstreamId(0)),
+        upstream_channel: Some(UpstreamChannelId(7)),
+        job: Some(JobNumber(0x0102_0304_0506_0708)),
+        verdict: Verdict::Accepted,
+        fate: Fate::Forwarded,
+        sequence_number: Some(SequenceNumber(5)),
+        submitted: Work(1 << 42),
+        upstream_work: Work(1 << 50),
+        difficulty: Some(Difficulty(1024.5)),
+        job_age_ms: 1500,
+        version: 0x2000_e000,
+        ntime: 0x6500_0000,
+        nonce: 0xdead_beef,
+        rollable: [1, 2, 3, 4, 5, 6, 7, 8].into_iter().collect(),
+    }
+}
+
+/// One entry of each kind.
+fn one_of_each() -> Vec<Entry> {
+    let answer = |verdict| UpstreamAnswer {
+        received: at(7),
+        upstream: UpstreamId(1),
+        channel: UpstreamChannelId(2),
+        verdict,
+    };
+    let (last, work) = (SequenceNumber(9), Work(300));
+    [
+        Entry::Share(share()),
+        Entry::Answer(answer(UpstreamVerdict::Acknowledged {
+            last,
+            count: 3,
+            claimed: 4,
+            shares_sum: 5,
+            work,
+        })),
+        Entry::Answer(answer(UpstreamVerdict::Rejected {
+            sequence_number: last,
+            code: "stale-share".to_owned(),
+            work,
+        })),
+        Entry::Answer(answer(UpstreamVerdict::Lost { last, count: 1, reason: LossReason::Failover, work })),
+        Entry::Job(JobEntry {
+            number: JobNumber(3),
+            at_us: 4,
+            upstream: UpstreamId(0),
+            upstream_channel: UpstreamChannelId(1),
+            upstream_job: UpstreamJobId(2),
+            template: Some(TemplateId(0)),
+            previous_hash: [5; 32],
+            nbits: 0x1703_a30c,
+            upstream_target: Target::MAX,
+            coinbase_prefix: vec![1; 3],
+            coinbase_suffix: vec![],
+            merkle_path: vec![[6; 32]],
+        }),
+    ]
+    .into_iter()
+    .chain(one_of_each_rare())
+    .collect()
+}
+
+/// One entry of each kind that is rare.
+fn one_of_each_rare() -> Vec<Entry> {
+    let sums = Sums { squared_work: 2.5, ..Sums::default() };
+    vec![
+        Entry::Device(DeviceEntry {
+            id: DeviceId(1),
+            at_us: 2,
+            name: "farm.rig".to_owned(),
+            groups: vec![GroupId(3)],
+            address: "10.0.0.7".to_owned(),
+            user_agent: "cgminer/4.11".to_owned(),
+        }),
+        Entry::Connection(ConnectionEntry {
+            id: ConnectionId(9),
+            device: DeviceId(1),
+            at_us: 3,
+            is_open: true,
+        }),
+        Entry::Upstream(UpstreamEntry {
+            id: UpstreamId(0),
+            at_us: 1,
+            name: "pool:1".to_owned(),
+            account: "a".to_owned(),
+        }),
+        Entry::Power(PowerEntry {
+            subject: Subject::Group(GroupId(1)),
+            at_us: 8,
+            valid_for_s: 600,
+            milliwatts: 3_500_000,
+            source: PowerSource::Meter,
+        }),
+        Entry::Event(EventEntry {
+            at_us: 1,
+            kind: EventKind::SharedName,
+            device: Some(DeviceId(0)),
+            text: "two".to_owned(),
+        }),
+        Entry::Gap(Gap {
+            from_us: 1,
+            to_us: 2,
+            records: 3,
+            devices: vec![(None, sums.clone()), (Some(DeviceId(0)), sums.clone())],
+            upstreams: vec![(UpstreamId(0), sums)],
+        }),
+    ]
+}
+
+fn payload(entries: &[Entry]) -> Vec<u8> {
+    let mut out = Vec::new();
+    entries.iter().for_each(|entry| write_entry(&mut out, entry));
+    out
+}
+
+#[test]
+fn every_kind_of_entry_comes_back_as_it_was() {
+    let all = one_of_each();
+    let read: Result<Vec<_>, _> = entries(&payload(&all)).collect();
+    assert_eq!(read, Ok(all));
+    assert_eq!(entries(&[]).next(), None);
+}
+
+/// The form must not change without another version: ledgers outlive programs.
+#[test]
+fn a_share_is_laid_out_for_ever() {
+    let bytes = payload(&[Entry::Share(share())]);
+    let expected = concat!(
+        "01",
+        "01",
+        "1f0002",
+        "15efb93521610600",
+        "ac02",
+        "f0a204",
+        "00",
+        "0007",
+        "0807060504030201",
+        "05",
+        "80808080808001",
+        "8080808080808002",
+        "0000000000029040",
+        "dc0b",
+        "00e00020",
+        "00000065",
+        "efbeadde",
+        "080102030405060708"
+    );
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(text, expected);
+    assert!(bytes.len() <= 110, "a share takes {} bytes", bytes.len());
+}
+
+#[test]
+fn what_is_cut_off_is_no_entry() {
+    for entry in one_of_each() {
+        let bytes = payload(std::slice::from_ref(&entry));
+        for length in 1..bytes.len() {
+            let read: Vec<_> = entries(&bytes[..length]).collect();
+            assert!(read.len() <= 1 && read.iter().all(Result::is_err), "{entry:?} cut to {length}");
+        }
+    }
+}
+
+#[test]
+fn a_later_form_is_refused_by_name() {
+    assert_eq!(entries(&[9, 1, 2]).next(), Some(Err(CodecError::Version(9))));
+}
+
+fn any_sums() -> impl Strategy<Value = Sums> {
+    prop::collection::vec(prop_oneof![3 => Just(0_u64), 1 => any::<u64>()], 60).prop_map(|numbers| {
+        let mut bytes = Vec::new();
+        numbers.iter().for_each(|number| write_number(&mut bytes, *number));
+        Reader(&bytes).sums().expect("every number fits")
+    })
+}
+
+proptest! {
+    #[test]
+    fn sums_come_back_as_they_were(sums in any_sums()) {
+        // The bits of a float that is no number need not come back.
+        prop_assume!(!sums.squared_work.is_nan());
+        let mut bytes = Vec::new();
+        encode_sums(&sums, &mut bytes);
+        prop_assert_eq!(decode_sums(&bytes), Ok(sums));
+    }
+
+    #[test]
+    fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let mut hostile = vec![VERSION];
+        hostile.extend_from_slice(&bytes);
+        for entry in entries(&hostile).flatten() {
+            // What was read can be written, and is read again as the same.
+            let again: Vec<_> = entries(&payload(std::slice::from_ref(&entry))).collect();
+            prop_assert_eq!(format!("{:?}", again), format!("{:?}", [Ok::<_, CodecError>(entry)]));
+        }
+    }
+
+    #[test]
+    fn shares_with_a_bit_turned_never_panic(place in 0_usize..90, bit in 0_u8..8) {
+        let mut bytes = payload(&one_of_each());
+        let place = place * (bytes.len() - 1) / 90;
+        bytes[place] ^= 1 << bit;
+        let _ = entries(&bytes).count();
+    }
+}

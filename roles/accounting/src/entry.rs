@@ -1,0 +1,244 @@
+//! What the ledger's stream is made of: everything that happened, one entry each.
+//!
+//! Entries are facts: nothing here is summed, and nothing is ever changed afterwards. What an upstream said of a share
+//! is a later entry than the share.
+
+use stratum::hash::Hash;
+use stratum::{
+    ConnectionId, DeviceId, Job, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId, UpstreamJobId,
+};
+
+use crate::power::PowerSource;
+use crate::record::{ShareRecord, UpstreamAnswer};
+use crate::rollup::{GroupId, Subject};
+use crate::sums::Sums;
+
+/// The longest text of an entry, in bytes: names, user agents, addresses, what an event says. Longer ones are cut.
+pub const MAX_TEXT: usize = 255;
+
+/// Groups of one device at most; further ones are left out.
+pub const MAX_GROUPS: usize = 16;
+
+/// Subjects of one [`Gap`] at most. A gap with more is written as several.
+pub const MAX_GAP_SUBJECTS: usize = 4096;
+
+/// One entry of the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// A share, and what we decided.
+    Share(ShareRecord),
+    /// What an upstream said of shares.
+    Answer(UpstreamAnswer),
+    /// A job, before the first share of it.
+    Job(JobEntry),
+    /// A device, whenever something of it is new.
+    Device(DeviceEntry),
+    /// A connection that a device mines on.
+    Connection(ConnectionEntry),
+    /// An upstream, whenever something of it is new.
+    Upstream(UpstreamEntry),
+    /// How much power something takes.
+    Power(PowerEntry),
+    /// Something that an operator may want to know later.
+    Event(EventEntry),
+    /// Sums of records whose detail was lost.
+    Gap(Gap),
+}
+
+/// All that a share of a job is hashed again from, but for what its miner rolled. See [`Job`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobEntry {
+    /// Our number of the job.
+    pub number: JobNumber,
+    /// When it reached us, in unix microseconds.
+    pub at_us: u64,
+    /// The upstream that it is from.
+    pub upstream: UpstreamId,
+    /// The upstream's channel.
+    pub upstream_channel: UpstreamChannelId,
+    /// The upstream's number of the job.
+    pub upstream_job: UpstreamJobId,
+    /// The template, for jobs of our own templates.
+    pub template: Option<TemplateId>,
+    /// The block to build on, in internal byte order.
+    pub previous_hash: Hash,
+    /// The compact network target.
+    pub nbits: u32,
+    /// The target that a share must meet to be worth something to the upstream.
+    pub upstream_target: Target,
+    /// The coinbase up to the rollable bytes.
+    pub coinbase_prefix: Vec<u8>,
+    /// The coinbase after them.
+    pub coinbase_suffix: Vec<u8>,
+    /// Siblings of the coinbase on the way to the merkle root, lowest first.
+    pub merkle_path: Vec<Hash>,
+}
+
+impl JobEntry {
+    /// The entry of a job.
+    pub fn of(job: &Job) -> Self {
+        JobEntry {
+            number: job.number,
+            at_us: microseconds(job.received.utc),
+            upstream: job.origin.upstream,
+            upstream_channel: job.origin.channel,
+            upstream_job: job.origin.job,
+            template: job.origin.template,
+            previous_hash: job.tip.previous_hash,
+            nbits: job.tip.nbits,
+            upstream_target: job.upstream_target,
+            coinbase_prefix: job.coinbase_prefix.clone(),
+            coinbase_suffix: job.coinbase_suffix.clone(),
+            merkle_path: job.merkle_path.clone(),
+        }
+    }
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceEntry {
+    /// Its number, for ever.
+    pub id: DeviceId,
+    /// When this was known, in unix microseconds.
+    pub at_us: u64,
+    /// Its name: the worker name, with an addition where several machines share it.
+    pub name: String,
+    /// Its groups; at most [`MAX_GROUPS`].
+    pub groups: Vec<GroupId>,
+    /// The address that it comes from; empty when unknown.
+    pub address: String,
+    /// What it calls itself; empty when it does not say.
+    pub user_agent: String,
+}
+
+/// The start of a connection's mining for a device, or its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionEntry {
+    /// The connection.
+    pub id: ConnectionId,
+    /// The device.
+    pub device: DeviceId,
+    /// When, in unix microseconds.
+    pub at_us: u64,
+    /// False when it ended.
+    pub is_open: bool,
+}
+
+/// An upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamEntry {
+    /// Its number.
+    pub id: UpstreamId,
+    /// When this was known, in unix microseconds.
+    pub at_us: u64,
+    /// Host and port.
+    pub name: String,
+    /// The account that shares are for.
+    pub account: String,
+}
+
+/// A reading of power.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PowerEntry {
+    /// The device or group.
+    pub subject: Subject,
+    /// When it was read, in unix microseconds.
+    pub at_us: u64,
+    /// For how long it stands unless another one comes, in seconds.
+    pub valid_for_s: u32,
+    /// Milliwatts.
+    pub milliwatts: u64,
+    /// Who says so.
+    pub source: PowerSource,
+}
+
+/// What happened, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventEntry {
+    /// When, in unix microseconds.
+    pub at_us: u64,
+    /// What kind.
+    pub kind: EventKind,
+    /// The device that it is about.
+    pub device: Option<DeviceId>,
+    /// More words, at most [`MAX_TEXT`] bytes.
+    pub text: String,
+}
+
+/// Kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventKind {
+    /// The process started to write this ledger.
+    Started,
+    /// The process ended in order.
+    Ended,
+    /// A block was found.
+    BlockFound,
+    /// Two machines mine under one worker name.
+    SharedName,
+    /// The ledger could not be written for a while.
+    DiskFailed,
+    /// Records were damaged or lost.
+    Damaged,
+}
+
+impl EventKind {
+    /// All kinds.
+    pub const ALL: [EventKind; 6] = [
+        EventKind::Started,
+        EventKind::Ended,
+        EventKind::BlockFound,
+        EventKind::SharedName,
+        EventKind::DiskFailed,
+        EventKind::Damaged,
+    ];
+
+    /// The name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EventKind::Started => "started",
+            EventKind::Ended => "ended",
+            EventKind::BlockFound => "block_found",
+            EventKind::SharedName => "shared_name",
+            EventKind::DiskFailed => "disk_failed",
+            EventKind::Damaged => "damaged",
+        }
+    }
+}
+
+/// Records that were counted and not kept: a queue was full, or the disk took nothing for too long.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gap {
+    /// The time of the earliest, in unix microseconds.
+    pub from_us: u64,
+    /// The time of the latest, in unix microseconds.
+    pub to_us: u64,
+    /// How many records.
+    pub records: u64,
+    /// Their sums by device; `None` for shares of no device. At most [`MAX_GAP_SUBJECTS`].
+    pub devices: Vec<(Option<DeviceId>, Sums)>,
+    /// What upstreams were sent and answered in them. Already in the sums of the devices, or of no device.
+    pub upstreams: Vec<(UpstreamId, Sums)>,
+}
+
+impl Entry {
+    /// When it happened, in unix microseconds.
+    pub fn at_us(&self) -> u64 {
+        match self {
+            Entry::Share(share) => microseconds(share.judged.utc),
+            Entry::Answer(answer) => microseconds(answer.received.utc),
+            Entry::Job(job) => job.at_us,
+            Entry::Device(device) => device.at_us,
+            Entry::Connection(connection) => connection.at_us,
+            Entry::Upstream(upstream) => upstream.at_us,
+            Entry::Power(power) => power.at_us,
+            Entry::Event(event) => event.at_us,
+            Entry::Gap(gap) => gap.to_us,
+        }
+    }
+}
+
+/// A time as entries carry it.
+pub fn microseconds(time: std::time::Duration) -> u64 {
+    time.as_micros() as u64
+}

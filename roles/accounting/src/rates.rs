@@ -1,0 +1,227 @@
+//! Hash rates that were proved, over four windows, with how far they may be off.
+//!
+//! A rate is work over time and nothing else: what a device says of itself is not in it. Floats, because rates are
+//! estimates; exact work is in the sums. Nothing here says zero where nothing is known.
+
+use stratum::HashRate;
+
+/// A span of time that rates are looked at over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Window {
+    /// One minute.
+    Minute,
+    /// Ten minutes.
+    TenMinutes,
+    /// One hour.
+    Hour,
+    /// 24 hours.
+    Day,
+}
+
+impl Window {
+    /// All windows, shortest first.
+    pub const ALL: [Window; 4] = [Window::Minute, Window::TenMinutes, Window::Hour, Window::Day];
+
+    /// The name in metrics and the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Window::Minute => "1m",
+            Window::TenMinutes => "10m",
+            Window::Hour => "1h",
+            Window::Day => "24h",
+        }
+    }
+}
+
+/// A hash rate, how long was looked at, and how far it may be off.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateEstimate {
+    /// Work over time, in hashes a second.
+    pub rate: HashRate,
+    /// The seconds that were looked at. The window begins with a bucket, so that it is not always of one length.
+    pub window_seconds: f64,
+    /// Relative standard error: the square root of the sum of the shares' squared works over the sum of their works.
+    pub uncertainty: f64,
+}
+
+/// Both rates of one subject over one window.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RatePair {
+    /// What it proved.
+    pub accepted: Option<RateEstimate>,
+    /// What it claimed, good or not.
+    pub submitted: Option<RateEstimate>,
+}
+
+/// Works are kept in units of difficulty 1, so that their squares fit a short float.
+const UNIT: f64 = 4_294_967_296.0;
+
+/// The work of some time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    accepted: f32,
+    submitted: f32,
+    accepted_squares: f32,
+    submitted_squares: f32,
+}
+
+/// Buckets of one length, of which the oldest makes room for the newest.
+#[derive(Clone, Debug)]
+struct Ring<const N: usize> {
+    buckets: [Bucket; N],
+    /// The number since 1970 of the newest bucket.
+    newest: u64,
+}
+
+impl<const N: usize> Default for Ring<N> {
+    fn default() -> Self {
+        Ring { buckets: [Bucket::default(); N], newest: 0 }
+    }
+}
+
+impl<const N: usize> Ring<N> {
+    fn bucket(&mut self, number: u64) -> Option<&mut Bucket> {
+        let length = N as u64;
+        if number > self.newest {
+            let stale = (number - self.newest).min(length);
+            for number in (number - stale + 1)..=number {
+                self.buckets[(number % length) as usize] = Bucket::default();
+            }
+            self.newest = number;
+        }
+        (number + length > self.newest).then(|| &mut self.buckets[(number % length) as usize])
+    }
+
+    /// The work of the last `count` buckets up to the one that `now_us` lies in, and the seconds that they cover, no
+    /// earlier than `since_us`.
+    fn look(&self, now_us: u64, since_us: u64, seconds: u64, count: u64) -> (Bucket, f64) {
+        let length_us = seconds * 1_000_000;
+        let current = now_us / length_us;
+        let first = (current + 1).saturating_sub(count);
+        let oldest = (self.newest + 1).saturating_sub(N as u64);
+        let mut sum = Bucket::default();
+        for number in first.max(oldest)..=current.min(self.newest) {
+            let bucket = &self.buckets[(number % N as u64) as usize];
+            sum.accepted += bucket.accepted;
+            sum.submitted += bucket.submitted;
+            sum.accepted_squares += bucket.accepted_squares;
+            sum.submitted_squares += bucket.submitted_squares;
+        }
+        let start = since_us.max(first * length_us);
+        (sum, now_us.saturating_sub(start) as f64 / 1e6)
+    }
+}
+
+/// The recent work of one subject: about a kilobyte.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rates {
+    /// 20 seconds each: one minute is the current one and the three before, 60 to 80 seconds.
+    short: Ring<31>,
+    /// Five minutes each, for an hour.
+    middle: Ring<13>,
+    /// Two hours each, for a day.
+    long: Ring<13>,
+    /// When the first share came, in unix microseconds; 0 before.
+    since_us: u64,
+}
+
+const SHORT_SECONDS: u64 = 20;
+const MIDDLE_SECONDS: u64 = 300;
+const LONG_SECONDS: u64 = 7200;
+
+impl Rates {
+    /// Adds a share: what it claims, and what of that was credited. `squares` are the sums of squared works, for
+    /// several shares at once.
+    pub(crate) fn add(&mut self, at_us: u64, works: (f64, f64), squares: (f64, f64)) {
+        if self.since_us == 0 {
+            self.since_us = at_us;
+        }
+        let (submitted, accepted) = ((works.0 / UNIT) as f32, (works.1 / UNIT) as f32);
+        let submitted_squares = (squares.0 / UNIT / UNIT) as f32;
+        let accepted_squares = (squares.1 / UNIT / UNIT) as f32;
+        let buckets = [
+            self.short.bucket(at_us / (SHORT_SECONDS * 1_000_000)),
+            self.middle.bucket(at_us / (MIDDLE_SECONDS * 1_000_000)),
+            self.long.bucket(at_us / (LONG_SECONDS * 1_000_000)),
+        ];
+        for bucket in buckets.into_iter().flatten() {
+            bucket.submitted += submitted;
+            bucket.accepted += accepted;
+            bucket.submitted_squares += submitted_squares;
+            bucket.accepted_squares += accepted_squares;
+        }
+    }
+
+    /// The rates over a window that ends now.
+    pub(crate) fn over(&self, window: Window, now_us: u64) -> RatePair {
+        let since = self.since_us;
+        let (sum, seconds) = match window {
+            Window::Minute => self.short.look(now_us, since, SHORT_SECONDS, 4),
+            Window::TenMinutes => self.short.look(now_us, since, SHORT_SECONDS, 31),
+            Window::Hour => self.middle.look(now_us, since, MIDDLE_SECONDS, 13),
+            Window::Day => self.long.look(now_us, since, LONG_SECONDS, 13),
+        };
+        RatePair {
+            accepted: estimate(sum.accepted, sum.accepted_squares, seconds),
+            submitted: estimate(sum.submitted, sum.submitted_squares, seconds),
+        }
+    }
+}
+
+fn estimate(work: f32, squares: f32, seconds: f64) -> Option<RateEstimate> {
+    let work = f64::from(work);
+    // The rate of a moment says nothing.
+    if work <= 0.0 || seconds < 1.0 {
+        return None;
+    }
+    let rate = HashRate(work * UNIT / seconds);
+    Some(RateEstimate { rate, window_seconds: seconds, uncertainty: f64::from(squares).sqrt() / work })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    #[test]
+    fn a_steady_device_has_its_rate_in_every_window() {
+        let mut rates = Rates::default();
+        let work = 1000.0 * UNIT;
+        let start = 1_795_000_000;
+        for second in (start..start + 90_000).step_by(10) {
+            rates.add(second * SECOND, (2.0 * work, work), (4.0 * work * work, work * work));
+        }
+        for window in Window::ALL {
+            let pair = rates.over(window, (start + 89_995) * SECOND);
+            let accepted = pair.accepted.expect("shares came");
+            assert!((accepted.rate.0 / (work / 10.0) - 1.0).abs() < 0.1, "{window:?}: {accepted:?}");
+            let shares = accepted.window_seconds / 10.0;
+            assert!((accepted.uncertainty * shares.sqrt() - 1.0).abs() < 0.1, "{window:?}: {accepted:?}");
+            let submitted = pair.submitted.expect("shares came");
+            assert!((submitted.rate.0 / accepted.rate.0 - 2.0).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn what_is_past_leaves_each_window_in_its_time() {
+        let mut rates = Rates::default();
+        let start = 1_795_000_000 * SECOND;
+        rates.add(start, (UNIT, UNIT), (UNIT * UNIT, UNIT * UNIT));
+        let is_known = |window, after: u64| rates.over(window, start + after * SECOND).accepted.is_some();
+        assert!(is_known(Window::Minute, 30) && !is_known(Window::Minute, 100));
+        assert!(is_known(Window::TenMinutes, 500) && !is_known(Window::TenMinutes, 700));
+        assert!(is_known(Window::Hour, 3000) && !is_known(Window::Hour, 4500));
+        assert!(is_known(Window::Day, 80_000) && !is_known(Window::Day, 100_000));
+        assert_eq!(rates.over(Window::Minute, start).accepted, None, "a moment says nothing");
+    }
+
+    #[test]
+    fn a_young_device_is_not_averaged_over_time_before_it_came() {
+        let mut rates = Rates::default();
+        let start = 1_795_000_000 * SECOND;
+        rates.add(start, (50.0 * UNIT, 50.0 * UNIT), (0.0, 0.0));
+        let rate = rates.over(Window::Day, start + 10 * SECOND).accepted.expect("one share");
+        assert_eq!((rate.rate, rate.window_seconds), (HashRate(5.0 * UNIT), 10.0));
+    }
+}

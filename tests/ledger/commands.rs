@@ -1,0 +1,190 @@
+//! `checkweigh ledger` as a person or a script meets it: the real binary, beside a process that writes.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use accounting::{BatchNumber, DeviceRow, Level, Point, RollUp, SealedBatch, Subject, Sums};
+use checkweigh::ledger::{Head, SqliteStore, SqliteViews, Store, Views};
+use serde_json::Value;
+use stratum::{DeviceId, Work};
+
+use crate::chain;
+
+/// 2026-11-25T10:00:00Z.
+const TEN: u64 = 1_795_600_800;
+
+fn ledger(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_checkweigh"))
+        .args(["ledger", "--path"])
+        .arg(folder)
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .output()
+        .expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+    let output = ledger(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+fn sums(shares: u64, work: u128) -> Sums {
+    let mut sums = Sums::default();
+    sums.shares.submitted = shares + 1;
+    sums.shares.rejected[0] = 1;
+    (sums.shares.accepted, sums.shares.kept) = (shares, shares);
+    sums.shares.credited = Work(work);
+    sums.shares.submitted_work = Work(work);
+    sums
+}
+
+fn device(id: u32, name: &str) -> DeviceRow {
+    DeviceRow {
+        id: DeviceId(id),
+        name: name.into(),
+        groups: Vec::new(),
+        first_seen_us: TEN * 1_000_000,
+        last_seen_us: (TEN + 7200) * 1_000_000,
+        last_share_us: 0,
+        best_difficulty: 0.0,
+        address: "10.0.0.7".to_owned(),
+        user_agent: String::new(),
+    }
+}
+
+/// A ledger with one batch and two devices with two hours each.
+fn example(folder: &Path) -> (SqliteStore, SqliteViews) {
+    let (mut store, mut views, opening) = SqliteStore::open(folder, chain::KEEP_ALL).expect("it opens");
+    let times = (TEN * 1_000_000, (TEN + 7200) * 1_000_000);
+    let batch = SealedBatch::seal(opening.ledger, BatchNumber(1), times, 0, Vec::new(), Head::NONE.hash);
+    store.append(&batch).expect("it is appended");
+    let subject = |id: u32| Subject::Device(DeviceId(id));
+    let mut roll_up = RollUp { watermark: BatchNumber(1), ..RollUp::default() };
+    for (id, name) in [(0, "farm.rig7"), (1, "=odd, \"name\"")] {
+        roll_up.devices.push(device(id, name));
+        roll_up.sums.push((subject(id), sums(20, 7_200_000_000_000_000 + u128::from(id))));
+        for hour in 0..2 {
+            let start = TEN + hour * 3600;
+            let sums = sums(10, 3_600_000_000_000_000);
+            roll_up.points.push(Point { subject: subject(id), level: Level::Hour, start, sums });
+        }
+    }
+    views.roll_up(&roll_up).expect("it is kept");
+    (store, views)
+}
+
+#[test]
+fn devices_are_listed_and_shown_beside_the_process_that_writes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let _writer = example(folder.path());
+    let text = succeeds(folder.path(), &["devices"]);
+    assert!(text.contains("farm.rig7") && text.contains("2026-11-25T12:00:00Z"), "{text}");
+    assert!(text.contains("7200") && text.contains("2 devices, summed up to 2026-11-25T12:00:00"), "{text}");
+    let json: Value = serde_json::from_str(&succeeds(folder.path(), &["devices", "--json"])).expect("JSON");
+    assert_eq!(json["devices"][1]["name"], "=odd, \"name\"");
+    assert_eq!(json["devices"][1]["sums"]["accepted_hashes"], "7200000000000001");
+    assert_eq!(json["devices"][0]["sums"]["rejected_stale"], 1);
+    assert_eq!(json["devices"][0]["user_agent"], Value::Null);
+
+    let text = succeeds(folder.path(), &["show", "farm.rig7"]);
+    assert!(text.contains("2026-11-25T11:00:00Z") && text.contains("1.00 TH/s"), "{text}");
+    assert!(
+        text.contains("rejected, stale       1") && text.contains("user agent            unknown"),
+        "{text}"
+    );
+    let arguments = ["show", "farm.rig7", "--json", "--from", "2026-11-25T11:00:00Z"];
+    let json: Value = serde_json::from_str(&succeeds(folder.path(), &arguments)).expect("JSON");
+    assert_eq!(json["history"].as_array().map(Vec::len), Some(1));
+    assert_eq!(json["history"][0]["sums"]["accepted_hash_rate_hs"], 1e12);
+
+    let output = ledger(folder.path(), &["show", "farm.rgi7"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("did you mean farm.rig7?"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_exported_has_every_row_of_its_period() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let _writer = example(folder.path());
+    let period = ["--from", "2026-11-25", "--to", "2026-11-25T11:00:00Z"];
+    let export = |format: &str, more: &[&str]| {
+        let arguments = [&["export", "--format", format], &period[..], more].concat();
+        succeeds(folder.path(), &arguments)
+    };
+    let csv = export("csv", &[]);
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 3, "{csv}");
+    assert!(lines[0].starts_with("device,device_id,start,seconds,submitted,accepted,"), "{csv}");
+    assert!(lines[1].starts_with("farm.rig7,0,2026-11-25T10:00:00Z,3600,11,10,0,1,1,"), "{csv}");
+    assert!(lines[2].starts_with("\"'=odd, \"\"name\"\"\",1,"), "{csv}");
+    let json = export("json", &["--device", "farm.rig7"]);
+    let row: Value = serde_json::from_str(json.trim()).expect("one line");
+    assert_eq!(
+        (&row["start"], &row["accepted_hashes"]),
+        (&"2026-11-25T10:00:00Z".into(), &"3600000000000000".into())
+    );
+
+    let file = folder.path().join("rows.csv");
+    let name = file.to_str().expect("a plain path");
+    assert_eq!(export("csv", &["--out", name]), "");
+    assert_eq!(fs::read_to_string(&file).expect("it was made"), csv);
+    let again = [&["export", "--format", "csv", "--out", name], &period[..]].concat();
+    let output = ledger(folder.path(), &again);
+    assert_eq!(output.status.code(), Some(1), "nothing is written over");
+    assert!(stderr(&output).contains(name), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), csv);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn a_parquet_file_goes_to_a_file_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let _writer = example(folder.path());
+    let period = ["export", "--format", "parquet", "--from", "2026-11-25", "--to", "2026-11-26"];
+    let output = ledger(folder.path(), &period);
+    assert!(stderr(&output).contains("--out FILE"), "{}", stderr(&output));
+    let file = folder.path().join("rows.parquet");
+    succeeds(folder.path(), &[&period[..], &["--out", file.to_str().expect("a plain path")]].concat());
+    let bytes = fs::read(&file).expect("it was made");
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+}
+
+#[test]
+fn a_ledger_that_is_not_there_or_not_sound_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = ledger(&folder.path().join("elsewhere"), &["devices"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("there is no ledger here"), "{}", stderr(&output));
+
+    let writer = example(folder.path());
+    let text = succeeds(folder.path(), &["verify"]);
+    assert!(text.contains("1 batches") && text.contains("all of it is sound"), "{text}");
+    drop(writer);
+    let day = folder.path().join("records-2026-11-25.db");
+    let bytes = fs::read(&day).expect("it is there");
+    let hash = bytes.windows(8).position(|window| window == (TEN * 1_000_000).to_be_bytes());
+    // The engine writes a whole number of six bytes as such.
+    let hash = hash.or_else(|| {
+        let times = &(TEN * 1_000_000).to_be_bytes()[2..];
+        bytes.windows(6).position(|window| window == times)
+    });
+    let mut broken = bytes.clone();
+    broken[hash.expect("its time is in the row")] ^= 1;
+    fs::write(&day, broken).expect("it can be written");
+    let output = ledger(folder.path(), &["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let json: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(json["is_sound"], false);
+    let fault = json["faults"][0].as_str().expect("a text");
+    assert!(fault.contains("batch 1 has not the hash"), "{fault}");
+}
