@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mining_proxy::UpstreamConfig as UpstreamRules;
-use mining_server::{Settings, ShareUse};
+use mining_server::{Settings, ShareUse, Work};
 use stratum::{JobNumber, UpstreamId};
 
 use crate::clock::Clock;
 use crate::config::{Listeners, ProxyConfig, UpstreamConfig};
 use crate::error::RunError;
 use crate::http::UpstreamState;
+use crate::http::view::Job;
 use crate::owner::owner;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
@@ -65,15 +66,33 @@ pub fn start(
         channel_per_device: !config.aggregate,
         ..role::settings(ShareUse::Forward, &config.vardiff, &config.downstream)
     };
+    // Where every device has jobs of its own, there is none that all work on, and none is shown.
+    let (shared, of_jobs): (_, Arc<str>) = (owner.work.clone(), name.as_str().into());
     role.listen(&mut listeners, &config.downstream, settings, owner)?;
     let account: Arc<str> = preferred.user_identity.as_str().into();
     let upstreams = move || {
         let is_live = upstream_status.live.load(Ordering::Relaxed);
         vec![UpstreamState { name: name.clone(), account: Some(Arc::clone(&account)), is_live }]
     };
-    // The upstream's task does not show its job yet.
-    role.serve_http(&mut listeners, &config.http, upstreams, Vec::new)?;
+    let jobs = move || shared.borrow().as_deref().map(|work| job(work, &of_jobs)).into_iter().collect();
+    role.serve_http(&mut listeners, &config.http, upstreams, jobs)?;
     Ok(role)
+}
+
+/// What the API shows of the job that all devices work on.
+fn job(work: &Work, upstream: &Arc<str>) -> Job {
+    let job = &work.active().job;
+    let mut previous_hash = job.tip.previous_hash;
+    previous_hash.reverse();
+    Job {
+        upstream: Arc::clone(upstream),
+        number: Some(job.number.0),
+        received_us: u64::try_from(job.received.utc.as_micros()).ok(),
+        previous_hash: Some(hex::encode(previous_hash)),
+        version: Some(job.version),
+        nbits: Some(job.tip.nbits),
+        ..Job::default()
+    }
 }
 
 fn rules(config: &ProxyConfig, upstream: &UpstreamConfig) -> UpstreamRules {

@@ -165,3 +165,21 @@ async fn a_proxy_is_healthy_while_it_has_its_upstream() {
         proxy.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_shows_the_job_that_devices_work_on() {
+    let pool = start_pool(&chain(HASHES_PER_BLOCK), fixed(EXPONENT), None);
+    let proxy = start_proxy(pool.sv2, true, fixed(EXPONENT));
+    wait_for_health(&proxy, true).await;
+    let address = proxy.api.expect("a proxy has a listener for its API");
+    let answer = reqwest::get(format!("http://{address}/api/v1/jobs")).await.expect("it is served");
+    let answer: serde_json::Value =
+        serde_json::from_slice(&answer.bytes().await.expect("it ends")).expect("JSON");
+    let job = &answer["jobs"][0];
+    assert_eq!(job["upstream"], pool.sv2.to_string());
+    assert_eq!(job["previous_hash"].as_str().map(str::len), Some(64), "{job}");
+    assert!(job["number"].is_u64() && job["received"].is_string(), "{job}");
+    assert!(job["height"].is_null(), "an SV2 job does not say its height plainly");
+    proxy.stop().await;
+    pool.stop().await;
+}

@@ -10,7 +10,8 @@ use std::time::Duration;
 use checkweigh::clock::Clock;
 use checkweigh::config::listen::bind;
 use checkweigh::config::{
-    DownstreamConfig, HttpConfig, Listeners, LogConfig, ProxyConfig, UpstreamConfig, VardiffSettings,
+    ApiConfig, DownstreamConfig, HttpConfig, Listeners, LogConfig, ProxyConfig, UpstreamConfig,
+    VardiffSettings,
 };
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use checkweigh::error::RunError;
@@ -38,6 +39,8 @@ pub(crate) struct Running {
     pub(crate) sv2: SocketAddr,
     /// Where a proxy says how it is.
     pub(crate) metrics: Option<SocketAddr>,
+    /// Where a proxy serves its API.
+    pub(crate) api: Option<SocketAddr>,
     pub(crate) observed: Observed,
     stop: ShutdownTrigger,
     ended: JoinHandle<Result<(), RunError>>,
@@ -129,6 +132,7 @@ pub(crate) fn start_pool_with_status(
         sv1: role.sv1_address.expect("it has a listener"),
         sv2: role.sv2_address.expect("it has a listener"),
         metrics: None,
+        api: None,
         observed: role.observed.clone(),
         stop,
         ended: tokio::spawn(role.run()),
@@ -151,7 +155,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         vardiff,
         ledger: None,
         metrics_listen: None,
-        http: HttpConfig::default(),
+        http: HttpConfig { api: Some(open_api()), max_device_series: 0 },
         log: LogConfig::default(),
     };
     let metrics_listener = listen(None);
@@ -160,6 +164,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         sv1: Some(listen(None)),
         sv2: Some(listen(None)),
         metrics: Some(metrics_listener),
+        api: Some(listen(None)),
         ..Listeners::default()
     };
     let role = proxy::start(&config, listeners, Clock::start(), end).expect("the proxy starts");
@@ -167,9 +172,21 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         sv1: role.sv1_address.expect("it has a listener"),
         sv2: role.sv2_address.expect("it has a listener"),
         metrics,
+        api: role.api_address,
         observed: role.observed.clone(),
         stop,
         ended: tokio::spawn(role.run()),
+    }
+}
+
+/// An API without tokens.
+fn open_api() -> ApiConfig {
+    ApiConfig {
+        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        read_tokens: None,
+        admin_tokens: None,
+        cors_origins: Vec::new(),
+        requests_per_minute: 600,
     }
 }
 

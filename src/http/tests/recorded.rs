@@ -114,9 +114,8 @@ async fn askers_share_one_snapshot() {
 }
 
 /// Prints what a fleet of twenty thousand costs:
-/// `cargo test -p checkweigh --lib great_fleet -- --ignored --nocapture`.
+/// `cargo test -p checkweigh --lib great_fleet -- --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "prints figures"]
 async fn what_a_great_fleet_costs() {
     let running = running();
     let mut writer = running.sink.writer();
