@@ -6,6 +6,7 @@ mod ledger;
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -109,6 +110,9 @@ Examples:
   checkweigh demo                          until Ctrl-C, with a live view
   checkweigh demo --miners 3 --seconds 30  a short run
   checkweigh demo --seconds 10 --json      the summary as one JSON object on the last line
+  checkweigh demo --api 127.0.0.1:9841 --ledger demo-ledger
+                                           with the API and its reference at http://127.0.0.1:9841/api/v1/, and accounts
+                                           that outlast the process: kill it, start it again, and look
   checkweigh demo --bitcoin-rpc http://user:password@127.0.0.1:18443
   checkweigh demo --bitcoin-rpc 'http://127.0.0.1:18443?cookie=/home/me/.bitcoin/regtest/.cookie'")]
 pub struct DemoArgs {
@@ -121,6 +125,12 @@ pub struct DemoArgs {
     /// Print the summary as one JSON object on the last line, and no live view.
     #[arg(long)]
     pub json: bool,
+    /// Serve the proxy's API, its reference page and /metrics at this address of this machine.
+    #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
+    pub api: Option<SocketAddr>,
+    /// Keep the proxy's accounts in this folder; counts are then those since the ledger began.
+    #[arg(long, value_name = "DIR")]
+    pub ledger: Option<PathBuf>,
     /// Use this Bitcoin Core node instead of the development chain. It must be on regtest.
     #[arg(long, value_name = "URL", env = "CHECKWEIGH_BITCOIN_RPC", hide_env_values = true)]
     #[arg(value_parser = node_from_url)]
@@ -157,6 +167,13 @@ pub struct KeygenArgs {
     /// Where the secret key goes; the file must not exist yet.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// An address that only this machine reaches: the demo has no tokens.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| "is no address with a port, as 127.0.0.1:9841".to_owned())?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("is not a loopback address".to_owned()) }
 }
 
 fn node_from_url(text: &str) -> Result<NodeConfig, String> {
@@ -202,8 +219,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Demo(args) => {
             start_logging(&log, &LogConfig { format: None, filter: Some(DEMO_FILTER.to_owned()) })?;
-            let DemoArgs { miners, seconds, json, bitcoin_rpc } = args;
-            let options = DemoOptions { miners, seconds, json, bitcoin_rpc };
+            let DemoArgs { miners, seconds, json, api, ledger, bitcoin_rpc } = args;
+            let options = DemoOptions { miners, seconds, json, api, ledger, bitcoin_rpc };
             drive(cores(), |shutdown| demo::run(options, shutdown))
         }
         Command::MiningProxy(args) => {

@@ -21,8 +21,8 @@ use stratum::vardiff::VardiffConfig;
 use crate::clock::Clock;
 use crate::config::listen::bind;
 use crate::config::{
-    DownstreamConfig, HttpConfig, Listeners, LogConfig, NodeConfig, ProxyConfig, UpstreamConfig,
-    VardiffSettings,
+    ApiConfig, DownstreamConfig, HttpConfig, LedgerConfig, Listeners, LogConfig, NodeConfig, ProxyConfig,
+    UpstreamConfig, VardiffSettings,
 };
 use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use crate::error::RunError;
@@ -64,6 +64,10 @@ pub struct DemoOptions {
     pub seconds: Option<u64>,
     /// Whether the summary is one JSON object on the last line of standard output.
     pub json: bool,
+    /// Where the proxy's API is served, if anywhere.
+    pub api: Option<SocketAddr>,
+    /// The folder of the proxy's ledger, if one is kept.
+    pub ledger: Option<PathBuf>,
     /// The node to use instead of the development chain.
     pub bitcoin_rpc: Option<NodeConfig>,
 }
@@ -143,14 +147,18 @@ impl Demo {
             }],
             aggregate: true,
             vardiff,
-            ledger: None,
+            ledger: options.ledger.clone().map(LedgerConfig::in_folder),
             metrics_listen: None,
-            http: HttpConfig::default(),
+            http: HttpConfig { api: options.api.map(ApiConfig::open), ..HttpConfig::default() },
             log: LogConfig::default(),
         };
         let proxy = proxy::start(
             &config,
-            Listeners { sv1: Some(listen()?), ..Listeners::default() },
+            Listeners {
+                sv1: Some(listen()?),
+                api: options.api.map(listen_at).transpose()?,
+                ..Listeners::default()
+            },
             clock,
             proxy_end,
         )?;
@@ -243,7 +251,11 @@ fn downstream(key: Option<AuthoritySecretKey>) -> DownstreamConfig {
 }
 
 fn listen() -> Result<std::net::TcpListener, RunError> {
-    bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map_err(RunError::io("listen on the loopback address"))
+    listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+}
+
+fn listen_at(address: SocketAddr) -> Result<std::net::TcpListener, RunError> {
+    bind(address).map_err(RunError::io(format!("listen on {address}")))
 }
 
 fn random_key() -> AuthoritySecretKey {

@@ -50,6 +50,22 @@ pub struct LedgerConfig {
 }
 
 impl LedgerConfig {
+    /// A ledger in a folder, with everything else as it is when nothing else is said.
+    pub fn in_folder(path: PathBuf) -> Self {
+        LedgerConfig {
+            path,
+            commit_interval: Duration::from_millis(DEFAULT_COMMIT_INTERVAL_MS.into()),
+            retention: Retention {
+                records_days: DEFAULT_RECORDS_DAYS,
+                records_bytes: u64::from(DEFAULT_RECORDS_GIB) << 30,
+                minutes_days: DEFAULT_MINUTES_DAYS,
+                ten_minutes_days: DEFAULT_TEN_MINUTES_DAYS,
+                hours_days: DEFAULT_HOURS_DAYS,
+            },
+            signing_key_file: None,
+        }
+    }
+
     /// `None` without the section: accounts are then kept in memory only.
     pub(super) fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
         let mut section = document.section(findings, "ledger");

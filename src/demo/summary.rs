@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use accounting::Window;
 use serde_json::{Map, Value, json};
 use stratum::Target;
 
@@ -87,7 +88,7 @@ impl Summary {
             "name": device.name.as_deref(),
             "shares_accepted": device.sums.shares.accepted,
             "accepted_difficulty": accepted_difficulty(device),
-            "hash_rate_hs": device.sums.shares.credited.0 as f64 / self.seconds,
+            "hash_rate_hs": device.rates[Window::Day as usize].accepted.map(|estimate| estimate.rate.0),
         })
     }
 }

@@ -90,6 +90,22 @@ impl Fold {
         }
     }
 
+    /// Adds sums that were folded before.
+    pub(super) fn add_gap(&mut self, gap: &Gap) {
+        self.totals.folded += gap.records;
+        for (device, sums) in &gap.devices {
+            self.totals.shares.add(&sums.shares);
+            self.device(*device).add(&sums.shares);
+        }
+        for (upstream, sums) in &gap.upstreams {
+            self.totals.answers.add(&sums.answers);
+            self.totals.upstreams.entry(*upstream).or_default().add(&sums.answers);
+            self.upstream_shares.entry(*upstream).or_default().add(&sums.shares);
+        }
+        self.note(gap.from_us);
+        self.note(gap.to_us);
+    }
+
     pub(super) fn merge(&mut self, other: Fold) {
         self.totals.add(&other.totals);
         for (device, sums) in other.devices {

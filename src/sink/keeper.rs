@@ -63,8 +63,11 @@ impl Keeper {
         let Some(scribe) = &mut self.scribe else { return };
         let now = scribe.clock.now();
         if scribe.due().is_some_and(|due| due <= now.monotonic) {
-            scribe.seal();
+            let closed_gap = scribe.seal();
             self.books.begin_batch(scribe.open_batch());
+            if closed_gap {
+                scribe.roll_up(&mut self.books);
+            }
         }
         self.turn_to(microseconds(now.utc));
     }

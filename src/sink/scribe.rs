@@ -85,14 +85,17 @@ impl Scribe {
         self.count >= MAX_BATCH
     }
 
-    /// Hands the open batch over, or makes sums of it if the ledger has no room. Nothing is done with an empty one.
-    pub(super) fn seal(&mut self) {
+    /// Hands the open batch over, or makes sums of it if the ledger has no room. Nothing is done with an empty one. True
+    /// when a gap was closed: what waited for that can be rolled up now.
+    pub(super) fn seal(&mut self) -> bool {
         if self.count == 0 && self.gap.is_none() {
-            return;
+            return false;
         }
         if !self.writer.has_room() {
-            return self.fold();
+            self.fold();
+            return false;
         }
+        let had_gap = self.gap.is_some();
         if let Some(gap) = self.gap.take() {
             gap.into_entries().iter().for_each(|entry| self.entry(entry));
         }
@@ -103,19 +106,27 @@ impl Scribe {
         self.begin();
         let head = Head { number, hash: batch.hash };
         match self.writer.send(Outgoing::Batch(batch)) {
-            Ok(()) => self.head = head,
+            Ok(()) => {
+                self.head = head;
+                had_gap
+            }
             // It was full again, or the end was asked for: the number is not used up, because nobody has seen it.
             Err(batch) => {
                 self.payload = batch.payload;
                 self.count = batch.count;
                 self.times_us = (batch.first_us, batch.last_us);
                 self.fold();
+                false
             }
         }
     }
 
-    /// Hands a rollup over of everything that was handed over so far.
+    /// Hands a rollup over of everything that was handed over so far. While there is something that was not, the books
+    /// hold more than any batch does, and a rollup of them would be counted twice after a restart: it waits.
     pub(super) fn roll_up(&mut self, books: &mut Books) {
+        if self.gap.is_some() || self.count > 0 {
+            return books.shed_points();
+        }
         let roll_up = Box::new(books.roll_up(self.head.number));
         drop(self.writer.send(Outgoing::RollUp(roll_up)));
     }
@@ -144,6 +155,8 @@ impl Scribe {
             match entry.expect("it was written here") {
                 Entry::Share(share) => gap.add_record(&Record::Share(share)),
                 Entry::Answer(answer) => gap.add_record(&Record::Answer(answer)),
+                // The gap was taken back with its batch.
+                Entry::Gap(earlier) => gap.add_gap(&earlier),
                 other if self.payload.len() < MAX_KEPT_BYTES => self.entry(&other),
                 _ => {}
             }

@@ -33,6 +33,9 @@ pub const MAX_DEVICES: usize = 262_144;
 /// Groups at most: what a configuration names. Beyond, names are left out.
 pub const MAX_GROUPS: usize = 1024;
 
+/// Points that wait for a rollup before minutes are left out: those of 10,000 devices over five minutes.
+const MAX_POINTS: usize = 200_000;
+
 /// Upstreams that are counted apart. A configuration has far fewer.
 const MAX_UPSTREAMS: usize = 64;
 
@@ -219,6 +222,19 @@ impl Books {
             self.minute = minute;
         }
         !self.points.is_empty()
+    }
+
+    /// Keeps what waits for a rollup within bounds, when none can be made for long: minutes go first, and of every other
+    /// span only the latest point stays, which holds the earlier ones.
+    pub fn shed_points(&mut self) {
+        if self.points.len() <= MAX_POINTS {
+            return;
+        }
+        let points = std::mem::take(&mut self.points).into_iter();
+        let points = points.filter(|point| point.level != Level::Minute);
+        let points: BTreeMap<_, _> =
+            points.map(|point| ((point.subject, point.level, point.start), point)).collect();
+        self.points = points.into_values().collect();
     }
 
     /// What is to be kept of everything up to and with the batch `watermark`, which must be the last that was made of
