@@ -56,8 +56,8 @@ pub struct Snapshot {
     pub fleet: SubjectView,
     /// The devices in the order of their numbers.
     pub devices: Vec<DeviceView>,
-    /// The groups, with their names.
-    pub groups: Vec<(GroupId, Arc<str>, SubjectView)>,
+    /// The groups, with their names and how many devices belong to each.
+    pub groups: Vec<(GroupId, Arc<str>, usize, SubjectView)>,
     /// The upstreams, with name and account.
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
     /// What belongs to no device, or to devices beyond [`MAX_DEVICES`]; part of `totals`.
@@ -75,6 +75,12 @@ pub struct Overview {
     pub totals: Totals,
     /// How many devices are known.
     pub devices: usize,
+    /// The fleet, with its rates.
+    pub fleet: SubjectView,
+    /// The groups, with their names and how many devices belong to each.
+    pub groups: Vec<(GroupId, Arc<str>, usize, SubjectView)>,
+    /// The upstreams, with name and account.
+    pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.

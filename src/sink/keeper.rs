@@ -188,30 +188,34 @@ impl Keeper {
     fn overview(&mut self, now: Now) -> Overview {
         self.adopt_orphans();
         let fleet = self.view(Subject::Fleet, now);
+        let counts = self.books.devices_by_group();
+        let groups = self.books.groups().map(|(id, name)| {
+            let devices = counts.get(usize::from(id.0)).copied().unwrap_or(0);
+            (id, name.clone(), devices, self.view(Subject::Group(id), now))
+        });
+        let upstreams = self.books.upstreams().map(|(id, name, account)| {
+            (id, name.clone(), account.clone(), self.view(Subject::Upstream(id), now))
+        });
         Overview {
             totals: self.books.totals().clone(),
             devices: self.books.device_count(),
+            groups: groups.collect(),
+            upstreams: upstreams.collect(),
             hash_rate_1m: fleet.rates[Window::Minute as usize].accepted,
             hash_rate_10m: fleet.rates[Window::TenMinutes as usize].accepted,
+            fleet,
         }
     }
 
     fn snapshot(&mut self, now: Now) -> Snapshot {
-        let Overview { totals, hash_rate_1m, hash_rate_10m, .. } = self.overview(now);
-        let groups = self.books.groups().map(|(id, name)| (id, name.clone())).collect::<Vec<_>>();
-        let upstreams = self.books.upstreams().map(|(id, name, account)| (id, name.clone(), account.clone()));
-        let upstreams: Vec<_> = upstreams.collect();
-        let groups = groups.into_iter().map(|(id, name)| (id, name, self.view(Subject::Group(id), now)));
-        let groups = groups.collect();
-        let upstreams = upstreams
-            .into_iter()
-            .map(|(id, name, account)| (id, name, account, self.view(Subject::Upstream(id), now)));
+        let Overview { totals, fleet, groups, upstreams, hash_rate_1m, hash_rate_10m, .. } =
+            self.overview(now);
         Snapshot {
             totals,
-            fleet: self.view(Subject::Fleet, now),
-            upstreams: upstreams.collect(),
-            devices: self.books.device_views(microseconds(now.utc)).collect(),
+            fleet,
             groups,
+            upstreams,
+            devices: self.books.device_views(microseconds(now.utc)).collect(),
             untracked: self.view(Subject::Untracked, now).sums,
             hash_rate_1m,
             hash_rate_10m,

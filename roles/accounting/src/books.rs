@@ -320,6 +320,14 @@ impl Books {
         self.groups.iter().enumerate().map(|(index, group)| (GroupId(index as u16), &group.name))
     }
 
+    /// How many devices belong to each group, in the order of their numbers.
+    pub fn devices_by_group(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.groups.len()];
+        let groups = self.devices.iter().flatten().flat_map(|device| &device.groups);
+        groups.for_each(|group| counts[usize::from(group.0)] += 1);
+        counts
+    }
+
     /// The upstreams with name and account, in the order of their numbers.
     pub fn upstreams(&self) -> impl Iterator<Item = (UpstreamId, &Arc<str>, &Arc<str>)> {
         self.upstreams.iter().map(|(id, upstream)| (*id, &upstream.name, &upstream.account_name))
@@ -347,9 +355,10 @@ impl Books {
 
     fn apply_device(&mut self, entry: &DeviceEntry) {
         self.turn_to(entry.at_us);
+        let known = self.groups.len();
         let Some(device) = self.device_mut(entry.id, entry.at_us) else { return };
         device.name = Some(entry.name.as_str().into());
-        device.groups.clone_from(&entry.groups);
+        device.groups = entry.groups.iter().copied().filter(|group| usize::from(group.0) < known).collect();
         if !entry.address.is_empty() && *device.address != *entry.address {
             device.address = entry.address.as_str().into();
         }

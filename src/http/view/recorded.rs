@@ -16,7 +16,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::http::Sources;
-use crate::sink::{self, DeviceView, Record, SinkEnded, Snapshot, SubjectView};
+use crate::sink::{self, DeviceView, Record, SinkEnded, Snapshot};
 
 /// How old figures may be. A copy of a fleet of twenty thousand costs the sink some milliseconds, and no page
 /// changes faster than once a second.
@@ -27,6 +27,7 @@ pub struct RecordedView {
     sources: Sources,
     started: Now,
     /// The latest answers. The lock is held while the sink is asked, so that all who come meanwhile share one answer.
+    overview: Mutex<Cached<Overview>>,
     fleet: Mutex<Cached<Fleet>>,
     blocks: Mutex<Cached<Vec<Block>>>,
 }
@@ -37,11 +38,17 @@ impl RecordedView {
     /// Reads from these sources.
     pub fn new(sources: Sources) -> Self {
         let started = sources.clock.now();
-        RecordedView { sources, started, fleet: Mutex::default(), blocks: Mutex::default() }
+        RecordedView {
+            sources,
+            started,
+            overview: Mutex::default(),
+            fleet: Mutex::default(),
+            blocks: Mutex::default(),
+        }
     }
 
-    fn fleet_of(&self, snapshot: Snapshot, now: Now) -> Fleet {
-        let Snapshot { totals, fleet, devices, groups, upstreams: summed, .. } = snapshot;
+    fn overview_of(&self, overview: sink::Overview, now: Now) -> Overview {
+        let sink::Overview { totals, devices, fleet, groups, upstreams: summed, .. } = overview;
         let states = (self.sources.status)().upstreams;
         let upstreams = states.into_iter().enumerate().map(|(id, upstream)| {
             let known = summed.iter().find(|(known, ..)| usize::from(known.0) == id);
@@ -52,8 +59,12 @@ impl RecordedView {
                 answers: known.map(|(.., view)| view.sums.answers.clone()).unwrap_or_default(),
             }
         });
+        let groups = groups.into_iter().map(|(_, name, devices, view)| {
+            let rates = rates(&view.rates);
+            Group { name, devices, sums: view.sums, rates }
+        });
         let began = self.sources.history.as_ref().map(|history| history.began_us());
-        let overview = Overview {
+        Overview {
             taken_us: micros(now),
             since_us: began.unwrap_or(micros(self.started)),
             started_us: micros(self.started),
@@ -61,13 +72,21 @@ impl RecordedView {
             totals,
             energy: fleet.sums.energy.clone(),
             rates: rates(&fleet.rates),
-            devices: devices.len(),
-            groups: groups.iter().map(|group| group_of(group, &devices)).collect(),
+            devices,
+            groups: groups.collect(),
             ..Overview::default()
-        };
-        let names: Vec<Arc<str>> = groups.into_iter().map(|(_, name, _)| name).collect();
+        }
+    }
+
+    fn fleet_of(&self, snapshot: Snapshot, now: Now) -> Fleet {
+        let Snapshot { totals, fleet, devices, groups, upstreams, hash_rate_1m, hash_rate_10m, .. } =
+            snapshot;
+        let names: Vec<Arc<str>> = groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
+        let count = devices.len();
+        let overview =
+            sink::Overview { totals, devices: count, fleet, groups, upstreams, hash_rate_1m, hash_rate_10m };
         let devices = devices.into_iter().map(|view| device(view, &names)).collect();
-        Fleet { overview, devices, has_answers_by_device: true }
+        Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true }
     }
 
     /// The subject of this name, as the ledger knows it.
@@ -84,8 +103,8 @@ impl RecordedView {
                 Ok(accounting::Subject::Device(device.id))
             }
             Subject::Group(name) => {
-                let snapshot = self.sources.sink.snapshot(now).await?;
-                let group = snapshot.groups.iter().find(|(_, known, _)| **known == **name);
+                let overview = self.sources.sink.overview(now).await?;
+                let group = overview.groups.iter().find(|(_, known, ..)| **known == **name);
                 group.map(|(id, ..)| accounting::Subject::Group(*id)).ok_or(Unanswered::Unknown("group"))
             }
             Subject::Upstream(name) => {
@@ -130,11 +149,10 @@ impl From<SinkEnded> for Unanswered {
 
 impl View for RecordedView {
     fn overview(&self) -> Answer<'_, Arc<Overview>> {
-        Box::pin(async {
-            // Groups and upstreams are with the fleet, which is looked at once a second at most.
-            let fleet = self.fleet().await?;
-            Ok(Arc::new(fleet.overview.clone()))
-        })
+        Box::pin(cached(&self.overview, self.sources.clock, async || {
+            let now = self.sources.clock.now();
+            Ok(self.overview_of(self.sources.sink.overview(now).await?, now))
+        }))
     }
 
     fn fleet(&self) -> Answer<'_, Arc<Fleet>> {
@@ -226,18 +244,6 @@ fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
         best_difficulty: view.best_difficulty,
         sums: view.sums,
         power_w: None,
-        rates: rates(&view.rates),
-    }
-}
-
-fn group_of(
-    (id, name, view): &(accounting::GroupId, Arc<str>, SubjectView),
-    devices: &[DeviceView],
-) -> Group {
-    Group {
-        name: Arc::clone(name),
-        devices: devices.iter().filter(|device| device.groups.contains(id)).count(),
-        sums: view.sums.clone(),
         rates: rates(&view.rates),
     }
 }
