@@ -18,7 +18,7 @@ use accounting::Level;
 use clap::{Args, Subcommand};
 
 use crate::clock::Clock;
-use crate::ledger::{Reader, SqliteReader, StoreError, times};
+use crate::ledger::{Opening, Reader, SqliteReader, StoreError, times};
 
 /// Long work says how far it is this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
@@ -145,10 +145,8 @@ fn hexadecimal(id: accounting::LedgerId) -> String {
     hex::encode(id.0)
 }
 
-/// When the newest sums are from, in words.
-fn as_of(reader: &SqliteReader) -> Result<Option<String>, StoreError> {
-    let opening = reader.opening()?;
-    let batch = reader.batches(opening.watermark)?.next().transpose()?;
-    let batch = batch.filter(|batch| batch.number == opening.watermark);
+/// When the newest entry is from, in words.
+fn as_of(reader: &SqliteReader, opening: &Opening) -> Result<Option<String>, StoreError> {
+    let batch = reader.batches(opening.head.number)?.next().transpose()?;
     Ok(batch.map(|batch| times::microseconds(batch.last_us)))
 }

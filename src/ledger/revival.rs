@@ -30,15 +30,13 @@ pub struct Revived {
 pub fn revive(config: &LedgerConfig, clock: Clock) -> Result<Revived, RunError> {
     let OpenLedger { opening, writer, threads, reader } = super::open(config, clock)?;
     let failed = |error: StoreError| RunError::Failed(format!("ledger.path: {error}"));
-    let mut books = restored(&opening);
-    recall(&mut books, &opening, &reader).map_err(failed)?;
-    let replayed = replay(&mut books, &opening, &reader).map_err(failed)?;
+    let (mut books, replayed) = books(&opening, &reader).map_err(failed)?;
     if replayed > 0 {
         tracing::info!(batches = replayed, "read again what came after the ledger's last sums");
     }
     let now_us = microseconds(clock.now().utc);
-    let devices = books.device_rows().collect();
-    let began_us = opening.devices.iter().map(|row| row.first_seen_us).min().unwrap_or(now_us);
+    let devices: Vec<DeviceRow> = books.device_rows().collect();
+    let began_us = devices.iter().map(|row| row.first_seen_us).min().unwrap_or(now_us);
     let head = opening.head;
     books.begin_batch(head.number.next());
     let commit_interval = config.commit_interval;
@@ -52,8 +50,16 @@ pub fn started(now_us: u64) -> EventEntry {
     EventEntry { at_us: now_us, kind: EventKind::Started, device: None, text }
 }
 
+/// The books as of the last batch, and how many batches they were brought up to date with.
+pub fn books(opening: &Opening, reader: &dyn Reader) -> Result<(Books, u64), StoreError> {
+    let mut books = restored(opening);
+    recall(&mut books, opening, reader)?;
+    let replayed = replay(&mut books, opening, reader)?;
+    Ok((books, replayed))
+}
+
 /// The books as of the watermark.
-pub fn restored(opening: &Opening) -> Books {
+fn restored(opening: &Opening) -> Books {
     Books::restore(Restored {
         sums: &opening.sums,
         devices: &opening.devices,
@@ -81,7 +87,7 @@ fn recall(books: &mut Books, opening: &Opening, reader: &dyn Reader) -> Result<(
 }
 
 /// Applies the batches after the watermark. Returns how many there were.
-pub fn replay(books: &mut Books, opening: &Opening, reader: &dyn Reader) -> Result<u64, StoreError> {
+fn replay(books: &mut Books, opening: &Opening, reader: &dyn Reader) -> Result<u64, StoreError> {
     let mut count = 0;
     for batch in reader.batches(opening.watermark.next())? {
         let batch = batch?;

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::io::Write;
 
-use accounting::{Subject, Sums};
+use accounting::{DeviceRow, Subject, Sums};
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::figures::{device_json, sums_json, terahashes};
 use super::table::{Table, plain};
 use super::{LedgerFailure, Output, as_of, hexadecimal};
-use crate::ledger::{Reader, SqliteReader, times};
+use crate::ledger::{Reader, SqliteReader, revival, times};
 
 /// Arguments of `ledger devices`.
 #[derive(Debug, Args)]
@@ -29,9 +29,12 @@ pub(super) fn run(
     args: &DevicesArgs,
     output: &mut Output<'_>,
 ) -> Result<(), LedgerFailure> {
-    let devices = reader.devices()?;
-    let sums: HashMap<Subject, Sums> = reader.sums()?.into_iter().collect();
-    let as_of = as_of(reader)?;
+    let opening = reader.opening()?;
+    let (books, _) = revival::books(&opening, reader)?;
+    let devices: Vec<DeviceRow> = books.device_rows().collect();
+    let sums: HashMap<Subject, Sums> =
+        books.device_views(0).map(|device| (Subject::Device(device.id), device.sums)).collect();
+    let as_of = as_of(reader, &opening)?;
     let none = Sums::default();
     let sums_of = |id| sums.get(&Subject::Device(id)).unwrap_or(&none);
     if args.json {

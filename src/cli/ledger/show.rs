@@ -10,7 +10,7 @@ use super::figures::{device_json, hash_rate, sums_json, terahashes};
 use super::table::{Table, plain};
 use super::{LedgerFailure, LevelName, Output, time};
 use crate::config::distance;
-use crate::ledger::{Reader, SqliteReader, times};
+use crate::ledger::{Reader, SqliteReader, revival, times};
 
 /// Names that are offered in place of one that is not there.
 const OFFERED: usize = 5;
@@ -47,10 +47,10 @@ pub(super) fn run(
     args: &ShowArgs,
     output: &mut Output<'_>,
 ) -> Result<(), LedgerFailure> {
-    let device = find(reader.devices()?, &args.device)?;
+    let (books, _) = revival::books(&reader.opening()?, reader)?;
+    let device = find(books.device_rows().collect(), &args.device)?;
     let subject = Subject::Device(device.id);
-    let sums = reader.sums()?.into_iter().find(|(of, _)| *of == subject);
-    let sums = sums.map(|(_, sums)| sums).unwrap_or_default();
+    let sums = books.view(subject, 0).map(|view| view.sums).unwrap_or_default();
     let level = args.level.level();
     let to = args.to.unwrap_or(device.last_seen_us / 1_000_000 + level.seconds());
     let from = args.from.unwrap_or(to.saturating_sub(SHOWN_SECONDS));
