@@ -18,6 +18,10 @@ use super::{Message, Overview, RECENT, Record, Snapshot};
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
 
+/// How long the end waits for a ledger that has no room, and how often it looks.
+const FINISH_GRACE: Duration = Duration::from_secs(3);
+const FINISH_TICK: Duration = Duration::from_millis(20);
+
 /// How long to wait where there is no ledger whose batches are due.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -40,7 +44,18 @@ impl Keeper {
             let patience = self.patience();
             match tokio::time::timeout(patience, inbox.recv_many(&mut batch, BATCH)).await {
                 Ok(0) => break,
-                Ok(_) => batch.drain(..).for_each(|message| self.handle(message)),
+                Ok(_) => {
+                    for message in batch.drain(..) {
+                        match message {
+                            Message::Finish(answer) => {
+                                self.finish().await;
+                                // An asker that has gone away in the meantime needs no answer.
+                                let _ = answer.send(());
+                            }
+                            other => self.handle(other),
+                        }
+                    }
+                }
                 Err(_) => {}
             }
             self.hand_over_if_due();
@@ -48,8 +63,7 @@ impl Keeper {
                 panic!("the accounts do not add up: {violation}");
             }
         }
-        self.adopt_orphans();
-        self.finish();
+        self.finish().await;
     }
 
     /// How long the open batch may wait for more.
@@ -102,11 +116,7 @@ impl Keeper {
             Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
             Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
             Message::Recent(answer) => drop(answer.send(self.recent.iter().cloned().collect())),
-            Message::Finish(answer) => {
-                self.adopt_orphans();
-                self.finish();
-                let _ = answer.send(());
-            }
+            Message::Finish(_) => unreachable!("the caller sees to it"),
         }
     }
 
@@ -176,13 +186,22 @@ impl Keeper {
         }
     }
 
-    /// Hands over everything, sums included, because the program ends.
-    fn finish(&mut self) {
-        if let Some(scribe) = &mut self.scribe {
+    /// Hands over everything, sums included, because the program ends. Waits a moment for a ledger that has no room:
+    /// what is not handed over by then is lost.
+    async fn finish(&mut self) {
+        self.adopt_orphans();
+        let Some(scribe) = &mut self.scribe else { return };
+        let give_up = scribe.clock.now().monotonic + FINISH_GRACE;
+        scribe.seal();
+        while scribe.has_gap() && scribe.clock.now().monotonic < give_up {
+            tokio::time::sleep(FINISH_TICK).await;
             scribe.seal();
-            self.books.begin_batch(scribe.open_batch());
-            scribe.roll_up(&mut self.books);
         }
+        if scribe.has_gap() {
+            tracing::error!("the last records are lost: the ledger's disk took nothing in time");
+        }
+        self.books.begin_batch(scribe.open_batch());
+        scribe.roll_up(&mut self.books);
     }
 
     fn overview(&mut self, now: Now) -> Overview {

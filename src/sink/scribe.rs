@@ -80,6 +80,11 @@ impl Scribe {
         self.note(entry.at_us());
     }
 
+    /// Whether there are records that the ledger had no room for.
+    pub(super) fn has_gap(&self) -> bool {
+        self.gap.is_some()
+    }
+
     /// Whether the open batch has as many entries as one may have.
     pub(super) fn is_full(&self) -> bool {
         self.count >= MAX_BATCH

@@ -4,6 +4,7 @@
 mod chain;
 mod commands;
 mod disk;
+mod gap;
 mod history;
 mod killed;
 mod verified;

@@ -62,8 +62,6 @@ pub struct Books {
     points: Vec<Point>,
     /// Subjects whose sums or attributes changed since the last rollup, each once.
     changed: Vec<Subject>,
-    /// Answers that came without their shares' detail: sums over devices lag behind by them.
-    has_gaps: bool,
 }
 
 #[derive(Debug)]
@@ -347,7 +345,7 @@ impl Books {
         if parts.shares != fleet.shares {
             return Some(format!("the devices' shares are not the fleet's: {parts:?}, {fleet:?}"));
         }
-        if parts.energy != fleet.energy || (!self.has_gaps && parts.answers != fleet.answers) {
+        if parts.energy != fleet.energy || parts.answers != fleet.answers {
             return Some(format!("the devices' answers are not the fleet's: {parts:?}, {fleet:?}"));
         }
         None
@@ -404,7 +402,6 @@ impl Books {
             }
         }
         for (id, sums) in &gap.upstreams {
-            self.has_gaps |= sums.answers.acknowledged + sums.answers.refused + sums.answers.lost_total() > 0;
             self.totals.answers.add(&sums.answers);
             self.totals.upstreams.entry(*id).or_default().add(&sums.answers);
             let add = |account: &mut Account| account.minute_mut().answers.add(&sums.answers);

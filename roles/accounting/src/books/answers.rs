@@ -88,34 +88,37 @@ impl Books {
         }
     }
 
-    /// The process that wrote the entries so far has ended: what waits will never be answered.
+    /// The process that wrote the entries so far has ended: what waits will never be answered. Where it is known whose
+    /// shares wait, they are theirs; where detail was lost, they are nobody's.
     pub(super) fn end_life(&mut self) {
-        self.waiting.clear();
-        let lost = |account: &Account| {
-            let pending = account.total().answers;
-            let (count, work) = (pending.pending(), pending.pending_work());
-            let reason = LossReason::ProcessEnded as usize;
-            let mut sums = AnswerSums::default();
-            sums.lost[reason] = count;
-            sums.lost_work[reason] = work;
-            sums
-        };
-        let fleet = lost(&self.fleet);
-        self.totals.answers.add(&fleet);
+        let waiting = std::mem::take(&mut self.waiting);
+        let reason = LossReason::ProcessEnded as usize;
         let upstreams: Vec<UpstreamId> = self.upstreams.keys().copied().collect();
         for id in upstreams {
-            let sums = lost(&self.upstreams[&id].account);
-            self.totals.upstreams.entry(id).or_default().add(&sums);
-        }
-        let mut all = vec![Subject::Fleet, Subject::Untracked];
-        all.extend(self.upstreams.keys().copied().map(Subject::Upstream));
-        all.extend(self.groups().map(|(id, _)| Subject::Group(id)));
-        all.extend((0..self.devices.len()).map(|index| Subject::Device(DeviceId(index as u32))));
-        for subject in all {
-            let Some(account) = self.account(subject) else { continue };
-            let sums = lost(account);
-            if sums != AnswerSums::default() {
-                self.touch(subject, &mut |account| account.minute_mut().answers.add(&sums));
+            let answers = self.upstreams[&id].account.total().answers;
+            let mut lost = AnswerSums::default();
+            lost.lost[reason] = answers.pending();
+            lost.lost_work[reason] = answers.pending_work();
+            if lost == AnswerSums::default() {
+                continue;
+            }
+            self.totals.answers.add(&lost);
+            self.totals.upstreams.entry(id).or_default().add(&lost);
+            let add = |account: &mut Account| account.minute_mut().answers.add(&lost);
+            self.touch(Subject::Fleet, &mut { add });
+            self.touch(Subject::Upstream(id), &mut { add });
+            let of_upstream = waiting.iter().filter(|((upstream, _), _)| *upstream == id);
+            let shares: Vec<Waiting> = of_upstream.flat_map(|(_, shares)| shares).copied().collect();
+            let work = Work(shares.iter().map(|share| share.work.0).sum());
+            if (shares.len() as u64, work) != (lost.lost[reason], lost.lost_work[reason]) {
+                self.touch(Subject::Untracked, &mut { add });
+                continue;
+            }
+            for share in shares {
+                let mut part = AnswerSums::default();
+                part.lost[reason] = 1;
+                part.lost_work[reason] = share.work;
+                self.touch_devices(share.device, &part);
             }
         }
     }

@@ -320,6 +320,30 @@ fn play(steps: &[Step]) -> (World, Books, Kept) {
     (world, books, kept)
 }
 
+/// An answer whose detail is lost while its share's is not, and then the end of the process.
+#[test]
+fn an_answer_in_a_gap_is_not_counted_again_when_the_process_ends() {
+    let mut world = World::default();
+    world.share(Some(1), 0, 9, 3);
+    world.share(Some(1), 0, 9, 5);
+    let mut books = Books::default();
+    world.entries.iter().for_each(|entry| books.apply(entry));
+    let mut answers = AnswerSums::default();
+    (answers.acknowledged, answers.acknowledged_work) = (1, Work(24));
+    let upstreams = vec![(UpstreamId(0), Sums { answers, ..Sums::default() })];
+    let time = START * 1_000_000;
+    books.apply(&Entry::Gap(Gap { from_us: time, to_us: time, records: 1, devices: vec![], upstreams }));
+    assert_eq!(books.violation(), None);
+    world.restart();
+    books.apply(world.entries.last().expect("a restart is an event"));
+    assert_eq!(books.violation(), None);
+    let fleet = books.view(Subject::Fleet, 0).expect("it is always there").sums.answers;
+    assert_eq!((fleet.acknowledged, fleet.lost_total(), fleet.pending()), (1, 1, 0));
+    // Nobody knows which of the two it was.
+    let nobody = books.view(Subject::Untracked, 0).expect("it is always there").sums.answers;
+    assert_eq!((nobody.acknowledged, nobody.lost_total()), (1, 1));
+}
+
 /// Equal, but for what adding floats in another order does.
 fn assert_same(ours: &Sums, truth: &Sums, what: &str) {
     let (mut ours, mut truth) = (ours.clone(), truth.clone());
