@@ -3,12 +3,16 @@
 //! Each part does what it does in a running program, with values as they are on the main network: a coinbase of 260
 //! bytes and a merkle path of twelve. The rigs are those of the roles' own tests. Nothing here opens a socket.
 
+use std::cell::Cell;
 use std::hint::black_box;
-use std::time::Duration;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use checkweigh::owner::{self, OwnerInbox};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use mining_proxy::UpstreamOutput;
-use mining_server::{Output, RejectReason, Settings, ShareEvent, Verdict};
+use mining_server::{Output, RejectReason, Settings, ShareEvent, Verdict, Work};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use stratum::Job;
@@ -18,6 +22,8 @@ use stratum::sv1::request::Request;
 use stratum::sv2::keys::AuthoritySecretKey;
 use stratum::sv2::noise::{Initiator, Responder};
 use stratum::sv2::transport::Encryptor;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::LocalSet;
 
 #[expect(dead_code, reason = "the tests of upstreams need more of it")]
 #[path = "../roles/mining-proxy/tests/upstream/rig.rs"]
@@ -33,6 +39,9 @@ const SUBMIT: &[u8] =
 
 /// Shares after which a miner is given a new tip, so that what is measured is a connection of an ordinary age.
 const SHARES_A_TIP: u32 = 1000;
+
+/// Connections that wait for new work, each a task as an SV2 connection is.
+const SUBSCRIBERS: usize = 10_000;
 
 /// A job on a coinbase of 260 bytes, under twelve levels of a merkle tree.
 fn job() -> Job {
@@ -188,5 +197,65 @@ fn forwarding(c: &mut Criterion) {
     });
 }
 
-criterion_group!(parts, lines, shares, forwarding);
+/// Subscribers of one owner, all in one thread, so that no wake of another thread is measured with them.
+struct Subscribers {
+    runtime: Runtime,
+    inbox: OwnerInbox,
+    arrived: Rc<Cell<usize>>,
+    work: Arc<Work>,
+    tasks: LocalSet,
+}
+
+impl Subscribers {
+    fn new() -> Self {
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let (owner, inbox) = owner::owner();
+        let tasks = LocalSet::new();
+        let arrived = Rc::<Cell<usize>>::default();
+        for _ in 0..SUBSCRIBERS {
+            let (mut work, arrived) = (owner.work.clone(), Rc::clone(&arrived));
+            tasks.spawn_local(async move {
+                while work.changed().await.is_ok() {
+                    black_box(work.borrow_and_update().clone());
+                    arrived.set(arrived.get() + 1);
+                }
+            });
+        }
+        let mut rig = miner(sv1::settings());
+        rig.block();
+        let mut subscribers = Subscribers { runtime, inbox, arrived, work: rig.source.work(), tasks: tasks };
+        subscribers.publish();
+        subscribers
+    }
+
+    /// Publishes new work, and lets every subscriber see it. Returns how long the swap took, and how long all took.
+    fn publish(&mut self) -> (Duration, Duration) {
+        // Every publication is work of its own, as every job is.
+        let work = Arc::new(Work::clone(&self.work));
+        self.arrived.set(0);
+        let started = Instant::now();
+        self.inbox.work.publish(work);
+        let swapped = started.elapsed();
+        let arrived = Rc::clone(&self.arrived);
+        let all_have_it = async {
+            while arrived.get() < SUBSCRIBERS {
+                tokio::task::yield_now().await;
+            }
+        };
+        self.runtime.block_on(self.tasks.run_until(all_have_it));
+        (swapped, started.elapsed())
+    }
+}
+
+fn publication(c: &mut Criterion) {
+    let mut subscribers = Subscribers::new();
+    c.bench_function("work is swapped under 10,000 subscribers", |b| {
+        b.iter_custom(|count| (0..count).map(|_| subscribers.publish().0).sum());
+    });
+    c.bench_function("10,000 subscribers have new work", |b| {
+        b.iter_custom(|count| (0..count).map(|_| subscribers.publish().1).sum());
+    });
+}
+
+criterion_group!(parts, lines, shares, forwarding, publication);
 criterion_main!(parts);

@@ -86,9 +86,10 @@ pub struct RunOptions {
     /// The pool hashes every share, and looks for duplicates
     #[arg(long)]
     pub verify: bool,
-    /// The pool sends jobs to a group channel instead of to each channel
+    /// The pool puts all channels into one group with `SetGroupChannel`, and sends jobs to the group instead of to
+    /// each channel. Figures per device are taken without it
     #[arg(long)]
-    pub group: bool,
+    pub group_channels: bool,
     /// Threads of the swarm
     #[arg(long, default_value = "1")]
     pub swarm_threads: NonZeroUsize,
@@ -112,7 +113,7 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         swarm_threads: options.swarm_threads,
         floor_threads: options.floor_threads,
         difficulty_exponent: options.exponent,
-        grouped: options.group,
+        grouped: options.group_channels,
         verify: options.verify,
     })?;
     let before = stage.read()?;

@@ -11,7 +11,7 @@ use rand::rngs::OsRng;
 use stratum::sv2::frame::MAX_PAYLOAD_FROM_MINER;
 use stratum::sv2::messages::{
     OpenExtendedMiningChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError,
-    RequestExtensionsError, SetupConnectionSuccess, SubmitSharesSuccess,
+    RequestExtensionsError, SetGroupChannel, SetupConnectionSuccess, SubmitSharesSuccess,
 };
 use stratum::sv2::noise::INITIATOR_MESSAGE_SIZE;
 use stratum::sv2::{AuthoritySecretKey, Decryptor, Encryptor, Frame, Message, Responder};
@@ -32,8 +32,12 @@ const MAX_CHANNELS: usize = 200_000;
 /// How long the certificates of the pool stub are valid.
 const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
-/// The group that all channels are in when jobs go to a group.
+/// The group that all channels are in when jobs go to a group (SV2 5.3.22).
 const GROUP: ChannelId = ChannelId(0x7fff_ffff);
+
+/// The group that channels are opened in, before they are moved to [`GROUP`]. It never has a job: a proxy that
+/// does not follow them mines on an old block.
+const FIRST_GROUP: ChannelId = ChannelId(0x7fff_fffe);
 
 /// The connection of one proxy.
 pub(super) struct Link {
@@ -282,9 +286,12 @@ impl Desk<'_> {
             target: pool.target,
             extranonce_size: EXTRANONCE_SIZE as u16,
             extranonce_prefix: prefix.to_vec(),
-            group_channel_id: if pool.grouped { GROUP } else { ChannelId(0) },
+            group_channel_id: if pool.grouped { FIRST_GROUP } else { ChannelId(0) },
         };
         append(self.plain, success)?;
+        if pool.grouped {
+            append(self.plain, SetGroupChannel { group_channel_id: GROUP, channel_ids: vec![channel_id] })?;
+        }
         append(self.plain, block.job_message(channel_id))?;
         append(self.plain, block.tip_message(channel_id))?;
         pool.counts.channel_opened();
