@@ -57,21 +57,72 @@ const COLUMNS: [Column; 6] = [
 
 /// The columns whose ratio is shown: ours, and the floor that it is compared with.
 const OURS: usize = 0;
+const PER_DEVICE: usize = 1;
 const FLOOR: usize = 4;
+
+/// Where a figure comes from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// It stands in the report.
+    At(&'static str),
+    /// The first less the second, of one report.
+    Difference(&'static str, &'static str),
+    /// The dearest over the cheapest of the plays with these names, in one column.
+    Spread(&'static str, &'static [&'static str]),
+}
+
+/// What a figure of ours must not be above.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    /// So much, in the unit of the figure.
+    Value(f64),
+    /// So many times the epoll floor in the same run.
+    Floor(f64),
+}
+
+/// A limit, and the column that must keep it.
+#[derive(Clone, Copy, Debug)]
+struct Must {
+    column: usize,
+    limit: Limit,
+}
 
 /// One figure out of a run's report.
 #[derive(Clone, Copy, Debug)]
 struct Figure {
     name: &'static str,
-    /// Where it stands in the report.
-    pointer: &'static str,
+    source: Source,
     decimals: usize,
     /// What it is multiplied with to have the unit of its name.
     factor: f64,
+    musts: &'static [Must],
 }
 
 const fn figure(name: &'static str, pointer: &'static str, decimals: usize) -> Figure {
-    Figure { name, pointer, decimals, factor: 1.0 }
+    Figure { name, source: Source::At(pointer), decimals, factor: 1.0, musts: &[] }
+}
+
+/// A figure of microseconds, shown in milliseconds.
+const fn milliseconds(name: &'static str, source: Source) -> Figure {
+    Figure { name, source, decimals: 1, factor: 1e-3, musts: &[] }
+}
+
+impl Figure {
+    const fn times(self, factor: f64) -> Self {
+        Figure { factor, ..self }
+    }
+
+    const fn must(self, musts: &'static [Must]) -> Self {
+        Figure { musts, ..self }
+    }
+}
+
+const fn ours(limit: Limit) -> Must {
+    Must { column: OURS, limit }
+}
+
+const fn per_device(limit: Limit) -> Must {
+    Must { column: PER_DEVICE, limit }
 }
 
 /// One run and the figures that are taken from it.
@@ -81,83 +132,150 @@ struct Play {
     scenario: &'static str,
     miners: usize,
     outstanding: usize,
+    /// Seconds that it takes at least, whatever was asked for.
+    min_seconds: u64,
+    /// The pool sends jobs to a group channel.
+    group_channels: bool,
     figures: &'static [Figure],
 }
 
-const SHARE_COST: &[Figure] = &[figure("CPU per share, µs", "/shares/cpu_us_per_share", 1)];
+const fn play(name: &'static str, scenario: &'static str, miners: usize, figures: &'static [Figure]) -> Play {
+    Play { name, scenario, miners, outstanding: 1, min_seconds: 0, group_channels: false, figures }
+}
 
-const SHARE_FLOW: &[Figure] = &[
-    figure("CPU per share, µs", "/shares/cpu_us_per_share", 1),
-    figure("acknowledged a second", "/shares/acknowledged_per_second", 0),
-    figure("forwarded a second", "/shares/forwarded_per_second", 0),
-    Figure { name: "forwarding p99, ms", pointer: "/shares/forwarding/p99_us", decimals: 1, factor: 1e-3 },
-    figure("accepted, not yet forwarded at the end", "/shares/backlog", 0),
-    figure("accepted, never forwarded", "/shares/never_forwarded", 0),
+const COST: &str = "/shares/cpu_us_per_share";
+const ACK: &str = "/shares/answered/p99_us";
+const ACK_BEFORE: &str = "/shares_before_flood/answered/p99_us";
+const JOB: &str = "/blocks/miner/p99_us";
+const JOB_BEFORE: &str = "/blocks_before_flood/miner/p99_us";
+
+const FORWARDED: &[Must] = &[ours(Limit::Value(100.0)), per_device(Limit::Value(100.0))];
+const DELAYED: &[Must] = &[ours(Limit::Value(10.0)), per_device(Limit::Value(10.0))];
+const NONE_LOST: &[Must] = &[ours(Limit::Value(0.0)), per_device(Limit::Value(0.0))];
+
+const fn share_flow(cost: &'static [Must]) -> [Figure; 6] {
+    [
+        figure("CPU per share, µs", COST, 1).must(cost),
+        figure("acknowledged a second", "/shares/acknowledged_per_second", 0),
+        figure("forwarded a second", "/shares/forwarded_per_second", 0),
+        milliseconds("forwarding p99, ms", Source::At("/shares/forwarding/p99_us")).must(FORWARDED),
+        figure("accepted, not yet forwarded at the end", "/shares/backlog", 0),
+        figure("accepted, never forwarded", "/shares/never_forwarded", 0).must(NONE_LOST),
+    ]
+}
+
+const FANOUT: &[Figure] = &[
+    figure("CPU per miner, µs", "/blocks/cpu_us_per_miner", 1)
+        .must(&[ours(Limit::Floor(1.2)), per_device(Limit::Floor(2.0))]),
+    figure("to the first miner, ms", "/blocks/first_miner_ms_median", 1),
+    figure("to the last miner, ms", "/blocks/last_miner_ms_median", 1)
+        .must(&[ours(Limit::Floor(1.2)), per_device(Limit::Floor(2.0))]),
 ];
 
-const PLAYS: [Play; 7] = [
+/// One setting for any number of miners: 6,000 shares a second of all together. In a closed loop 15,000 miners would
+/// have 150 times the shares of 100 miners on their way, and larger batches make shares cheaper.
+const STEADY: [&str; 3] =
+    ["100 miners, 6,000 shares/s", "1,000 miners, 6,000 shares/s", "15,000 miners, 6,000 shares/s"];
+const STEADY_COST: &[Figure] = &[figure("CPU per share, µs", COST, 1)];
+
+const FARM_MINERS: usize = 8000;
+
+const PLAYS: [Play; 10] = [
+    play(
+        "1,000 miners, 1 outstanding",
+        "shares",
+        1000,
+        &share_flow(&[ours(Limit::Floor(1.25)), per_device(Limit::Floor(1.25))]),
+    ),
     Play {
-        name: "1,000 miners, 1 outstanding",
-        scenario: "shares",
-        miners: 1000,
-        outstanding: 1,
-        figures: SHARE_FLOW,
-    },
-    Play {
-        name: "1,000 miners, 4 outstanding",
-        scenario: "shares",
-        miners: 1000,
         outstanding: 4,
-        figures: SHARE_FLOW,
+        ..play(
+            "1,000 miners, 4 outstanding",
+            "shares",
+            1000,
+            &share_flow(&[ours(Limit::Floor(1.5)), per_device(Limit::Floor(1.5))]),
+        )
     },
+    play("8,000 miners, new block", "fanout", 8000, FANOUT),
     Play {
-        name: "8,000 miners, new block",
-        scenario: "fanout",
-        miners: 8000,
-        outstanding: 1,
-        figures: &[
-            figure("CPU per miner, µs", "/blocks/cpu_us_per_miner", 1),
-            figure("to the first miner, ms", "/blocks/first_miner_ms_median", 1),
-            figure("to the last miner, ms", "/blocks/last_miner_ms_median", 1),
+        group_channels: true,
+        ..play("8,000 miners, new block to a group channel", "fanout", 8000, GROUP_FANOUT)
+    },
+    play(
+        "8,000 miners connect",
+        "connect",
+        8000,
+        &[
+            figure("CPU per connection, µs", "/connections/cpu_us_per_connection", 1)
+                .must(&[ours(Limit::Value(45.0)), per_device(Limit::Value(45.0))]),
+            figure("until all have a job, s", "/connect_seconds", 2)
+                .must(&[ours(Limit::Value(2.0)), per_device(Limit::Value(2.0))]),
+            figure("memory per miner that never mined, KiB", "/connections/resident_bytes_per_miner", 1)
+                .times(1.0 / 1024.0),
+            figure(
+                "memory per idle miner that has mined, KiB",
+                "/connections/resident_bytes_per_miner_after_shares",
+                1,
+            )
+            .times(1.0 / 1024.0)
+            .must(&[ours(Limit::Value(5.0)), per_device(Limit::Value(5.0))]),
         ],
-    },
-    Play {
-        name: "8,000 miners connect",
-        scenario: "connect",
-        miners: 8000,
-        outstanding: 1,
-        figures: &[
-            figure("CPU per connection, µs", "/connections/cpu_us_per_connection", 1),
-            figure("until all have a job, s", "/connect_seconds", 2),
+    ),
+    play(STEADY[0], "steady", 100, STEADY_COST),
+    play(STEADY[1], "steady", 1000, STEADY_COST),
+    play(
+        STEADY[2],
+        "steady",
+        15_000,
+        &[
+            figure("CPU per share, µs", COST, 1),
             Figure {
-                name: "memory per idle miner, KiB",
-                pointer: "/connections/resident_bytes_per_miner",
-                decimals: 1,
-                factor: 1.0 / 1024.0,
-            },
+                source: Source::Spread(COST, &STEADY),
+                ..figure("dearest over cheapest, 100 to 15,000 miners", COST, 2)
+            }
+            .must(&[ours(Limit::Value(1.15)), per_device(Limit::Value(1.15))]),
         ],
+    ),
+    Play {
+        min_seconds: 20,
+        ..play(
+            "8,000 miners, a day at the farm",
+            "farm",
+            FARM_MINERS,
+            &[
+                // A per cent of a processor is 10,000 microseconds in a second.
+                figure("CPU per miner and second, µs", "/shares/cpu_percent", 2)
+                    .times(1e4 / FARM_MINERS as f64),
+                milliseconds("acknowledged p99, ms", Source::At(ACK)),
+                milliseconds("forwarding p99, ms", Source::At("/shares/forwarding/p99_us")),
+                milliseconds("job p99, ms", Source::At(JOB)),
+            ],
+        )
     },
     Play {
-        name: "100 miners, 4 outstanding",
-        scenario: "shares",
-        miners: 100,
-        outstanding: 4,
-        figures: SHARE_COST,
+        min_seconds: 5,
+        ..play(
+            "1,000 miners, one floods",
+            "flood",
+            1000,
+            &[
+                milliseconds("others' ack p99 without the flood, ms", Source::At(ACK_BEFORE)),
+                milliseconds("others' ack p99 with it, ms", Source::At(ACK)),
+                milliseconds("added to the ack p99, ms", Source::Difference(ACK, ACK_BEFORE)).must(DELAYED),
+                milliseconds("others' job p99 without the flood, ms", Source::At(JOB_BEFORE)),
+                milliseconds("others' job p99 with it, ms", Source::At(JOB)),
+                milliseconds("added to the job p99, ms", Source::Difference(JOB, JOB_BEFORE)).must(DELAYED),
+            ],
+        )
     },
-    Play {
-        name: "8,000 miners, 1 outstanding",
-        scenario: "shares",
-        miners: 8000,
-        outstanding: 1,
-        figures: SHARE_COST,
-    },
-    Play {
-        name: "15,000 miners, 1 outstanding",
-        scenario: "shares",
-        miners: 15_000,
-        outstanding: 1,
-        figures: SHARE_COST,
-    },
+];
+
+/// Figures per device are taken with a message for each channel, so that here only that all
+/// miners have the block is demanded.
+const GROUP_FANOUT: &[Figure] = &[
+    figure("CPU per miner, µs", "/blocks/cpu_us_per_miner", 1),
+    figure("to the last miner, ms", "/blocks/last_miner_ms_median", 1),
+    figure("miners without it", "/blocks/missing", 0).must(NONE_LOST),
 ];
 
 /// Everything that was measured, for the JSON file.
@@ -190,7 +308,9 @@ pub fn run(options: &CompareOptions) -> io::Result<()> {
     let plays: Vec<Play> = PLAYS.into_iter().filter(|play| play.name.contains(&options.only)).collect();
     for play in &plays {
         for repeat in 0..repeats {
-            for column in &columns {
+            // Floors have no pool that could send to a group.
+            let can_play = |column: &&Column| !play.group_channels || !column.target.starts_with("floor");
+            for column in columns.iter().filter(can_play) {
                 eprintln!("{}: {} ({} of {repeats})", play.name, column.title, repeat + 1);
                 let report = play_once(play, column, options);
                 if let Err(error) = &report {
@@ -210,11 +330,13 @@ pub fn run(options: &CompareOptions) -> io::Result<()> {
 fn play_once(play: &Play, column: &Column, options: &CompareOptions) -> Result<Value, String> {
     let seconds = options.seconds.unwrap_or(if options.quick { 3 } else { 8 });
     let blocks = if options.quick { 5 } else { 20 };
+    let seconds = seconds.max(play.min_seconds);
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let output = Command::new(own)
         .args(["run", "--scenario", play.scenario, "--target", column.target, "--mode", column.mode])
         .args(["--miners", &play.miners.to_string(), "--outstanding", &play.outstanding.to_string()])
         .args(["--seconds", &seconds.to_string(), "--blocks", &blocks.to_string()])
+        .args(play.group_channels.then_some("--group-channels"))
         .stdin(Stdio::null())
         .output()
         .map_err(|error| error.to_string())?;
@@ -233,32 +355,64 @@ fn table(comparison: &Comparison, plays: &[Play], columns: &[Column]) -> String 
     for column in columns {
         let _ = write!(text, " | {}", column.title);
     }
-    let _ = writeln!(text, " | Checkweigh / epoll floor |");
-    let _ = writeln!(text, "|---|{}", "---:|".repeat(columns.len() + 1));
+    let _ = writeln!(text, " | Checkweigh / epoll floor | must |");
+    let _ = writeln!(text, "|---|{}---|", "---:|".repeat(columns.len() + 1));
     for play in plays {
         for figure in play.figures {
-            let values: Vec<f64> =
-                columns.iter().map(|column| value(comparison, play, figure, column)).collect();
+            let of = |column: &Column| value(comparison, play, figure, column);
             let _ = write!(text, "| {}: {}", play.name, figure.name);
-            for value in &values {
-                let _ = write!(text, " | {}", shown(*value, figure.decimals));
+            for column in columns {
+                let _ = write!(text, " | {}", shown(of(column), figure.decimals));
             }
-            let of = |index: usize| {
-                let at = columns.iter().position(|column| *column == COLUMNS[index]);
-                at.map_or(f64::NAN, |at| values[at])
-            };
-            let _ = writeln!(text, " | {} |", shown(of(OURS) / of(FLOOR), 2));
+            let ratio = of(&COLUMNS[OURS]) / of(&COLUMNS[FLOOR]);
+            let musts: Vec<String> = figure.musts.iter().map(|must| verdict(*must, figure, of)).collect();
+            let _ = writeln!(text, " | {} | {} |", shown(ratio, 2), musts.join("; "));
         }
     }
     text
 }
 
+/// A limit, and whether its column keeps it; not measured where there is nothing to compare.
+fn verdict(must: Must, figure: &Figure, of: impl Fn(&Column) -> f64) -> String {
+    let value = of(&COLUMNS[must.column]);
+    let (limit, measured, words) = match must.limit {
+        Limit::Value(limit) => (limit, value, ""),
+        Limit::Floor(limit) => (limit, value / of(&COLUMNS[FLOOR]), " x floor"),
+    };
+    let decimals = if words.is_empty() { figure.decimals } else { 2 };
+    let whose = if must.column == PER_DEVICE { "per device" } else { "aggregated" };
+    if !measured.is_finite() {
+        return format!("{whose} ≤ {limit}{words}: not measured");
+    }
+    let met = if measured <= limit { "met" } else { "**not met**" };
+    format!("{whose} ≤ {limit}{words}: {measured:.decimals$} {met}")
+}
+
 /// The median of a figure over the runs of a cell; not a number where it was never measured.
 fn value(comparison: &Comparison, play: &Play, figure: &Figure, column: &Column) -> f64 {
-    let of_cell = |run: &&Run| run.play == play.name && run.column == column.title;
-    let reports = comparison.runs.iter().filter(of_cell).filter_map(|run| run.report.as_ref().ok());
-    let values = reports.filter_map(|report| report.pointer(figure.pointer)?.as_f64());
-    median(values.map(|value| value * figure.factor).collect())
+    let reports = |play: &str| -> Vec<&Value> {
+        let of_cell = |run: &&Run| run.play == play && run.column == column.title;
+        comparison.runs.iter().filter(of_cell).filter_map(|run| run.report.as_ref().ok()).collect()
+    };
+    let at = |report: &Value, pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
+    let of_play = |play: &str, figure: &dyn Fn(&Value) -> Option<f64>| {
+        median(reports(play).into_iter().filter_map(figure).collect())
+    };
+    let value = match figure.source {
+        Source::At(pointer) => of_play(play.name, &|report| at(report, pointer)),
+        Source::Difference(more, less) => {
+            of_play(play.name, &|report| Some(at(report, more)? - at(report, less)?))
+        }
+        Source::Spread(pointer, plays) => {
+            let values: Vec<f64> =
+                plays.iter().map(|play| of_play(play, &|report| at(report, pointer))).collect();
+            // A play that was not measured leaves nothing to say.
+            let sum: f64 = values.iter().sum();
+            let of = |pick: fn(f64, f64) -> f64| values.iter().copied().fold(sum / values.len() as f64, pick);
+            of(f64::max) / of(f64::min)
+        }
+    };
+    value * figure.factor
 }
 
 fn shown(value: f64, decimals: usize) -> String {
@@ -291,23 +445,54 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_table_shows_medians_and_the_ratio() {
-        let run = |column: usize, repeat, cost: f64| Run {
-            play: PLAYS[0].name,
-            column: COLUMNS[column].title,
-            repeat,
-            report: Ok(json!({"shares": {"cpu_us_per_share": cost}})),
-        };
-        let mut runs =
-            vec![run(0, 0, 30.0), run(4, 0, 10.0), run(0, 1, 20.0), run(4, 1, 10.0), run(0, 2, 90.0)];
-        runs.push(Run { report: Err("it failed".to_owned()), ..run(1, 0, 0.0) });
+    fn run(play: usize, column: usize, repeat: usize, report: Value) -> Run {
+        let (play, column) = (PLAYS[play].name, COLUMNS[column].title);
+        Run { play, column, repeat, report: Ok(report) }
+    }
+
+    fn cost(cost: f64) -> Value {
+        json!({"shares": {"cpu_us_per_share": cost}})
+    }
+
+    fn row(runs: Vec<Run>, part: &str) -> String {
         let comparison = Comparison { machine: "m".to_owned(), commit: "c".to_owned(), repeats: 3, runs };
-        let text = table(&comparison, &PLAYS[..1], &COLUMNS);
-        let row = text.lines().find(|line| line.contains("CPU per share")).expect("a row");
+        let text = table(&comparison, &PLAYS, &COLUMNS);
+        text.lines().find(|line| line.contains(part)).expect("a row").to_owned()
+    }
+
+    #[test]
+    fn the_table_shows_medians_the_ratio_and_whether_it_will_do() {
+        let mut runs = vec![
+            run(0, 0, 0, cost(30.0)),
+            run(0, 4, 0, cost(10.0)),
+            run(0, 0, 1, cost(12.5)),
+            run(0, 4, 1, cost(10.0)),
+            run(0, 0, 2, cost(9.0)),
+        ];
+        runs.push(Run { report: Err("it failed".to_owned()), ..run(0, 1, 0, Value::Null) });
         assert_eq!(
-            row,
-            "| 1,000 miners, 1 outstanding: CPU per share, µs | 30.0 | – | – | – | 10.0 | – | 3.00 |"
+            row(runs, "1,000 miners, 1 outstanding: CPU per share"),
+            "| 1,000 miners, 1 outstanding: CPU per share, µs | 12.5 | – | – | – | 10.0 | – | 1.25 | \
+             aggregated ≤ 1.25 x floor: 1.25 met; per device ≤ 1.25 x floor: not measured |"
         );
+    }
+
+    #[test]
+    fn a_flood_adds_the_difference_in_one_run() {
+        let p99 = |us: f64| json!({"answered": {"p99_us": us}});
+        let report = json!({"shares_before_flood": p99(2000.0), "shares": p99(13_500.0)});
+        let row = row(vec![run(9, 0, 0, report)], "added to the ack p99");
+        assert!(row.contains("| 11.5 |") && row.contains("aggregated ≤ 10: 11.5 **not met**"), "{row}");
+    }
+
+    #[test]
+    fn scaling_is_the_dearest_over_the_cheapest() {
+        let steady = [5, 6, 7];
+        let costs = [10.0, 8.0, 9.0];
+        let runs = |count| (0..count).map(|at| run(steady[at], 0, 0, cost(costs[at]))).collect::<Vec<_>>();
+        let whole = row(runs(3), "dearest over cheapest");
+        assert!(whole.contains("aggregated ≤ 1.15: 1.25 **not met**"), "{whole}");
+        // Without one of the three there is nothing to compare.
+        assert!(row(runs(2), "dearest over cheapest").contains("aggregated ≤ 1.15: not measured"));
     }
 }

@@ -119,12 +119,17 @@ pub struct Connections {
     pub cpu_us_per_connection: f64,
     /// Memory of the target before, in KiB.
     pub resident_kib_before: u64,
-    /// Memory of the target with all miners idle, in KiB.
+    /// Memory of the target with all miners idle that never mined, in KiB.
     pub resident_kib_after: u64,
     /// The growth for each miner, in bytes.
     pub resident_bytes_per_miner: f64,
     /// The growth of memory that is no file's for each miner, in bytes.
     pub anonymous_bytes_per_miner: f64,
+    /// The growth for each miner when nearly all have mined and are idle again, with the accounting state of their
+    /// devices, in bytes.
+    pub resident_bytes_per_miner_after_shares: f64,
+    /// The shares that they mined between.
+    pub shares_mined: u64,
     /// Processors that the target keeps busy with idle miners, in per cent of one.
     pub idle_cpu_percent: f64,
 }

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::report::{Blocks, Connections, Report, Shares, Verified};
+use crate::report::{Blocks, Connections, Latency, Report, Shares, Verified};
 use crate::stage::{BlockTimes, Reading, Stage, StageOptions};
 use crate::swarm::{Class, Pace};
 use crate::target::{Mode, TargetKind};
 
 /// How long miners mine before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(3);
+
+/// How many seconds longer that is at most where miners have few shares.
+const MAX_WARM_UP: f64 = 60.0;
 
 /// How long a target with idle miners is left alone, so that its memory has settled.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -29,6 +32,13 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How long a job is known before its block, as pools send the next one ahead.
 const AHEAD: Duration = Duration::from_millis(500);
 
+/// How long idle miners mine so that the accounting state of their devices counts as memory: at
+/// [`SETTLING_IN_RATE`] all but one in four hundred have a share.
+const SETTLING_IN: Duration = Duration::from_secs(12);
+
+/// Shares a second of each of them.
+const SETTLING_IN_RATE: f64 = 0.5;
+
 /// Shares of a flooding miner that wait for their answer.
 const FLOOD_OUTSTANDING: usize = 256;
 
@@ -40,6 +50,8 @@ const FLOOD_BLOCKS: usize = 5;
 pub enum Scenario {
     /// Every miner submits as soon as one of its outstanding shares is answered
     Shares,
+    /// All miners together submit a given number of shares a second by chance, however many they are
+    Steady,
     /// Idle miners, and new blocks
     Fanout,
     /// All miners connect as fast as they can, and then idle
@@ -68,7 +80,10 @@ pub struct RunOptions {
     /// Shares that each miner has outstanding (shares)
     #[arg(long, default_value_t = 1)]
     pub outstanding: usize,
-    /// Seconds that are measured (shares, farm, flood)
+    /// Shares a second of all miners together (steady)
+    #[arg(long, default_value_t = 6000)]
+    pub rate: u32,
+    /// Seconds that are measured (shares, steady, farm, flood)
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
     /// New blocks (fanout)
@@ -136,8 +151,9 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
     };
     match options.scenario {
         Scenario::Shares => report.shares = Some(shares(&mut stage, options)?),
+        Scenario::Steady => report.shares = Some(steady(&mut stage, options)?),
         Scenario::Fanout => report.blocks = Some(fanout(&mut stage, options)?),
-        Scenario::Connect => report.connections = Some(connections(&stage, &before, &connected)?),
+        Scenario::Connect => report.connections = Some(connections(&mut stage, &before, &connected)?),
         Scenario::Farm => farm(&mut stage, options, &mut report)?,
         Scenario::Flood => flood(&mut stage, options, &mut report)?,
     }
@@ -162,9 +178,27 @@ fn shares(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
     })?;
     shares.outstanding = Some(options.outstanding);
     drain(stage, &mut shares)?;
+    if stage.pool.is_some() {
+        // The shares that waited longest arrive only now, and count too.
+        shares.forwarding = Some(Latency::of(&stage.in_flight.forwarding()));
+    }
     // A target that answers first and forwards later has not paid for its shares yet when the time is over.
     shares.cpu_us_per_share = Shares::cost(&before, &stage.read()?, stage.pool.is_some());
     Ok(shares)
+}
+
+/// The same number of shares a second from any number of miners, so that only the number of miners differs.
+fn steady(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
+    let pace = Pace::Poisson { rate: f64::from(options.rate) / options.miners as f64 };
+    stage.swarm.set_pace(Class::Ordinary, pace)?;
+    sleep(WARM_UP);
+    // A miner's first share costs more than the others. After three shares each on average, only one miner in
+    // twenty has had none.
+    sleep(Duration::from_secs_f64((3.0 * options.miners as f64 / f64::from(options.rate)).min(MAX_WARM_UP)));
+    measure(stage, |_| {
+        sleep(Duration::from_secs(options.seconds));
+        Ok(())
+    })
 }
 
 /// Measures what is submitted while `play` goes on.
@@ -255,18 +289,26 @@ fn blocks(stage: &mut Stage, count: usize, interval: Duration) -> io::Result<Vec
     Ok(times)
 }
 
-fn connections(stage: &Stage, before: &Reading, connected: &Reading) -> io::Result<Connections> {
+fn connections(stage: &mut Stage, before: &Reading, connected: &Reading) -> io::Result<Connections> {
     sleep(SETTLE);
     let after = stage.read()?;
+    let idle = cpu_between(connected, &after).as_secs_f64() / (after.at - connected.at).as_secs_f64();
+    // What is kept of a device once it has mined is a part of what an idle miner takes.
+    stage.swarm.set_pace(Class::Ordinary, Pace::Poisson { rate: SETTLING_IN_RATE })?;
+    sleep(SETTLING_IN);
+    stage.swarm.set_pace(Class::Ordinary, Pace::Idle)?;
+    sleep(SETTLE);
+    let mined = stage.read()?;
     let miners = stage.swarm.miners as f64;
     let growth = |after: u64, before: u64| (after as f64 - before as f64) * 1024.0 / miners;
-    let idle = cpu_between(connected, &after).as_secs_f64() / (after.at - connected.at).as_secs_f64();
     Ok(Connections {
         cpu_us_per_connection: cpu_between(before, connected).as_secs_f64() * 1e6 / miners,
         resident_kib_before: before.target.resident_kib,
         resident_kib_after: after.target.resident_kib,
         resident_bytes_per_miner: growth(after.target.resident_kib, before.target.resident_kib),
         anonymous_bytes_per_miner: growth(after.target.anonymous_kib, before.target.anonymous_kib),
+        resident_bytes_per_miner_after_shares: growth(mined.target.resident_kib, before.target.resident_kib),
+        shares_mined: mined.acknowledged,
         idle_cpu_percent: 100.0 * idle,
     })
 }
