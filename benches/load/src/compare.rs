@@ -46,13 +46,19 @@ struct Column {
     mode: &'static str,
 }
 
-const COLUMNS: [Column; 6] = [
+const COLUMNS: [Column; 7] = [
     Column { title: "Checkweigh, aggregated", target: "checkweigh", mode: "aggregated" },
     Column { title: "Checkweigh, per device", target: "checkweigh", mode: "per-device" },
     Column { title: "translator_sv2, aggregated", target: "translator", mode: "aggregated" },
     Column { title: "translator_sv2, per device", target: "translator", mode: "per-device" },
     Column { title: "epoll floor", target: "floor-epoll", mode: "aggregated" },
     Column { title: "tokio floor", target: "floor-tokio", mode: "aggregated" },
+    // The same as the first, with everything on the disk.
+    Column {
+        title: "Checkweigh, aggregated, with a ledger",
+        target: "checkweigh",
+        mode: "aggregated-ledger",
+    },
 ];
 
 /// The columns whose ratio is shown: ours, and the floor that it is compared with.
@@ -406,10 +412,10 @@ fn value(comparison: &Comparison, play: &Play, figure: &Figure, column: &Column)
         Source::Spread(pointer, plays) => {
             let values: Vec<f64> =
                 plays.iter().map(|play| of_play(play, &|report| at(report, pointer))).collect();
+            let most = values.iter().copied().fold(f64::MIN, f64::max);
+            let least = values.iter().copied().fold(f64::MAX, f64::min);
             // A play that was not measured leaves nothing to say.
-            let sum: f64 = values.iter().sum();
-            let of = |pick: fn(f64, f64) -> f64| values.iter().copied().fold(sum / values.len() as f64, pick);
-            of(f64::max) / of(f64::min)
+            if values.iter().all(|value| value.is_finite()) { most / least } else { f64::NAN }
         }
     };
     value * figure.factor

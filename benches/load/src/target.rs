@@ -65,6 +65,8 @@ pub enum Mode {
     Aggregated,
     /// One upstream channel for each miner
     PerDevice,
+    /// One upstream channel for all miners, and a ledger on the disk, where the target keeps one
+    AggregatedLedger,
 }
 
 /// What a target is started with.
@@ -247,10 +249,11 @@ fn checkweigh(options: &TargetOptions, listen: SocketAddr, folder: &Path) -> io:
          [channels]\naggregate = {}\n\
          [vardiff]\nenabled = false\n",
         options.miners + SPARE_CONNECTIONS,
-        options.mode == Mode::Aggregated,
+        options.mode != Mode::PerDevice,
     );
+    let ledger = if options.mode == Mode::AggregatedLedger { "[ledger]\npath = \"ledger\"\n" } else { "" };
     let path = folder.join("mining-proxy.toml");
-    fs::write(&path, config)?;
+    fs::write(&path, config + ledger)?;
     let beside = std::env::current_exe()?.with_file_name("checkweigh");
     let mut command = Command::new(options.binary.as_ref().unwrap_or(&beside));
     command.args(["mining-proxy", "--log", "warn", "--config"]).arg(path);
@@ -274,7 +277,7 @@ fn translator(options: &TargetOptions, listen: SocketAddr, folder: &Path) -> io:
          authority_pubkey = \"{key}\"\nuser_identity = \"account.farm\"\n",
         listen.ip(),
         listen.port(),
-        options.mode == Mode::Aggregated,
+        options.mode != Mode::PerDevice,
         pool.ip(),
         pool.port(),
     );
