@@ -478,7 +478,7 @@ mod tests {
         runs.push(Run { report: Err("it failed".to_owned()), ..run(0, 1, 0, Value::Null) });
         assert_eq!(
             row(runs, "1,000 miners, 1 outstanding: CPU per share"),
-            "| 1,000 miners, 1 outstanding: CPU per share, µs | 12.5 | – | – | – | 10.0 | – | 1.25 | \
+            "| 1,000 miners, 1 outstanding: CPU per share, µs | 12.5 | – | – | – | 10.0 | – | – | 1.25 | \
              aggregated ≤ 1.25 x floor: 1.25 met; per device ≤ 1.25 x floor: not measured |"
         );
     }
