@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use accounting::{Books, Entry, ShareSums, Subject};
 use mining_proxy::Tally;
 use mining_server::{Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
 use stratum::{DeviceId, Work};
@@ -28,6 +29,8 @@ pub(crate) struct Accounts {
     pub(crate) acknowledged: u64,
     pub(crate) refused: u64,
     pub(crate) lost: u64,
+    /// The ledger's books over the same records: this module is the reference that they must agree with.
+    books: Books,
 }
 
 impl Sums {
@@ -75,11 +78,13 @@ impl Accounts {
             record.sequence_number.is_some(),
             "what is forwarded has a number: {record:?}"
         );
+        self.books.apply_share(record);
         self.total.add(record);
         self.devices.entry(record.device).or_default().add(record);
     }
 
     pub(crate) fn answer(&mut self, answer: &UpstreamAnswer) {
+        self.books.apply(&Entry::Answer(answer.clone()));
         match &answer.verdict {
             UpstreamVerdict::Acknowledged { count, .. } => self.acknowledged += u64::from(*count),
             UpstreamVerdict::Rejected { .. } => self.refused += 1,
@@ -117,5 +122,42 @@ impl Accounts {
             lost: self.lost,
         };
         assert_eq!(own, tally, "the records say what the upstream's tally says");
+        self.check_books();
+    }
+
+    /// The ledger's books say the same, for the fleet and for each device.
+    fn check_books(&self) {
+        let totals = self.books.totals();
+        assert_eq!(totals.violation(), None);
+        assert_eq!(self.total, sums_of(&totals.shares), "the books' totals are those of the records");
+        let answers = &totals.answers;
+        assert_eq!(
+            (answers.acknowledged, answers.refused, answers.lost_total()),
+            (self.acknowledged, self.refused, self.lost)
+        );
+    }
+
+    /// The same for every device, and that nothing is missing between them; at the end, because it looks at all.
+    pub(crate) fn check_devices(&self) {
+        assert_eq!(self.books.violation(), None);
+        for (device, sums) in &self.devices {
+            let subject = device.map_or(Subject::Untracked, Subject::Device);
+            let view = self.books.view(subject, 0).expect("it has records");
+            assert_eq!(*sums, sums_of(&view.sums.shares), "{subject:?}");
+        }
+    }
+}
+
+fn sums_of(shares: &ShareSums) -> Sums {
+    Sums {
+        submitted: shares.submitted,
+        accepted: shares.accepted,
+        rejected: shares.rejected_total(),
+        below: shares.below_upstream_target,
+        forwarded: shares.forwarded,
+        dropped: shares.dropped_total(),
+        kept: shares.kept,
+        blocks: shares.blocks,
+        credited: shares.credited,
     }
 }

@@ -367,6 +367,7 @@ impl World {
     fn finish(self) -> Figures {
         self.proxy.server.check_end();
         let accounts = &self.proxy.server.accounts;
+        accounts.check_devices();
         let mut faults = self.proxy.server.closed_for_fault.clone();
         let mut figures = Figures {
             seeds: 1,
