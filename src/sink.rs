@@ -38,6 +38,12 @@ pub const QUEUE: usize = 16_384;
 /// The latest records that the sink keeps, for those who ask what happened just now.
 pub const RECENT: usize = 4096;
 
+/// Events that are kept in memory: more than happens in a day that is worth remembering.
+pub const EVENTS: usize = 1024;
+
+/// Shares that were blocks that are kept in memory.
+pub const BLOCKS: usize = 256;
+
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
@@ -87,6 +93,15 @@ pub struct Overview {
     pub hash_rate_10m: Option<RateEstimate>,
 }
 
+/// What happened, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Happened {
+    /// The latest [`EVENTS`] events.
+    pub events: Vec<EventEntry>,
+    /// The latest [`BLOCKS`] shares that were blocks.
+    pub blocks: Vec<ShareRecord>,
+}
+
 /// The sink's task has ended: it panicked, or the program is going down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the record sink has ended")]
@@ -126,6 +141,7 @@ enum Message {
     Overview(Now, oneshot::Sender<Overview>),
     Snapshot(Now, oneshot::Sender<Snapshot>),
     Recent(oneshot::Sender<Vec<Record>>),
+    Happened(oneshot::Sender<Happened>),
     Finish(oneshot::Sender<()>),
 }
 
@@ -168,6 +184,11 @@ impl RecordSink {
     /// The latest [`RECENT`] records, oldest first.
     pub async fn recent(&self) -> Result<Vec<Record>, SinkEnded> {
         self.ask(Message::Recent).await
+    }
+
+    /// What happened since the process started, as far as it is kept in memory.
+    pub async fn happened(&self) -> Result<Happened, SinkEnded> {
+        self.ask(Message::Happened).await
     }
 
     /// Hands everything that was queued before over to the ledger, before the program ends.

@@ -66,6 +66,7 @@ impl Fold {
             | Message::Overview(..)
             | Message::Snapshot(..)
             | Message::Recent(_)
+            | Message::Happened(_)
             | Message::Finish(..) => {
                 unreachable!("writers fold only what they write")
             }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{Message, Overview, RECENT, Record, Snapshot};
+use super::{BLOCKS, EVENTS, Happened, Message, Overview, RECENT, Record, Snapshot};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
@@ -30,12 +30,21 @@ pub(super) struct Keeper {
     books: Books,
     scribe: Option<Scribe>,
     recent: VecDeque<Record>,
+    events: VecDeque<EventEntry>,
+    blocks: VecDeque<ShareRecord>,
     orphans: Arc<Mutex<Fold>>,
 }
 
 impl Keeper {
     pub(super) fn new(books: Books, scribe: Option<Scribe>, orphans: Arc<Mutex<Fold>>) -> Self {
-        Keeper { books, scribe, recent: VecDeque::new(), orphans }
+        Keeper {
+            books,
+            scribe,
+            recent: VecDeque::new(),
+            events: VecDeque::new(),
+            blocks: VecDeque::new(),
+            orphans,
+        }
     }
 
     pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
@@ -116,6 +125,11 @@ impl Keeper {
             Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
             Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
             Message::Recent(answer) => drop(answer.send(self.recent.iter().cloned().collect())),
+            Message::Happened(answer) => {
+                let events = self.events.iter().cloned().collect();
+                let blocks = self.blocks.iter().cloned().collect();
+                drop(answer.send(Happened { events, blocks }));
+            }
             Message::Finish(_) => unreachable!("the caller sees to it"),
         }
     }
@@ -125,21 +139,20 @@ impl Keeper {
             Record::Share(share) => self.share(share),
             Record::Answer(answer) => self.entry(&Entry::Answer(answer.clone())),
         }
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(record);
+        keep_latest(&mut self.recent, record, RECENT);
     }
 
     fn share(&mut self, share: &ShareRecord) {
         let at_us = microseconds(share.judged.utc);
         self.turn_to(at_us);
         self.books.apply_share(share);
-        let Some(scribe) = &mut self.scribe else { return };
-        scribe.share(share, at_us);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.share(share, at_us);
+        }
         if share.verdict == Verdict::BlockFound {
+            keep_latest(&mut self.blocks, share.clone(), BLOCKS);
             let (kind, device, text) = (EventKind::BlockFound, share.device, String::new());
-            scribe.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
+            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
         }
         self.seal_if_full();
     }
@@ -154,6 +167,9 @@ impl Keeper {
     fn entry(&mut self, entry: &Entry) {
         self.turn_to(entry.at_us());
         self.books.apply(entry);
+        if let Entry::Event(event) = entry {
+            keep_latest(&mut self.events, event.clone(), EVENTS);
+        }
         if let Some(scribe) = &mut self.scribe {
             scribe.entry(entry);
         }
@@ -244,4 +260,11 @@ impl Keeper {
     fn view(&self, subject: Subject, now: Now) -> SubjectView {
         self.books.view(subject, microseconds(now.utc)).expect("only known subjects are looked at")
     }
+}
+
+fn keep_latest<T>(latest: &mut VecDeque<T>, one: T, most: usize) {
+    if latest.len() == most {
+        latest.pop_front();
+    }
+    latest.push_back(one);
 }

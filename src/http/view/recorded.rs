@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use accounting::{Level, RatePair, Verdict};
+use accounting::{Level, RatePair};
 use stratum::{DeviceId, Now};
 use tokio::sync::Mutex;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::http::Sources;
-use crate::sink::{self, DeviceView, Record, SinkEnded, Snapshot};
+use crate::sink::{self, DeviceView, SinkEnded, Snapshot};
 
 /// How old figures may be. A copy of a fleet of twenty thousand costs the sink some milliseconds, and no page
 /// changes faster than once a second.
@@ -117,13 +117,10 @@ impl RecordedView {
     }
 
     async fn ask_blocks(&self) -> Result<Vec<Block>, Unanswered> {
-        let recent = self.sources.sink.recent().await?;
+        let blocks = self.sources.sink.happened().await?.blocks;
         let fleet = self.fleet().await?;
         let names: HashMap<DeviceId, &Arc<str>> = fleet.devices.iter().map(|d| (d.id, &d.name)).collect();
-        let blocks = recent.iter().rev().filter_map(|record| match record {
-            Record::Share(share) if share.verdict == Verdict::BlockFound => Some(share),
-            _ => None,
-        });
+        let blocks = blocks.iter().rev();
         Ok(blocks
             .map(|share| Block {
                 found_us: micros(share.judged),
@@ -191,8 +188,22 @@ impl View for RecordedView {
         })
     }
 
-    fn events(&self, _: usize, _: Option<u64>) -> Answer<'_, Known<Event>> {
-        Box::pin(async { Ok(Known { items: Vec::new(), is_complete: false }) })
+    fn events(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Event>> {
+        Box::pin(async move {
+            let happened = self.sources.sink.happened().await?.events;
+            let fleet = self.fleet().await?;
+            let name = |id: DeviceId| fleet.devices.iter().find(|device| device.id == id);
+            let is_wanted = |at_us: u64| before_us.is_none_or(|before| at_us <= before);
+            let items = happened.iter().rev().filter(|event| is_wanted(event.at_us)).take(limit);
+            let items = items.map(|event| Event {
+                at_us: event.at_us,
+                kind: event.kind.name(),
+                subject: event.device.and_then(name).map(|device| Arc::clone(&device.name)),
+                text: event.text.clone(),
+            });
+            // What was before the process started is in the ledger's stream, and not looked for there.
+            Ok(Known { items: items.collect(), is_complete: false })
+        })
     }
 
     fn ledger(&self) -> Answer<'_, Ledger> {
