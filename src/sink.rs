@@ -12,7 +12,7 @@ mod scribe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use accounting::entry::{DeviceEntry, Entry, EventEntry, JobEntry, UpstreamEntry, microseconds};
+use accounting::entry::{DeviceEntry, Entry, EventEntry, JobEntry, PowerEntry, UpstreamEntry, microseconds};
 use accounting::{GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer};
 use stratum::{DeviceId, Job, Now, UpstreamId};
 use tokio::sync::{mpsc, oneshot};
@@ -107,6 +107,15 @@ pub struct Happened {
 #[error("the record sink has ended")]
 pub struct SinkEnded;
 
+/// What the configuration says of devices by their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceRules {
+    /// Groups: the name, and the pattern of those that belong to it.
+    pub groups: Vec<(String, String)>,
+    /// Nameplates: a pattern, and the power of those that match it, in milliwatts. The first that matches counts.
+    pub nameplates: Vec<(String, u64)>,
+}
+
 /// The way from the sink to the disk.
 #[derive(Debug)]
 pub struct ToLedger {
@@ -118,6 +127,8 @@ pub struct ToLedger {
     pub books: Books,
     /// Who writes it.
     pub writer: LedgerWriter,
+    /// What the configuration says of devices.
+    pub rules: DeviceRules,
     /// The longest time that a record waits before its batch is handed over.
     pub commit_interval: Duration,
 }
@@ -149,20 +160,20 @@ impl RecordSink {
     /// Starts the sink's task in the current runtime, which keeps everything in memory alone. It ends when all handles
     /// and writers are gone; supervise it, because it panics when its sums do not hold.
     pub fn start() -> (RecordSink, JoinHandle<()>) {
-        Self::start_with(Books::default(), None)
+        Self::start_with(Books::default(), DeviceRules::default(), None)
     }
 
     /// As [`RecordSink::start`], with a ledger behind it.
     pub fn start_with_ledger(ledger: ToLedger, clock: Clock) -> (RecordSink, JoinHandle<()>) {
-        let ToLedger { id, head, books, writer, commit_interval } = ledger;
-        Self::start_with(books, Some(Scribe::new(id, head, writer, commit_interval, clock)))
+        let ToLedger { id, head, books, writer, rules, commit_interval } = ledger;
+        Self::start_with(books, rules, Some(Scribe::new(id, head, writer, commit_interval, clock)))
     }
 
-    fn start_with(books: Books, scribe: Option<Scribe>) -> (RecordSink, JoinHandle<()>) {
+    fn start_with(books: Books, rules: DeviceRules, scribe: Option<Scribe>) -> (RecordSink, JoinHandle<()>) {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let orphans = Arc::new(Mutex::new(Fold::default()));
         let keeps_jobs = scribe.is_some();
-        let keeper = Keeper::new(books, scribe, orphans.clone());
+        let keeper = Keeper::new(books, rules, scribe, orphans.clone());
         (RecordSink { queue, orphans, keeps_jobs }, tokio::spawn(keeper.keep(inbox)))
     }
 
@@ -261,6 +272,11 @@ impl RecordWriter {
         let (name, account) = (name.to_owned(), account.to_owned());
         let entry = UpstreamEntry { id, at_us: microseconds(now.utc), name, account };
         self.write(Message::Entry(Box::new(Entry::Upstream(entry))));
+    }
+
+    /// Says how much power a device or a group takes.
+    pub fn power(&mut self, power: PowerEntry) {
+        self.write(Message::Entry(Box::new(Entry::Power(power))));
     }
 
     /// Says that something happened.

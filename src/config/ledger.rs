@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use accounting::pattern::MAX_PATTERN;
+
 use super::file;
 use super::reader::{Findings, Section};
 use super::render::Page;
 use crate::ledger::Retention;
+use crate::sink::DeviceRules;
 
 /// Short enough that a power failure costs next to nothing, long enough that a commit has many records.
 const DEFAULT_COMMIT_INTERVAL_MS: u32 = 100;
@@ -47,6 +50,8 @@ pub struct LedgerConfig {
     pub retention: Retention,
     /// The file with the key that statements are signed with.
     pub signing_key_file: Option<PathBuf>,
+    /// Groups and nameplates.
+    pub rules: DeviceRules,
 }
 
 impl LedgerConfig {
@@ -63,6 +68,7 @@ impl LedgerConfig {
                 hours_days: DEFAULT_HOURS_DAYS,
             },
             signing_key_file: None,
+            rules: DeviceRules::default(),
         }
     }
 
@@ -79,6 +85,10 @@ impl LedgerConfig {
         let ten_minutes_days = section.integer(findings, "keep_ten_minutes_days", days.clone());
         let hours_days = section.integer(findings, "keep_hours_days", days);
         let signing_key_file = read_key_file(&mut section, findings);
+        let rules = DeviceRules {
+            groups: read_groups(&mut section, findings),
+            nameplates: read_nameplates(&mut section, findings),
+        };
         section.finish(findings);
         Some(LedgerConfig {
             path: path?,
@@ -91,6 +101,7 @@ impl LedgerConfig {
                 hours_days: hours_days.unwrap_or(DEFAULT_HOURS_DAYS),
             },
             signing_key_file,
+            rules,
         })
     }
 
@@ -109,6 +120,77 @@ impl LedgerConfig {
             "signing_key_file",
             self.signing_key_file.as_ref().map(|file| file.display().to_string()),
         );
+        for (name, pattern) in &self.rules.groups {
+            page.section("[[ledger.group]]");
+            page.key("name", name.clone());
+            page.key("devices", pattern.clone());
+        }
+        for (pattern, milliwatts) in &self.rules.nameplates {
+            page.section("[[ledger.nameplate]]");
+            page.key("devices", pattern.clone());
+            page.key("power_w", *milliwatts as f64 / 1e3);
+        }
+    }
+}
+
+/// Groups, and nameplates, at most: what anybody would write down.
+const MAX_RULES: usize = 256;
+
+/// The longest name of a group, in bytes.
+const MAX_NAME: usize = 64;
+
+/// Less than any device takes, and more than any container of them, in watts.
+const LEAST_POWER_W: f64 = 0.001;
+const MOST_POWER_W: f64 = 100_000_000.0;
+
+fn read_groups(ledger: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<(String, String)> {
+    let mut groups = Vec::new();
+    let place = ledger.place_of(findings, "group");
+    for mut section in ledger.sections(findings, "group") {
+        if section.is_present() {
+            section.require(findings, "name");
+            section.require(findings, "devices");
+        }
+        let name = section.parsed(findings, "name", |text| bounded(text, MAX_NAME));
+        let pattern = section.parsed(findings, "devices", |text| bounded(text, MAX_PATTERN));
+        section.finish(findings);
+        groups.extend(name.zip(pattern));
+    }
+    if groups.len() > MAX_RULES {
+        findings.problem(place, format!("has {} entries; at most {MAX_RULES} are possible", groups.len()));
+    }
+    groups
+}
+
+fn read_nameplates(ledger: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<(String, u64)> {
+    let mut nameplates = Vec::new();
+    let place = ledger.place_of(findings, "nameplate");
+    for mut section in ledger.sections(findings, "nameplate") {
+        if section.is_present() {
+            section.require(findings, "devices");
+            section.require(findings, "power_w");
+        }
+        let pattern = section.parsed(findings, "devices", |text| bounded(text, MAX_PATTERN));
+        let place = section.place_of(findings, "power_w");
+        let power_w = section.number(findings, "power_w");
+        if power_w.is_some_and(|watts| !(LEAST_POWER_W..=MOST_POWER_W).contains(&watts)) {
+            findings.problem(place, format!("is not from {LEAST_POWER_W} to {MOST_POWER_W} watts"));
+        }
+        section.finish(findings);
+        nameplates.extend(pattern.zip(power_w.map(|watts| (watts * 1e3).round() as u64)));
+    }
+    if nameplates.len() > MAX_RULES {
+        findings
+            .problem(place, format!("has {} entries; at most {MAX_RULES} are possible", nameplates.len()));
+    }
+    nameplates
+}
+
+fn bounded(text: &str, most: usize) -> Result<String, String> {
+    match text.len() {
+        0 => Err("is empty".to_owned()),
+        length if length > most => Err(format!("has {length} bytes; at most {most} are possible")),
+        _ => Ok(text.to_owned()),
     }
 }
 

@@ -109,6 +109,13 @@ impl Holdings {
     }
 }
 
+impl Holdings {
+    /// The name of a device.
+    pub(super) fn name(&self, device: DeviceId) -> Arc<str> {
+        self.registry.name(device)
+    }
+}
+
 impl Registry for Holdings {
     fn device(&mut self, worker_name: &str) -> DeviceId {
         self.registry.device(worker_name)

@@ -40,7 +40,8 @@ pub fn revive(config: &LedgerConfig, clock: Clock) -> Result<Revived, RunError> 
     let head = opening.head;
     books.begin_batch(head.number.next());
     let commit_interval = config.commit_interval;
-    let to_ledger = ToLedger { id: opening.ledger, head, books, writer, commit_interval };
+    let rules = config.rules.clone();
+    let to_ledger = ToLedger { id: opening.ledger, head, books, writer, rules, commit_interval };
     Ok(Revived { to_ledger, threads, devices, began_us })
 }
 

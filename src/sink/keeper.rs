@@ -6,14 +6,15 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, microseconds};
-use accounting::{Books, ShareRecord, Subject, SubjectView, Verdict, Window};
+use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, MAX_GROUPS, PowerEntry, microseconds};
+use accounting::pattern::matches;
+use accounting::{Books, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
 use stratum::Now;
 use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{BLOCKS, EVENTS, Happened, Message, Overview, RECENT, Record, Snapshot};
+use super::{BLOCKS, DeviceRules, EVENTS, Happened, Message, Overview, RECENT, Record, Snapshot};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
@@ -28,6 +29,7 @@ const LONG: Duration = Duration::from_secs(3600);
 /// The state of the sink's task.
 pub(super) struct Keeper {
     books: Books,
+    rules: DeviceRules,
     scribe: Option<Scribe>,
     recent: VecDeque<Record>,
     events: VecDeque<EventEntry>,
@@ -36,9 +38,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(books: Books, scribe: Option<Scribe>, orphans: Arc<Mutex<Fold>>) -> Self {
+    pub(super) fn new(
+        books: Books,
+        rules: DeviceRules,
+        scribe: Option<Scribe>,
+        orphans: Arc<Mutex<Fold>>,
+    ) -> Self {
         Keeper {
             books,
+            rules,
             scribe,
             recent: VecDeque::new(),
             events: VecDeque::new(),
@@ -158,9 +166,22 @@ impl Keeper {
     }
 
     /// A device that authorises as it did before is no news for the ledger.
-    fn device(&mut self, entry: DeviceEntry) {
+    fn device(&mut self, mut entry: DeviceEntry) {
+        let belongs = |(_, pattern): &&(String, String)| matches(pattern, &entry.name);
+        let groups = self.rules.groups.iter().filter(belongs).take(MAX_GROUPS);
+        entry.groups = groups.filter_map(|(name, _)| self.books.group(name)).collect();
+        let (id, at_us) = (entry.id, entry.at_us);
+        let nameplate = self.rules.nameplates.iter().find(|(pattern, _)| matches(pattern, &entry.name));
+        let nameplate = nameplate.map(|(_, milliwatts)| *milliwatts);
         if !self.books.notes_device(&entry) {
             self.entry(&Entry::Device(entry));
+        }
+        if let Some(milliwatts) = nameplate
+            && !self.books.has_nameplate(id)
+        {
+            let (subject, source) = (Subject::Device(id), PowerSource::Nameplate);
+            let power = PowerEntry { subject, at_us, valid_for_s: u32::MAX, milliwatts, source };
+            self.entry(&Entry::Power(power));
         }
     }
 

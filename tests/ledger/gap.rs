@@ -12,7 +12,7 @@ use accounting::{
 };
 use checkweigh::clock::Clock;
 use checkweigh::ledger::{Appended, Head, LedgerWriter, Removed, Store, StoreError, Views};
-use checkweigh::sink::{RecordSink, ToLedger};
+use checkweigh::sink::{DeviceRules, RecordSink, ToLedger};
 use stratum::{
     ChannelId, ConnectionId, DeviceId, Difficulty, Now, SequenceNumber, UpstreamChannelId, UpstreamId, Work,
 };
@@ -118,6 +118,7 @@ async fn what_a_full_disk_could_not_take_is_in_the_totals_and_said() {
         head: Head::NONE,
         books: Books::default(),
         writer,
+        rules: DeviceRules::default(),
         commit_interval: Duration::from_millis(10),
     };
     let (sink, _task) = RecordSink::start_with_ledger(to_ledger, clock);

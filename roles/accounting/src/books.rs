@@ -6,6 +6,7 @@
 
 mod account;
 mod answers;
+mod power;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -19,8 +20,9 @@ use self::account::Account;
 use self::answers::Waiting;
 pub use self::restore::Restored;
 use crate::batch::BatchNumber;
+use crate::energy::Readings;
 use crate::entry::{DeviceEntry, Entry, EventKind, Gap, UpstreamEntry, microseconds};
-use crate::power::EnergySums;
+use crate::power::{EnergySums, PowerSource};
 use crate::rates::{RatePair, Window};
 use crate::record::{Fate, ShareRecord, Verdict};
 use crate::rollup::{DeviceRow, GroupId, Level, Point, RollUp, Subject};
@@ -52,6 +54,8 @@ pub struct Books {
     upstreams: BTreeMap<UpstreamId, Upstream>,
     /// Forwarded shares that wait for an answer, by the upstream's channel.
     waiting: BTreeMap<(UpstreamId, UpstreamChannelId), VecDeque<Waiting>>,
+    /// What is known of power.
+    readings: Readings,
     /// The batch that the entries are in.
     batch: BatchNumber,
     /// The start of the open minute in unix seconds; 0 before the first entry.
@@ -115,6 +119,8 @@ pub struct DeviceView {
     pub sums: Sums,
     /// Its rates, in the order of [`Window::ALL`].
     pub rates: [RatePair; 4],
+    /// Its power now in milliwatts, and who says so.
+    pub power: Option<(u64, PowerSource)>,
 }
 
 /// A group, an upstream or the fleet at one moment.
@@ -146,7 +152,8 @@ impl Books {
                     self.end_life();
                 }
             }
-            Entry::Job(_) | Entry::Connection(_) | Entry::Power(_) => {}
+            Entry::Power(power) => self.apply_power(power),
+            Entry::Job(_) | Entry::Connection(_) => {}
         }
     }
 
@@ -216,6 +223,7 @@ impl Books {
         }
         // What comes late counts for the minute that is open: what was handed out stays true.
         if minute > self.minute {
+            self.count_energy();
             self.close_minute();
             self.minute = minute;
         }
@@ -305,6 +313,7 @@ impl Books {
             best_difficulty: Some(device.best_difficulty).filter(|difficulty| *difficulty > 0.0),
             sums: device.account.total(),
             rates: rates_of(&device.account, now_us),
+            power: self.power(Subject::Device(id), now_us),
         })
     }
 

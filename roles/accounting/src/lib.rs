@@ -13,7 +13,9 @@
 pub mod batch;
 pub mod books;
 pub mod codec;
+mod energy;
 pub mod entry;
+pub mod pattern;
 pub mod power;
 pub mod rates;
 pub mod record;

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::entry::{DeviceEntry, microseconds};
 use mining_server::sv1::Sv1Connection;
 use mining_server::{CloseReason, Event, Registry, Work};
 use mio::net::TcpStream;
-use stratum::{ConnectionId, HashRate, JobNumber, Now};
+use stratum::{ConnectionId, DeviceId, HashRate, JobNumber, Now};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::holdings::Holdings;
@@ -57,6 +58,8 @@ pub(super) struct Connection {
     peer: SocketAddr,
     machine: Sv1Connection,
     holdings: Holdings,
+    /// The device whose address and software the ledger was told.
+    introduced: Option<DeviceId>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -90,6 +93,7 @@ impl Connection {
             peer,
             machine: Sv1Connection::new(Arc::clone(&context.settings), id, reserved, now),
             holdings,
+            introduced: None,
             _slot: slot,
         })
     }
@@ -207,6 +211,9 @@ impl Connection {
         if !desk.out.events.is_empty() {
             self.note_events(desk);
         }
+        if self.machine.device() != self.introduced {
+            self.introduce(desk);
+        }
         if !desk.out.bytes.is_empty() {
             self.write(desk)?;
             if shares_read.is_some() || clean_job_received.is_some() {
@@ -220,6 +227,21 @@ impl Connection {
             }
         }
         close.map_or(Ok(()), Err)
+    }
+
+    /// Tells the ledger where the device comes from and what it calls itself.
+    fn introduce(&mut self, desk: &mut Desk) {
+        self.introduced = self.machine.device();
+        let Some(id) = self.introduced else { return };
+        let peer = self.machine.proxied_source().unwrap_or(self.peer);
+        desk.writer.device_entry(DeviceEntry {
+            id,
+            at_us: microseconds(desk.clock.now().utc),
+            name: self.holdings.name(id).to_string(),
+            groups: Vec::new(),
+            address: peer.ip().to_string(),
+            user_agent: self.machine.user_agent().unwrap_or_default().to_owned(),
+        });
     }
 
     fn note_events(&mut self, desk: &mut Desk) {

@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::entry::PowerEntry;
 use accounting::{Level, RatePair};
 use stratum::{DeviceId, Now};
 use tokio::sync::Mutex;
 
 use super::{
-    Answer, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point, PowerReading,
-    Rate, Rates, Span, Subject, Unanswered, Upstream, View,
+    Answer, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point, PowerOf,
+    PowerReading, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
 };
 use crate::clock::Clock;
 use crate::http::Sources;
@@ -85,8 +86,11 @@ impl RecordedView {
         let count = devices.len();
         let overview =
             sink::Overview { totals, devices: count, fleet, groups, upstreams, hash_rate_1m, hash_rate_10m };
-        let devices = devices.into_iter().map(|view| device(view, &names)).collect();
-        Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true }
+        let devices: Vec<Device> = devices.into_iter().map(|view| device(view, &names)).collect();
+        let mut overview = self.overview_of(overview, now);
+        let known = devices.iter().filter_map(|device| device.power_w);
+        overview.power_w = known.map(|(watts, _)| watts).reduce(|sum, watts| sum + watts);
+        Fleet { overview, devices, has_answers_by_device: true }
     }
 
     /// The subject of this name, as the ledger knows it.
@@ -216,8 +220,27 @@ impl View for RecordedView {
         })
     }
 
-    fn set_power(&self, _: Vec<PowerReading>) -> Answer<'_, ()> {
-        Box::pin(async { Err(Unanswered::NoLedger) })
+    fn set_power(&self, readings: Vec<PowerReading>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            // All of them or none: names are looked up before anything is said.
+            let mut entries = Vec::with_capacity(readings.len());
+            for reading in readings {
+                let subject = match reading.of {
+                    PowerOf::Device(name) => self.subject(&Subject::Device(name)).await?,
+                    PowerOf::Group(name) => self.subject(&Subject::Group(name)).await?,
+                };
+                entries.push(PowerEntry {
+                    subject,
+                    at_us: reading.at_us,
+                    valid_for_s: reading.valid_for_seconds,
+                    milliwatts: (reading.power_w * 1e3).round() as u64,
+                    source: reading.source,
+                });
+            }
+            let mut writer = self.sources.sink.writer();
+            entries.into_iter().for_each(|entry| writer.power(entry));
+            Ok(())
+        })
     }
 }
 
@@ -254,7 +277,7 @@ fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
         last_share_us: view.last_share_us,
         best_difficulty: view.best_difficulty,
         sums: view.sums,
-        power_w: None,
+        power_w: view.power.map(|(milliwatts, source)| (milliwatts as f64 / 1e3, source)),
         rates: rates(&view.rates),
     }
 }

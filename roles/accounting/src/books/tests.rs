@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, Work};
 
 use super::*;
-use crate::entry::EventEntry;
+use crate::entry::{EventEntry, PowerEntry};
 use crate::record::{DropReason, LossReason, RejectReason, UpstreamAnswer, UpstreamVerdict};
 
 const START: u64 = 1_795_645_000;
@@ -342,6 +342,56 @@ fn an_answer_in_a_gap_is_not_counted_again_when_the_process_ends() {
     // Nobody knows which of the two it was.
     let nobody = books.view(Subject::Untracked, 0).expect("it is always there").sums.answers;
     assert_eq!((nobody.acknowledged, nobody.lost_total()), (1, 1));
+}
+
+fn power(subject: Subject, seconds: u64, watts: u64, source: PowerSource) -> Entry {
+    let at_us = (START + seconds) * 1_000_000;
+    let milliwatts = watts * 1000;
+    Entry::Power(PowerEntry { subject, at_us, valid_for_s: 600, milliwatts, source })
+}
+
+/// Three devices mine for two minutes: one has a meter, the others share that of their group; a fourth, of which nobody
+/// says anything, counts for no efficiency.
+#[test]
+fn energy_is_what_was_said_of_those_who_mined_and_nothing_else() {
+    let mut books = Books::default();
+    let group = books.group("hall").expect("there is room");
+    let mut entries: Vec<Entry> = (0..4).map(|id| device(id, &[])).collect();
+    for entry in &mut entries[1..3] {
+        let Entry::Device(device) = entry else { unreachable!("they are devices") };
+        device.groups = vec![group];
+    }
+    let mut world = World { seconds: 100, ..World::default() };
+    for minute in 0..2 {
+        world.seconds = 100 + 60 * minute;
+        for (device, exponent) in [(0, 3), (1, 4), (2, 5), (3, 3)] {
+            world.share(Some(device), 0, 9, exponent);
+        }
+    }
+    entries.push(power(Subject::Device(DeviceId(0)), 90, 100, PowerSource::Estimate));
+    entries.push(power(Subject::Device(DeviceId(0)), 91, 200, PowerSource::Meter));
+    entries.push(power(Subject::Device(DeviceId(0)), 80, 900, PowerSource::Meter));
+    entries.push(power(Subject::Group(group), 90, 300, PowerSource::Meter));
+    entries.push(power(Subject::Device(DeviceId(99)), 90, 300, PowerSource::Meter));
+    entries.extend(world.entries);
+    entries.iter().for_each(|entry| books.apply(entry));
+    books.turn_to((START + 1000) * 1_000_000);
+    assert_eq!(books.violation(), None);
+    let energy = |subject| books.view(subject, 0).expect("it is known").sums.energy;
+    let of_device = |id| energy(Subject::Device(DeviceId(id)));
+    // 200 W for two minutes, in millijoules.
+    assert_eq!(of_device(0), EnergySums { millijoules: [24_000_000, 0, 0, 0], covered_work: Work(16) });
+    // 300 W for two minutes, a third and two thirds.
+    assert_eq!((of_device(1).millijoules[0], of_device(2).millijoules[0]), (12_000_000, 24_000_000));
+    assert_eq!(energy(Subject::Group(group)).millijoules[0], 36_000_000);
+    assert_eq!(of_device(3), EnergySums::default());
+    assert_eq!(energy(Subject::Fleet).covered_work, Work(16 + 32 + 64));
+    let now = (START + 120) * 1_000_000;
+    assert_eq!(books.power(Subject::Device(DeviceId(0)), now), Some((200_000, PowerSource::Meter)));
+    assert_eq!(books.power(Subject::Device(DeviceId(0)), now + 600_000_000), None, "its time is over");
+    // Nobody mines in the minutes that follow, so nothing is counted, whatever meters say.
+    books.turn_to((START + 5000) * 1_000_000);
+    assert_eq!(books.view(Subject::Fleet, 0).expect("it is known").sums.energy.joules(), 60_000.0);
 }
 
 /// Equal, but for what adding floats in another order does.
