@@ -223,7 +223,7 @@ impl Subscribers {
         }
         let mut rig = miner(sv1::settings());
         rig.block();
-        let mut subscribers = Subscribers { runtime, inbox, arrived, work: rig.source.work(), tasks: tasks };
+        let mut subscribers = Subscribers { runtime, inbox, arrived, work: rig.source.work(), tasks };
         subscribers.publish();
         subscribers
     }

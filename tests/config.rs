@@ -529,3 +529,22 @@ fn a_profile_that_cannot_listen_is_named() {
     let keys: Vec<&str> = problems.list.iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(keys, ["downstream.sv1_profile[1].listen"]);
 }
+
+#[test]
+fn groups_and_nameplates_are_read_and_printed() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    let rules = "[[ledger.group]]\nname = \"hall\"\ndevices = \"farm.a-*\"\n\
+                 [[ledger.nameplate]]\ndevices = \"*\"\npower_w = 3500.5\n";
+    let text = example("mining-proxy.toml").replace("[metrics]\n", &format!("{rules}[metrics]\n"));
+    let config = read::<ProxyConfig>(&text, &path).expect("it is right").config;
+    let read_rules = config.ledger.as_ref().expect("accounts are kept").rules.clone();
+    assert_eq!(read_rules.groups, [("hall".to_owned(), "farm.a-*".to_owned())]);
+    assert_eq!(read_rules.nameplates, [("*".to_owned(), 3_500_500)]);
+    let again = read::<ProxyConfig>(&config.effective(), &path).expect("what was printed loads");
+    assert_eq!(again.config.ledger.expect("accounts are kept").rules, read_rules);
+    let wrong = text.replace("3500.5", "-1.0").replace("devices = \"farm.a-*\"\n", "");
+    let problems = read::<ProxyConfig>(&wrong, &path).expect_err("two mistakes").to_string();
+    assert!(problems.contains("ledger.group[0].devices: is missing"), "{problems}");
+    assert!(problems.contains("ledger.nameplate[0].power_w: is not from 0.001"), "{problems}");
+}
