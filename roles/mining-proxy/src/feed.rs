@@ -77,12 +77,13 @@ pub(crate) struct FeedState {
 }
 
 impl FeedState {
-    pub(crate) fn new(user_identity: String, first: JobNumber) -> Self {
+    /// A feed that publishes through `book`, which is a private one where the feed is one device's.
+    pub(crate) fn new(user_identity: String, book: JobBook) -> Self {
         FeedState {
             user_identity,
             standing: Standing::Idle,
             backoff: Backoff::new(),
-            book: JobBook::new(first),
+            book,
             live: false,
             tip_number: TipNumber(0),
             tip: None,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use mining_server::record::UpstreamVerdict;
 use mining_server::{
-    CloseReason, DropReason, Fate, ForwardShare, LossReason, ShareEvent, ShareRecord, UpstreamAnswer,
+    CloseReason, DropReason, Fate, ForwardShare, JobBook, LossReason, ShareEvent, ShareRecord, UpstreamAnswer,
 };
 use stratum::sv2::codes;
 use stratum::sv2::messages::{
@@ -128,7 +128,10 @@ impl Upstream {
     pub fn new(config: UpstreamConfig, first: JobNumber, now: Now) -> Self {
         let mut feeds = BTreeMap::new();
         if config.aggregate {
-            feeds.insert(Feed::Shared, FeedState::new(cut(&config.user_identity).to_owned(), first));
+            feeds.insert(
+                Feed::Shared,
+                FeedState::new(cut(&config.user_identity).to_owned(), JobBook::new(first)),
+            );
         }
         Upstream {
             config,
@@ -267,7 +270,8 @@ impl Upstream {
         }
         let first = JobNumber::first(now).max(self.next_first);
         self.next_first = JobNumber(first.0.saturating_add(NUMBERS_APART));
-        self.feeds.insert(feed, FeedState::new(self.config.device_identity(worker_name), first));
+        let identity = self.config.device_identity(worker_name);
+        self.feeds.insert(feed, FeedState::new(identity, JobBook::private(first)));
         self.rates.insert(key, sane(rate));
         if self.link == LinkState::Ready {
             self.enqueue(feed);

@@ -13,13 +13,27 @@ use stratum::{Epoch, Job, JobId, JobNumber, Now, Target};
 /// minutes, and a miner works on the newest one or two; the oldest retires when one more comes.
 pub const MAX_LIVE_JOBS: usize = 64;
 
-/// A job with what is rendered once for all miners.
+/// A job with what is rendered once for all miners, if there can be more than one.
 #[derive(Debug)]
 pub struct PublishedJob {
     /// The job.
     pub job: Job,
-    /// Its `mining.notify` line.
-    pub notify: NotifyLine,
+    /// Its `mining.notify` line. `None` for a job of one device: whoever sends it renders it, so that a new block's
+    /// lines are not all rendered by the thread that publishes them, nor kept when they have been sent.
+    pub notify: Option<NotifyLine>,
+}
+
+impl PublishedJob {
+    /// Appends its `mining.notify` line with another job id, if there is one, and with a clean flag.
+    pub fn write_notify(&self, own_id: Option<&str>, clean: bool, out: &mut Vec<u8>) {
+        match &self.notify {
+            Some(line) if own_id.is_none() && clean == self.job.clean => {
+                out.extend_from_slice(line.as_bytes());
+            }
+            Some(line) => line.write_with(own_id.unwrap_or(line.job_id()), clean, out),
+            None => NotifyLine::write_once(&self.job, own_id, clean, out),
+        }
+    }
 }
 
 /// Everything that a connection needs to mine for one source of work, immutable.
@@ -99,6 +113,8 @@ impl Work {
 #[derive(Debug)]
 pub struct JobBook {
     first: JobNumber,
+    /// Whether its jobs are for one device alone.
+    is_private: bool,
     next: JobNumber,
     epoch: Epoch,
     live: bool,
@@ -113,6 +129,7 @@ impl JobBook {
     pub fn new(first: JobNumber) -> Self {
         JobBook {
             first,
+            is_private: false,
             next: first,
             epoch: Epoch(0),
             live: false,
@@ -120,6 +137,11 @@ impl JobBook {
             jobs: VecDeque::new(),
             base: None,
         }
+    }
+
+    /// An empty book of jobs that one device alone will see.
+    pub fn private(first: JobNumber) -> Self {
+        JobBook { is_private: true, ..JobBook::new(first) }
     }
 
     /// The number that the next job must carry.
@@ -201,7 +223,7 @@ impl JobBook {
         } else if self.jobs.len() == MAX_LIVE_JOBS {
             self.jobs.pop_front();
         }
-        let notify = NotifyLine::render(&job);
+        let notify = (!self.is_private).then(|| NotifyLine::render(&job));
         self.jobs.push_back(Arc::new(PublishedJob { job, notify }));
     }
 }

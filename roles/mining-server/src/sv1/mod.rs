@@ -341,7 +341,7 @@ impl Sv1Connection {
         }
         let Some(active) = self.work.as_ref().map(|work| Arc::clone(work.active())) else { return };
         // minerd keeps its old work when it sees an id that it knows, even from another connection.
-        let job_id = format!("{}{:08x}", active.notify.job_id(), u32::from_be_bytes(self.judge.reserved()));
+        let job_id = format!("{:x}{:08x}", active.job.number.0, u32::from_be_bytes(self.judge.reserved()));
         self.first_job = Some((job_id.as_str().into(), active.job.number));
         self.send_job(&active, Some(&job_id), out);
         self.report_long_coinbase(&active.job, out);
@@ -368,14 +368,7 @@ impl Sv1Connection {
                 self.note_version_rolling(out);
             }
         }
-        match own_id {
-            None if clean == job.clean => out.bytes.extend_from_slice(published.notify.as_bytes()),
-            own_id => published.notify.write_with(
-                own_id.unwrap_or(published.notify.job_id()),
-                clean,
-                &mut out.bytes,
-            ),
-        }
+        published.write_notify(own_id, clean, &mut out.bytes);
     }
 
     /// Says when the miner gains or loses what it negotiated: hash rate that an upstream costs it is only seen so.

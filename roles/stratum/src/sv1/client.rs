@@ -482,11 +482,18 @@ mod tests {
 
     #[test]
     fn a_real_block_is_rendered_as_its_notify() {
-        let line = NotifyLine::render(&job(&bytes(COINB1), &bytes(COINB2), 8, Vec::new(), 1));
+        let job = job(&bytes(COINB1), &bytes(COINB2), 8, Vec::new(), 1);
+        let line = NotifyLine::render(&job);
         assert_eq!(core::str::from_utf8(line.as_bytes()), Ok(format!("{BLOCK_1_NOTIFY}\n").as_str()));
         assert_eq!(line.job_id(), "1f");
         let mut out = Vec::new();
         line.write_with("20abcdef", false, &mut out);
+        let mut once = Vec::new();
+        NotifyLine::write_once(&job, Some("20abcdef"), false, &mut once);
+        assert_eq!(once, out, "a line for one miner alone is the same");
+        once.clear();
+        NotifyLine::write_once(&job, None, job.clean, &mut once);
+        assert_eq!(once, line.as_bytes());
         let expected = BLOCK_1_NOTIFY.replace("\"1f\"", "\"20abcdef\"").replace("true]", "false]");
         assert_eq!(String::from_utf8(out), Ok(expected + "\n"));
     }

@@ -217,36 +217,18 @@ impl NotifyLine {
     ///
     /// Panics when the job leaves less room than `extranonce1` and `extranonce2` need: such a job is never made.
     pub fn render(job: &Job) -> Self {
-        let padding = job
-            .rollable_size
-            .checked_sub(RESERVED_SIZE + EXTRANONCE2_SIZE)
-            .expect("a job has room for extranonce1 and extranonce2");
-        let coinbase = job.coinbase_prefix.len() + padding + job.coinbase_suffix.len();
-        let mut out = Vec::with_capacity(256 + 2 * coinbase + 67 * job.merkle_path.len());
-        out.extend_from_slice(b"{\"id\":null,\"method\":\"mining.notify\",\"params\":[\"");
-        let start = out.len();
-        json::write_plain(&mut out, format_args!("{:x}", job.number.0));
-        let job_id = start..out.len();
-        out.extend_from_slice(b"\",\"");
-        hexadecimal::write(&mut out, &in_sv1_order(job.tip.previous_hash));
-        out.extend_from_slice(b"\",\"");
-        hexadecimal::write(&mut out, &job.coinbase_prefix);
-        out.extend_from_slice(b"\",\"");
-        out.resize(out.len() + 2 * padding, b'0');
-        hexadecimal::write(&mut out, &job.coinbase_suffix);
-        out.extend_from_slice(b"\",[");
-        for (index, sibling) in job.merkle_path.iter().enumerate() {
-            out.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
-            hexadecimal::write(&mut out, sibling);
-            out.push(b'"');
-        }
-        let (version, nbits, ntime) = (job.version, job.tip.nbits, job.min_ntime);
-        json::write_plain(&mut out, format_args!("],\"{version:08x}\",\"{nbits:08x}\",\"{ntime:08x}\","));
-        let start = out.len();
-        json::write_plain(&mut out, format_args!("{}", job.clean));
-        let clean = start..out.len();
-        out.extend_from_slice(b"]}\n");
+        let mut out = Vec::new();
+        let (job_id, clean) = write_notify(job, format_args!("{:x}", job.number.0), job.clean, &mut out);
         NotifyLine { bytes: out.into_boxed_slice(), job_id, clean }
+    }
+
+    /// Appends the line of a job that is for one miner alone, as [`NotifyLine::render`] and
+    /// [`NotifyLine::write_with`] would; `None` for the job's own number. Panics as [`NotifyLine::render`] does.
+    pub fn write_once(job: &Job, job_id: Option<&str>, clean: bool, out: &mut Vec<u8>) {
+        match job_id {
+            Some(job_id) => write_notify(job, format_args!("{job_id}"), clean, out),
+            None => write_notify(job, format_args!("{:x}", job.number.0), clean, out),
+        };
     }
 
     /// The line, its line feed included.
@@ -270,6 +252,45 @@ impl NotifyLine {
         out.extend_from_slice(if clean { b"true" } else { b"false" });
         out.extend_from_slice(&self.bytes[self.clean.end..]);
     }
+}
+
+/// Appends a job's `mining.notify` line. Returns where the job id and the clean flag are in `out`.
+fn write_notify(
+    job: &Job,
+    job_id: std::fmt::Arguments<'_>,
+    clean: bool,
+    out: &mut Vec<u8>,
+) -> (Range<usize>, Range<usize>) {
+    let padding = job
+        .rollable_size
+        .checked_sub(RESERVED_SIZE + EXTRANONCE2_SIZE)
+        .expect("a job has room for extranonce1 and extranonce2");
+    let coinbase = job.coinbase_prefix.len() + padding + job.coinbase_suffix.len();
+    out.reserve(256 + 2 * coinbase + 67 * job.merkle_path.len());
+    out.extend_from_slice(b"{\"id\":null,\"method\":\"mining.notify\",\"params\":[\"");
+    let start = out.len();
+    json::write_plain(out, job_id);
+    let job_id_at = start..out.len();
+    out.extend_from_slice(b"\",\"");
+    hexadecimal::write(out, &in_sv1_order(job.tip.previous_hash));
+    out.extend_from_slice(b"\",\"");
+    hexadecimal::write(out, &job.coinbase_prefix);
+    out.extend_from_slice(b"\",\"");
+    out.resize(out.len() + 2 * padding, b'0');
+    hexadecimal::write(out, &job.coinbase_suffix);
+    out.extend_from_slice(b"\",[");
+    for (index, sibling) in job.merkle_path.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
+        hexadecimal::write(out, sibling);
+        out.push(b'"');
+    }
+    let (version, nbits, ntime) = (job.version, job.tip.nbits, job.min_ntime);
+    json::write_plain(out, format_args!("],\"{version:08x}\",\"{nbits:08x}\",\"{ntime:08x}\","));
+    let start = out.len();
+    json::write_plain(out, format_args!("{clean}"));
+    let clean_at = start..out.len();
+    out.extend_from_slice(b"]}\n");
+    (job_id_at, clean_at)
 }
 
 /// A hash in the order of `mining.notify`: the internal order with the bytes of each 32-bit word reversed.
