@@ -43,9 +43,9 @@ impl Inbox {
         self.waker.wake().expect("a worker's own file descriptor can be written to");
     }
 
-    /// Takes everything.
-    pub(super) fn take(&self) -> News {
-        std::mem::take(&mut *self.news())
+    /// Takes everything: it is in `emptied` then, whose room for deliveries the inbox goes on with.
+    pub(super) fn take(&self, emptied: &mut News) {
+        std::mem::swap(&mut *self.news(), emptied);
     }
 
     /// Leaves a connection that was accepted elsewhere.

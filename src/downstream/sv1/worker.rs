@@ -64,6 +64,8 @@ pub(super) struct Worker {
     /// When each connection is looked at next.
     timers: BTreeSet<(Duration, usize)>,
     fan_out: Option<FanOut>,
+    /// What other threads left, on its way; empty between turns.
+    news: News,
     /// The newest job that was handed out, or is being.
     newest_job: JobNumber,
     desk: Desk,
@@ -88,6 +90,7 @@ impl Worker {
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             fan_out: None,
+            news: News::default(),
             newest_job: JobNumber(0),
             desk: Desk::new(context, inbox),
             context: context.clone(),
@@ -109,12 +112,12 @@ impl Worker {
     /// Waits for something to do and does it. False when the end was asked for.
     fn turn(&mut self, team: &[Arc<Inbox>], loads: &Loads, own: usize) -> bool {
         self.wait();
-        let news = self.desk.inbox.take();
-        if news.end {
+        self.desk.inbox.take(&mut self.news);
+        if self.news.end {
             return false;
         }
         self.take_new_work();
-        self.take_news(news);
+        self.take_news();
         self.hand_out(FAN_OUT_BATCH);
         self.accept(team, loads, own);
         self.serve_ready();
@@ -201,8 +204,8 @@ impl Worker {
         self.with(place, |connection, desk| connection.take_work(work, desk));
     }
 
-    fn take_news(&mut self, news: News) {
-        let mut deliveries: Vec<_> = news.deliveries.into_iter().collect();
+    fn take_news(&mut self) {
+        let mut deliveries: Vec<_> = self.news.deliveries.drain().collect();
         let rate = |place: usize| self.connections.get(place).map_or(0.0, |connection| connection.rate.0);
         deliveries.sort_unstable_by(|((a, _), _), ((b, _), _)| rate(*b).total_cmp(&rate(*a)));
         for ((place, id), delivery) in deliveries {
@@ -210,7 +213,9 @@ impl Worker {
                 self.with(place, |connection, desk| connection.take_delivery(&delivery, desk));
             }
         }
-        news.newcomers.into_iter().for_each(|newcomer| self.welcome(newcomer));
+        for newcomer in std::mem::take(&mut self.news.newcomers) {
+            self.welcome(newcomer);
+        }
     }
 
     fn accept(&mut self, team: &[Arc<Inbox>], loads: &Loads, own: usize) {
