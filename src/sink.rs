@@ -81,6 +81,8 @@ pub struct Overview {
     pub totals: Totals,
     /// How many devices are known.
     pub devices: usize,
+    /// What the power of single devices adds up to, in milliwatts, where any is known.
+    pub power_milliwatts: Option<u64>,
     /// The fleet, with its rates.
     pub fleet: SubjectView,
     /// The groups, with their names and how many devices belong to each.

@@ -255,6 +255,7 @@ impl Keeper {
         Overview {
             totals: self.books.totals().clone(),
             devices: self.books.device_count(),
+            power_milliwatts: self.books.power_of_devices(microseconds(now.utc)),
             groups: groups.collect(),
             upstreams: upstreams.collect(),
             hash_rate_1m: fleet.rates[Window::Minute as usize].accepted,

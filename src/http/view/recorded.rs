@@ -49,7 +49,8 @@ impl RecordedView {
     }
 
     fn overview_of(&self, overview: sink::Overview, now: Now) -> Overview {
-        let sink::Overview { totals, devices, fleet, groups, upstreams: summed, .. } = overview;
+        let sink::Overview { totals, devices, fleet, groups, upstreams: summed, power_milliwatts, .. } =
+            overview;
         let states = (self.sources.status)().upstreams;
         let upstreams = states.into_iter().enumerate().map(|(id, upstream)| {
             let known = summed.iter().find(|(known, ..)| usize::from(known.0) == id);
@@ -72,6 +73,7 @@ impl RecordedView {
             upstreams: upstreams.collect(),
             totals,
             energy: fleet.sums.energy.clone(),
+            power_w: power_milliwatts.map(|milliwatts| milliwatts as f64 / 1e3),
             rates: rates(&fleet.rates),
             devices,
             groups: groups.collect(),
@@ -83,14 +85,21 @@ impl RecordedView {
         let Snapshot { totals, fleet, devices, groups, upstreams, hash_rate_1m, hash_rate_10m, .. } =
             snapshot;
         let names: Vec<Arc<str>> = groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
+        let power = devices.iter().filter_map(|device| device.power).map(|(milliwatts, _)| milliwatts);
+        let power_milliwatts = power.reduce(u64::saturating_add);
         let count = devices.len();
-        let overview =
-            sink::Overview { totals, devices: count, fleet, groups, upstreams, hash_rate_1m, hash_rate_10m };
+        let overview = sink::Overview {
+            totals,
+            devices: count,
+            power_milliwatts,
+            fleet,
+            groups,
+            upstreams,
+            hash_rate_1m,
+            hash_rate_10m,
+        };
         let devices: Vec<Device> = devices.into_iter().map(|view| device(view, &names)).collect();
-        let mut overview = self.overview_of(overview, now);
-        let known = devices.iter().filter_map(|device| device.power_w);
-        overview.power_w = known.map(|(watts, _)| watts).reduce(|sum, watts| sum + watts);
-        Fleet { overview, devices, has_answers_by_device: true }
+        Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true }
     }
 
     /// The subject of this name, as the ledger knows it.
@@ -224,15 +233,19 @@ impl View for RecordedView {
         Box::pin(async move {
             // All of them or none: names are looked up before anything is said.
             let mut entries = Vec::with_capacity(readings.len());
+            let now_us = micros(self.sources.clock.now());
             for reading in readings {
                 let subject = match reading.of {
                     PowerOf::Device(name) => self.subject(&Subject::Device(name)).await?,
                     PowerOf::Group(name) => self.subject(&Subject::Group(name)).await?,
                 };
+                // A reading is an entry of the moment in which it came: somebody's wrong clock must not move ours.
+                let until_us = reading.at_us.min(now_us) + u64::from(reading.valid_for_seconds) * 1_000_000;
+                let left = until_us.saturating_sub(now_us) / 1_000_000;
                 entries.push(PowerEntry {
                     subject,
-                    at_us: reading.at_us,
-                    valid_for_s: reading.valid_for_seconds,
+                    at_us: now_us,
+                    valid_for_s: u32::try_from(left).unwrap_or(u32::MAX),
                     milliwatts: (reading.power_w * 1e3).round() as u64,
                     source: reading.source,
                 });

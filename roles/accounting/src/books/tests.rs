@@ -372,6 +372,8 @@ fn energy_is_what_was_said_of_those_who_mined_and_nothing_else() {
     entries.push(power(Subject::Device(DeviceId(0)), 91, 200, PowerSource::Meter));
     entries.push(power(Subject::Device(DeviceId(0)), 80, 900, PowerSource::Meter));
     entries.push(power(Subject::Group(group), 90, 300, PowerSource::Meter));
+    // The maker's word counts for less than the meter of the group.
+    entries.push(power(Subject::Device(DeviceId(1)), 90, 5000, PowerSource::Nameplate));
     entries.push(power(Subject::Device(DeviceId(99)), 90, 300, PowerSource::Meter));
     entries.extend(world.entries);
     entries.iter().for_each(|entry| books.apply(entry));
