@@ -16,6 +16,11 @@ impl Clock {
         Clock { started: Instant::now() }
     }
 
+    /// The monotonic clock alone, which costs half as much.
+    pub fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Both clocks, now. A wall clock before 1970 reads as 1970.
     pub fn now(&self) -> Now {
         Now {

@@ -35,9 +35,6 @@ use crate::ledger::{Head, LedgerWriter};
 /// megabytes. When it is full, writers fold.
 pub const QUEUE: usize = 16_384;
 
-/// The latest records that the sink keeps, for those who ask what happened just now.
-pub const RECENT: usize = 4096;
-
 /// Events that are kept in memory: more than happens in a day that is worth remembering.
 pub const EVENTS: usize = 1024;
 
@@ -153,7 +150,6 @@ enum Message {
     Folded(Box<Fold>),
     Overview(Now, oneshot::Sender<Overview>),
     Snapshot(Now, oneshot::Sender<Snapshot>),
-    Recent(oneshot::Sender<Vec<Record>>),
     Happened(oneshot::Sender<Happened>),
     Finish(oneshot::Sender<()>),
 }
@@ -192,11 +188,6 @@ impl RecordSink {
     /// Everything, all devices included. Covers every record that was queued before.
     pub async fn snapshot(&self, now: Now) -> Result<Snapshot, SinkEnded> {
         self.ask(|answer| Message::Snapshot(now, answer)).await
-    }
-
-    /// The latest [`RECENT`] records, oldest first.
-    pub async fn recent(&self) -> Result<Vec<Record>, SinkEnded> {
-        self.ask(Message::Recent).await
     }
 
     /// What happened since the process started, as far as it is kept in memory.

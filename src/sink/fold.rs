@@ -65,7 +65,6 @@ impl Fold {
             Message::Folded(_)
             | Message::Overview(..)
             | Message::Snapshot(..)
-            | Message::Recent(_)
             | Message::Happened(_)
             | Message::Finish(..) => {
                 unreachable!("writers fold only what they write")

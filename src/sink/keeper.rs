@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{BLOCKS, DeviceRules, EVENTS, Happened, Message, Overview, RECENT, Record, Snapshot};
+use super::{BLOCKS, DeviceRules, EVENTS, Happened, Message, Overview, Record, Snapshot};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
@@ -31,7 +31,6 @@ pub(super) struct Keeper {
     books: Books,
     rules: DeviceRules,
     scribe: Option<Scribe>,
-    recent: VecDeque<Record>,
     events: VecDeque<EventEntry>,
     blocks: VecDeque<ShareRecord>,
     orphans: Arc<Mutex<Fold>>,
@@ -44,15 +43,7 @@ impl Keeper {
         scribe: Option<Scribe>,
         orphans: Arc<Mutex<Fold>>,
     ) -> Self {
-        Keeper {
-            books,
-            rules,
-            scribe,
-            recent: VecDeque::new(),
-            events: VecDeque::new(),
-            blocks: VecDeque::new(),
-            orphans,
-        }
+        Keeper { books, rules, scribe, events: VecDeque::new(), blocks: VecDeque::new(), orphans }
     }
 
     pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
@@ -125,14 +116,14 @@ impl Keeper {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Record(record) => self.record(record),
+            Message::Record(Record::Share(share)) => self.share(&share),
+            Message::Record(Record::Answer(answer)) => self.entry(&Entry::Answer(answer)),
             Message::Device(entry) => self.device(entry),
             Message::Entry(entry) => self.entry(&entry),
             Message::Folded(fold) => self.fold(*fold),
             // An asker that has gone away in the meantime needs no answer.
             Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
             Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
-            Message::Recent(answer) => drop(answer.send(self.recent.iter().cloned().collect())),
             Message::Happened(answer) => {
                 let events = self.events.iter().cloned().collect();
                 let blocks = self.blocks.iter().cloned().collect();
@@ -140,14 +131,6 @@ impl Keeper {
             }
             Message::Finish(_) => unreachable!("the caller sees to it"),
         }
-    }
-
-    fn record(&mut self, record: Record) {
-        match &record {
-            Record::Share(share) => self.share(share),
-            Record::Answer(answer) => self.entry(&Entry::Answer(answer.clone())),
-        }
-        keep_latest(&mut self.recent, record, RECENT);
     }
 
     fn share(&mut self, share: &ShareRecord) {

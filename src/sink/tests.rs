@@ -104,7 +104,6 @@ async fn records_add_up() {
     assert_eq!(rate.window_seconds, 30.0);
     assert!((rate.rate.0 / 800.0 - 1.0).abs() < 1e-3, "{rate:?}");
     assert!(hash_rate_1m.is_some());
-    assert_eq!(sink.recent().await.expect("alive").len(), 69);
 }
 
 #[tokio::test]
@@ -161,7 +160,6 @@ async fn a_full_queue_costs_detail_and_no_totals() {
     let by_device: u64 = devices.iter().map(|device| device.sums.shares.submitted).sum();
     assert!(by_device < totals.shares.submitted && by_device > QUEUE as u64, "{by_device}");
     assert_eq!(devices[5].name.as_deref(), Some("named.late"));
-    assert_eq!(sink.recent().await.expect("alive").len(), RECENT);
 
     // With room again, detail is kept again.
     writer.share(share(1, Verdict::Accepted, Fate::Kept));

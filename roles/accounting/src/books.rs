@@ -454,11 +454,14 @@ impl Books {
         let Some(account) = self.account_mut(subject) else { return };
         let is_new = account.minute.is_none();
         add(account);
-        let has_minute = account.minute.is_some();
-        if is_new && has_minute {
+        let is_touched = is_new && account.minute.is_some();
+        let was_changed = std::mem::replace(&mut account.is_changed, true);
+        if is_touched {
             self.touched.push(subject);
         }
-        self.note_change(subject);
+        if !was_changed {
+            self.changed.push(subject);
+        }
     }
 
     fn note_change(&mut self, subject: Subject) {

@@ -217,12 +217,12 @@ impl Connection {
         if !desk.out.bytes.is_empty() {
             self.write(desk)?;
             if shares_read.is_some() || clean_job_received.is_some() {
-                let now = desk.clock.now();
+                let now = desk.clock.monotonic();
                 if let Some(read) = shares_read {
-                    desk.latencies.share_ack.record(now.since(read));
+                    desk.latencies.share_ack.record(now.saturating_sub(read.monotonic));
                 }
                 if let Some(received) = clean_job_received {
-                    desk.latencies.new_block.record(now.since(received));
+                    desk.latencies.new_block.record(now.saturating_sub(received.monotonic));
                 }
             }
         }

@@ -20,8 +20,13 @@ use crate::latency::Latencies;
 use crate::owner::{Command, Owner};
 use crate::sink::RecordWriter;
 
-/// Shares that are handed on together at most: they leave within a fraction of a millisecond of the first one's answer.
-const FORWARD_BATCH: usize = 64;
+/// Shares that are handed on together as a rule: each time wakes the owner of the work, which costs as much as judging
+/// several.
+const FORWARD_BATCH: usize = 128;
+
+/// How often a thread hands shares on at most, unless they are many. The first after a pause leaves at once; what is
+/// found within this time waits for more, because the owner would be woken for each.
+const FORWARD_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How often room is looked for in a queue that had none: the shortest time that the system waits.
 pub(super) const HELD_UP_TICK: Duration = Duration::from_millis(1);
@@ -43,6 +48,8 @@ pub(super) struct Desk {
     owner: Owner,
     counts: Arc<ConnectionCounts>,
     forward: Vec<ShareEvent>,
+    /// When shares were handed on last because it was time, on the monotonic clock.
+    forwarded: Duration,
     /// While the owner's queue has no room for them.
     held: Option<Held>,
 }
@@ -69,6 +76,7 @@ impl Desk {
             owner: context.owner.clone(),
             counts: Arc::clone(&context.counts),
             forward: Vec::with_capacity(2 * FORWARD_BATCH),
+            forwarded: Duration::ZERO,
             held: None,
         }
     }
@@ -94,6 +102,21 @@ impl Desk {
         Some(first)
     }
 
+    /// When the shares that were gathered leave, on the monotonic clock; `None` while there are none.
+    pub(super) fn forward_at(&self) -> Option<Duration> {
+        (!self.forward.is_empty()).then_some(self.forwarded + FORWARD_INTERVAL)
+    }
+
+    /// Hands on the shares that were gathered, if it is time.
+    pub(super) fn forward_if_due(&mut self) {
+        let Some(at) = self.forward_at() else { return };
+        let now = self.clock.monotonic();
+        if now >= at {
+            self.forwarded = now;
+            self.forward_all();
+        }
+    }
+
     /// Hands on the shares that are to be forwarded. While the queue has no room for them they are kept, and the
     /// worker reads no more ([`Desk::is_held_up`]): miners wait for their answers rather than lose their shares. An
     /// owner that makes no room for [`MAX_HOLD`] is stuck, and then shares are dropped and counted.
@@ -106,7 +129,7 @@ impl Desk {
             self.held = None;
             return;
         }
-        let now = self.clock.now().monotonic;
+        let now = self.clock.monotonic();
         let held = self.held.get_or_insert(Held { since: now, last: now });
         if now > held.last + MAX_HOLD {
             // That was another time.

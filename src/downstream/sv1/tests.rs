@@ -76,9 +76,9 @@ fn add_job(book: &mut JobBook, now: Now) -> Arc<Work> {
         version_rolling_allowed: true,
         min_ntime: now.unix_seconds(),
         coinbase_prefix: vec![1; 100],
-        coinbase_suffix: vec![2; 100],
+        coinbase_suffix: [2; 100].into(),
         rollable_size: 16,
-        merkle_path: vec![[3; 32]; 12],
+        merkle_path: [[3; 32]; 12].into(),
         upstream_target: Target::DIFFICULTY_1,
         received: now,
     });

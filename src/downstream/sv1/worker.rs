@@ -122,7 +122,7 @@ impl Worker {
         self.accept(team, loads, own);
         self.serve_ready();
         self.serve_timers();
-        self.desk.forward_all();
+        self.desk.forward_if_due();
         self.desk.writer.flush();
         loads[own].store(self.connections.len(), Ordering::Relaxed);
         true
@@ -164,11 +164,13 @@ impl Worker {
         if !self.ready.is_empty() || self.fan_out.is_some() {
             return Some(Duration::ZERO);
         }
-        let now = self.desk.clock.now().monotonic;
+        let now = self.desk.clock.monotonic();
         let timer = self.timers.first().map(|(at, _)| *at);
         let records = self.desk.writer.is_behind().then_some(now + RECORDS_RETRY);
-        let next = [timer, self.accept_at, records].into_iter().flatten().min()?;
-        Some(if next <= now { Duration::ZERO } else { (next - now).max(TICK) })
+        let next = [timer, self.accept_at, records].into_iter().flatten().min();
+        let next = next.map(|next| if next <= now { Duration::ZERO } else { (next - now).max(TICK) });
+        let forward = self.desk.forward_at().map(|at| at.saturating_sub(now));
+        [next, forward].into_iter().flatten().min()
     }
 
     /// Starts to hand out the newest shared work, if it is new; a new block goes to everybody at once.
@@ -219,7 +221,7 @@ impl Worker {
     }
 
     fn accept(&mut self, team: &[Arc<Inbox>], loads: &Loads, own: usize) {
-        if self.accept_at.is_none_or(|at| at > self.desk.clock.now().monotonic) {
+        if self.accept_at.is_none_or(|at| at > self.desk.clock.monotonic()) {
             return;
         }
         for _ in 0..ACCEPT_BATCH {
@@ -242,7 +244,7 @@ impl Worker {
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections");
-                    self.accept_at = Some(self.desk.clock.now().monotonic + ACCEPT_PAUSE);
+                    self.accept_at = Some(self.desk.clock.monotonic() + ACCEPT_PAUSE);
                     return;
                 }
             }
@@ -254,7 +256,7 @@ impl Worker {
         let counts = &self.context.counts;
         let Ok(slot) = Arc::clone(&self.context.slots).try_acquire_owned() else {
             counts.refused.fetch_add(1, Ordering::Relaxed);
-            if counts.log.admit(LineKind::TurnedAway, self.desk.clock.now().monotonic) {
+            if counts.log.admit(LineKind::TurnedAway, self.desk.clock.monotonic()) {
                 tracing::warn!(%peer, "turned a connection away: downstream.max_connections is reached");
             }
             return None;
@@ -312,7 +314,7 @@ impl Worker {
     }
 
     fn serve_timers(&mut self) {
-        let now = self.desk.clock.now().monotonic;
+        let now = self.desk.clock.monotonic();
         while let Some((at, place)) = self.timers.first().copied() {
             if at > now {
                 return;
