@@ -88,9 +88,9 @@ impl PoolJobs {
             version_rolling_allowed: true,
             min_ntime: template.current_time.max(template.min_ntime),
             coinbase_prefix: parts.prefix,
-            coinbase_suffix: parts.suffix,
+            coinbase_suffix: parts.suffix.into(),
             rollable_size: EXTRANONCE_SIZE,
-            merkle_path: template.merkle_path.clone(),
+            merkle_path: template.merkle_path.as_slice().into(),
             upstream_target: Target::HARDEST,
             received: template.received,
         });

@@ -88,8 +88,8 @@ impl JobEntry {
             nbits: job.tip.nbits,
             upstream_target: job.upstream_target,
             coinbase_prefix: job.coinbase_prefix.clone(),
-            coinbase_suffix: job.coinbase_suffix.clone(),
-            merkle_path: job.merkle_path.clone(),
+            coinbase_suffix: job.coinbase_suffix.to_vec(),
+            merkle_path: job.merkle_path.to_vec(),
         }
     }
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use stratum::hash::Hash;
 use stratum::job::{EXTRANONCE2_SIZE, MAX_EXTRANONCE_SIZE, MAX_MERKLE_PATH, RESERVED_SIZE};
-use stratum::sv2::messages::{NewExtendedMiningJob, OpenExtendedMiningChannelSuccess};
+use stratum::sv2::jobs::ExtendedJob;
+use stratum::sv2::messages::OpenExtendedMiningChannelSuccess;
 use stratum::{Epoch, Target, UpstreamChannelId, UpstreamJobId};
 
 use crate::pending::Pending;
@@ -36,10 +37,56 @@ const MAX_NBITS_EXPONENT: u32 = 0x20;
 /// An extranonce prefix.
 pub(crate) type Prefix = ArrayVec<u8, MAX_EXTRANONCE_SIZE>;
 
+/// A job as a message brought it.
+#[derive(Debug)]
+pub(crate) struct ReceivedJob {
+    pub(crate) id: UpstreamJobId,
+    /// `None` for a future job.
+    pub(crate) min_ntime: Option<u32>,
+    pub(crate) version: u32,
+    pub(crate) version_rolling_allowed: bool,
+    pub(crate) coinbase_prefix: Vec<u8>,
+    pub(crate) coinbase_suffix: Arc<[u8]>,
+    pub(crate) merkle_path: Arc<[Hash]>,
+}
+
+/// The long parts of the job that came last. An upstream that sends every channel jobs of its own sends them again and
+/// again: thousands of devices then share one copy.
+#[derive(Debug)]
+pub(crate) struct LatestParts {
+    coinbase_suffix: Arc<[u8]>,
+    merkle_path: Arc<[Hash]>,
+}
+
+impl LatestParts {
+    pub(crate) fn new() -> Self {
+        LatestParts { coinbase_suffix: Arc::new([]), merkle_path: Arc::new([]) }
+    }
+
+    /// The job of a message, sharing what it can.
+    pub(crate) fn job(&mut self, message: ExtendedJob<'_>) -> ReceivedJob {
+        if *self.coinbase_suffix != *message.coinbase_tx_suffix {
+            self.coinbase_suffix = message.coinbase_tx_suffix.into();
+        }
+        if *self.merkle_path != *message.merkle_path {
+            self.merkle_path = message.merkle_path.into();
+        }
+        ReceivedJob {
+            id: UpstreamJobId(message.job_id.0),
+            min_ntime: message.min_ntime,
+            version: message.version,
+            version_rolling_allowed: message.version_rolling_allowed,
+            coinbase_prefix: message.coinbase_tx_prefix.to_vec(),
+            coinbase_suffix: Arc::clone(&self.coinbase_suffix),
+            merkle_path: Arc::clone(&self.merkle_path),
+        }
+    }
+}
+
 /// A job that waits for its SetNewPrevHash, with the prefix that was current when it came.
 #[derive(Debug)]
 pub(crate) struct FutureJob {
-    pub(crate) job: Arc<NewExtendedMiningJob>,
+    pub(crate) job: Arc<ReceivedJob>,
     pub(crate) prefix: Prefix,
 }
 
@@ -103,8 +150,8 @@ impl Channel {
     }
 
     /// Holds a future job until its SetNewPrevHash. A job with the id of an earlier one replaces it.
-    pub(crate) fn hold(&mut self, job: Arc<NewExtendedMiningJob>) {
-        self.future.retain(|held| held.job.job_id != job.job_id);
+    pub(crate) fn hold(&mut self, job: Arc<ReceivedJob>) {
+        self.future.retain(|held| held.job.id != job.id);
         if self.future.len() == MAX_FUTURE_JOBS {
             self.future.pop_front();
         }
@@ -114,12 +161,12 @@ impl Channel {
     /// Sets the tip. Returns the future job that was made for it; all others are void (SV2 5.3.17).
     pub(crate) fn set_tip(&mut self, tip: ChannelTip, job: UpstreamJobId) -> Option<FutureJob> {
         self.tip = Some(tip);
-        self.future.drain(..).rev().find(|held| held.job.job_id.0 == job.0)
+        self.future.drain(..).rev().find(|held| held.job.id == job)
     }
 }
 
 /// Fails when a job cannot be mined on, or is larger than we would send to miners.
-pub(crate) fn check_job(job: &NewExtendedMiningJob) -> Result<(), String> {
+pub(crate) fn check_job(job: ExtendedJob<'_>) -> Result<(), String> {
     let too_large = |what: &str, size: usize, limit: usize| {
         Err(format!("the upstream's job has a {what} of {size}, and we take {limit} at most"))
     };

@@ -9,11 +9,10 @@ use std::time::Duration;
 use mining_server::{JobBook, Work};
 use stratum::hash::Hash;
 use stratum::job::{JobOrigin, JobParts, Tip};
-use stratum::sv2::messages::NewExtendedMiningJob;
 use stratum::{JobNumber, Now, TipNumber, UpstreamId, UpstreamJobId};
 
 use crate::backoff::Backoff;
-use crate::channel::{Channel, ChannelTip};
+use crate::channel::{Channel, ChannelTip, ReceivedJob};
 
 /// A connection that runs out of room may ask for a new job at any time; it gets one this often at most.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
@@ -125,7 +124,7 @@ impl FeedState {
         &mut self,
         upstream: UpstreamId,
         refresh_interval: Duration,
-        job: &Arc<NewExtendedMiningJob>,
+        job: &Arc<ReceivedJob>,
         now: Now,
     ) -> Result<bool, &'static str> {
         let Some(channel) = self.channel_mut() else { return Ok(false) };
@@ -176,12 +175,7 @@ impl FeedState {
         let parts = JobParts {
             number,
             epoch: channel.epoch,
-            origin: JobOrigin {
-                upstream: start.upstream,
-                channel: channel.id,
-                job: UpstreamJobId(job.job_id.0),
-                template: None,
-            },
+            origin: JobOrigin { upstream: start.upstream, channel: channel.id, job: job.id, template: None },
             tip: Tip {
                 number: tip_number,
                 previous_hash: start.tip.previous_hash,
@@ -192,10 +186,10 @@ impl FeedState {
             version: job.version,
             version_rolling_allowed: job.version_rolling_allowed && !channel.fixed_version,
             min_ntime: start.min_ntime,
-            coinbase_prefix: [&job.coinbase_tx_prefix, start.prefix].concat(),
-            coinbase_suffix: job.coinbase_tx_suffix.clone(),
+            coinbase_prefix: [&job.coinbase_prefix, start.prefix].concat(),
+            coinbase_suffix: Arc::clone(&job.coinbase_suffix),
             rollable_size: channel.rollable_size,
-            merkle_path: job.merkle_path.clone(),
+            merkle_path: Arc::clone(&job.merkle_path),
             upstream_target: channel.target,
             received: now,
         };
@@ -294,7 +288,7 @@ impl FeedState {
 /// What makes a message's job the active one.
 struct Start<'a> {
     upstream: UpstreamId,
-    job: &'a NewExtendedMiningJob,
+    job: &'a ReceivedJob,
     min_ntime: u32,
     tip: ChannelTip,
     prefix: &'a [u8],

@@ -22,6 +22,7 @@ use mining_server::{
     CloseReason, DropReason, Fate, ForwardShare, JobBook, LossReason, ShareEvent, ShareRecord, UpstreamAnswer,
 };
 use stratum::sv2::codes;
+use stratum::sv2::jobs::ExtendedJob;
 use stratum::sv2::messages::{
     CloseChannel, OpenExtendedMiningChannel, Protocol, SetupConnection, UpdateChannel,
 };
@@ -32,7 +33,7 @@ use stratum::{
 };
 
 use self::extensions::WorkerNames;
-use crate::channel::Channel;
+use crate::channel::{Channel, LatestParts};
 use crate::config::{Endpoint, UpstreamConfig, cut};
 use crate::feed::{FeedState, Nominal, Standing};
 use crate::notices::Notices;
@@ -95,7 +96,8 @@ pub struct Upstream {
     /// When SetupConnection was sent; later, when the upstream was last heard.
     heard: Duration,
     fixed_version: bool,
-    feeds: BTreeMap<Feed, FeedState>,
+    /// Boxed, because a tree moves its entries.
+    feeds: BTreeMap<Feed, Box<FeedState>>,
     /// The feeds that have a channel, by it.
     channels: BTreeMap<UpstreamChannelId, Feed>,
     /// Unanswered requests for a channel, oldest first; at most [`MAX_OPENING`].
@@ -109,6 +111,7 @@ pub struct Upstream {
     next_first: JobNumber,
     /// What each device hashes; at most [`MAX_RATED_DEVICES`].
     rates: BTreeMap<DownstreamKey, HashRate>,
+    latest_parts: LatestParts,
     tally: Tally,
     workers: WorkerNames,
     notices: Notices,
@@ -130,7 +133,7 @@ impl Upstream {
         if config.aggregate {
             feeds.insert(
                 Feed::Shared,
-                FeedState::new(cut(&config.user_identity).to_owned(), JobBook::new(first)),
+                Box::new(FeedState::new(cut(&config.user_identity).to_owned(), JobBook::new(first))),
             );
         }
         Upstream {
@@ -148,6 +151,7 @@ impl Upstream {
             epoch: Epoch(0),
             next_first: JobNumber(first.0.saturating_add(NUMBERS_APART)),
             rates: BTreeMap::new(),
+            latest_parts: LatestParts::new(),
             tally: Tally::default(),
             workers: WorkerNames::default(),
             notices: Notices::new(now),
@@ -177,7 +181,7 @@ impl Upstream {
 
     /// What became of all forwarded shares.
     pub fn tally(&self) -> Tally {
-        let pending = self.feeds.values().filter_map(FeedState::channel);
+        let pending = self.feeds.values().filter_map(|state| state.channel());
         let pending = pending.map(|channel| u64::from(channel.pending.unanswered())).sum();
         Tally { pending, ..self.tally }
     }
@@ -224,12 +228,27 @@ impl Upstream {
             return;
         }
         self.heard = now.monotonic;
-        let handled = match Message::decode(header, payload) {
+        if let Err(what) = self.handle_payload(header, payload, now, out) {
+            self.give_up(what, now, out);
+        }
+    }
+
+    fn handle_payload(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        now: Now,
+        out: &mut UpstreamOutput,
+    ) -> Result<(), String> {
+        // The longest message, and the one that comes for every channel at once.
+        if self.link != LinkState::SettingUp
+            && let Some(job) = ExtendedJob::read(header, payload)
+        {
+            return self.handle_job(job, now, out);
+        }
+        match Message::decode(header, payload) {
             Ok(message) => self.handle_message(message, now, out),
             Err(error) => Err(format!("the upstream sent a message that cannot be read: {error}")),
-        };
-        if let Err(what) = handled {
-            self.give_up(what, now, out);
         }
     }
 
@@ -271,7 +290,7 @@ impl Upstream {
         let first = JobNumber::first(now).max(self.next_first);
         self.next_first = JobNumber(first.0.saturating_add(NUMBERS_APART));
         let identity = self.config.device_identity(worker_name);
-        self.feeds.insert(feed, FeedState::new(identity, JobBook::private(first)));
+        self.feeds.insert(feed, Box::new(FeedState::new(identity, JobBook::private(first))));
         self.rates.insert(key, sane(rate));
         if self.link == LinkState::Ready {
             self.enqueue(feed);
@@ -376,7 +395,7 @@ impl Upstream {
         }
         self.open_waiting(now, out);
         self.wake = None;
-        let due = self.feeds.values().filter_map(FeedState::next_timeout).chain(self.deadline()).min();
+        let due = self.feeds.values().filter_map(|state| state.next_timeout()).chain(self.deadline()).min();
         self.schedule_if(due);
     }
 
@@ -396,7 +415,7 @@ impl Upstream {
         if silence >= SILENCE_DEADLINE {
             return Some(format!("the upstream was silent for {} seconds", silence.as_secs()));
         }
-        let stuck = self.feeds.values().filter_map(FeedState::channel).any(|channel| {
+        let stuck = self.feeds.values().filter_map(|state| state.channel()).any(|channel| {
             let oldest = channel.pending.oldest().unwrap_or(now.monotonic);
             channel.pending.is_full() && now.monotonic.saturating_sub(oldest) >= SILENCE_DEADLINE
         });
@@ -425,7 +444,7 @@ impl Upstream {
             return Err(DropReason::EpochEnded);
         }
         let feed = self.channels.get(&share.origin.channel).ok_or(DropReason::UpstreamLost)?;
-        let channel = self.feeds.get_mut(feed).and_then(FeedState::channel_mut);
+        let channel = self.feeds.get_mut(feed).and_then(|state| state.channel_mut());
         let channel = channel.ok_or(DropReason::UpstreamLost)?;
         if channel.epoch != share.epoch {
             return Err(DropReason::EpochEnded);

@@ -121,7 +121,7 @@ pub struct JobBook {
     upstream_target: Target,
     jobs: VecDeque<Arc<PublishedJob>>,
     /// A job that was not added because its headers had been hashed: the next refresh is made of it.
-    base: Option<Job>,
+    base: Option<Box<Job>>,
 }
 
 impl JobBook {
@@ -165,7 +165,7 @@ impl JobBook {
         // What the job was to replace is to be replaced by the one that comes in its stead.
         job.clean |= self.base.take().is_some_and(|base| base.clean);
         if repeated {
-            self.base = Some(job);
+            self.base = Some(Box::new(job));
         } else {
             self.add_job(job);
         }
@@ -181,7 +181,7 @@ impl JobBook {
             return false;
         }
         let min_ntime = active.min_ntime.saturating_add(seconds);
-        let mut job = self.base.as_ref().unwrap_or(active).refreshed(self.next, min_ntime, now);
+        let mut job = self.base.as_deref().unwrap_or(active).refreshed(self.next, min_ntime, now);
         job.clean = self.base.take().is_some_and(|base| base.clean);
         self.add_job(job);
         true
@@ -263,9 +263,9 @@ mod tests {
             version_rolling_allowed: true,
             min_ntime: now.unix_seconds(),
             coinbase_prefix: coinbase.clone(),
-            coinbase_suffix: coinbase,
+            coinbase_suffix: coinbase.into(),
             rollable_size: 16,
-            merkle_path: vec![],
+            merkle_path: [].into(),
             upstream_target: Target::from_difficulty_exponent(exponent),
             received: now,
         }

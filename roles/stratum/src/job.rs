@@ -1,5 +1,7 @@
 //! A job: everything that a share is hashed from, but for what the miner rolls.
 
+use std::sync::Arc;
+
 use arrayvec::ArrayVec;
 
 use crate::hash::{self, Hash, Midstate};
@@ -81,12 +83,14 @@ pub struct Job {
     pub min_ntime: u32,
     /// The coinbase without witness data, up to and with the upstream's extranonce prefix.
     pub coinbase_prefix: Vec<u8>,
-    /// The coinbase without witness data, after the extranonce.
-    pub coinbase_suffix: Vec<u8>,
+    /// The coinbase without witness data, after the extranonce. Shared, because a pool that sends every channel jobs of
+    /// its own sends the same one to all of them.
+    pub coinbase_suffix: Arc<[u8]>,
     /// Bytes between prefix and suffix: our reserved ones, the rolled ones and the padding.
     pub rollable_size: usize,
-    /// Siblings of the coinbase on the way to the merkle root, lowest first, in internal byte order.
-    pub merkle_path: Vec<Hash>,
+    /// Siblings of the coinbase on the way to the merkle root, lowest first, in internal byte order. Shared, as the
+    /// suffix is.
+    pub merkle_path: Arc<[Hash]>,
     /// The target that a share for this job must meet to be worth something to the upstream.
     pub upstream_target: Target,
     /// The work of `upstream_target`: what such a share is worth.
@@ -118,11 +122,11 @@ pub struct JobParts {
     /// See [`Job::coinbase_prefix`].
     pub coinbase_prefix: Vec<u8>,
     /// See [`Job::coinbase_suffix`].
-    pub coinbase_suffix: Vec<u8>,
+    pub coinbase_suffix: Arc<[u8]>,
     /// See [`Job::rollable_size`].
     pub rollable_size: usize,
     /// See [`Job::merkle_path`].
-    pub merkle_path: Vec<Hash>,
+    pub merkle_path: Arc<[Hash]>,
     /// See [`Job::upstream_target`].
     pub upstream_target: Target,
     /// See [`Job::received`].
@@ -276,9 +280,9 @@ mod tests {
             version_rolling_allowed: true,
             min_ntime: 5,
             coinbase_prefix: prefix.to_vec(),
-            coinbase_suffix: suffix.to_vec(),
+            coinbase_suffix: suffix.into(),
             rollable_size: 8,
-            merkle_path: vec![[1; 32], [2; 32]],
+            merkle_path: [[1; 32], [2; 32]].into(),
             upstream_target: Target::MAX,
             received: Now { monotonic: Duration::ZERO, utc: Duration::ZERO },
         });
@@ -286,7 +290,7 @@ mod tests {
         let reserved = extranonce[..4].try_into().expect("four bytes");
         let txid = hash::sha256d(&coinbase);
         let mut expected = txid;
-        for sibling in &job.merkle_path {
+        for sibling in &*job.merkle_path {
             expected = hash::sha256d(&[expected, *sibling].concat());
         }
         assert_eq!(job.merkle_root(reserved, &extranonce[4..]), expected);

@@ -107,9 +107,9 @@ pub fn job_of(block: &Block, difficulty_exponent: i32) -> Job {
         version_rolling_allowed: true,
         min_ntime: block.ntime,
         coinbase_prefix: block.coinbase_prefix.clone(),
-        coinbase_suffix: block.coinbase_suffix.clone(),
+        coinbase_suffix: block.coinbase_suffix.as_slice().into(),
         rollable_size: EXTRANONCE_SIZE,
-        merkle_path: block.merkle_path.clone(),
+        merkle_path: block.merkle_path.as_slice().into(),
         upstream_target: Target::from_difficulty_exponent(difficulty_exponent),
         received: Now::simulated(Duration::from_secs(u64::from(unix_now())), Duration::ZERO),
     };

@@ -6,10 +6,11 @@ use mining_server::record::UpstreamVerdict;
 use mining_server::{CloseReason, UpstreamAnswer};
 use stratum::sv2::Message;
 use stratum::sv2::codes;
+use stratum::sv2::jobs::ExtendedJob;
 use stratum::sv2::messages::{
-    CloseChannel, NewExtendedMiningJob, OpenExtendedMiningChannelSuccess, OpenMiningChannelError, Reconnect,
-    SetExtranoncePrefix, SetGroupChannel, SetNewPrevHash, SetTarget, SetupConnectionSuccess,
-    SubmitSharesError, SubmitSharesSuccess,
+    CloseChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError, Reconnect, SetExtranoncePrefix,
+    SetGroupChannel, SetNewPrevHash, SetTarget, SetupConnectionSuccess, SubmitSharesError,
+    SubmitSharesSuccess,
 };
 use stratum::{ChannelId, Epoch, Now, UpstreamChannelId, UpstreamJobId, Work};
 
@@ -33,7 +34,7 @@ impl Upstream {
         match message {
             Message::OpenExtendedMiningChannelSuccess(message) => self.handle_opened(&message, now, out),
             Message::OpenMiningChannelError(message) => self.handle_not_opened(&message, now, out),
-            Message::NewExtendedMiningJob(message) => self.handle_job(message, now, out),
+            Message::NewExtendedMiningJob(message) => self.handle_job((&message).into(), now, out),
             Message::SetNewPrevHash(message) => self.handle_tip(&message, now, out),
             Message::SetTarget(message) => self.handle_target(&message, now, out),
             Message::SetExtranoncePrefix(message) => self.handle_prefix(&message, now, out),
@@ -173,11 +174,17 @@ impl Upstream {
         Ok(())
     }
 
-    fn handle_job(&mut self, message: NewExtendedMiningJob, now: Now, out: &mut UpstreamOutput) -> Handled {
-        channel::check_job(&message)?;
+    pub(super) fn handle_job(
+        &mut self,
+        message: ExtendedJob<'_>,
+        now: Now,
+        out: &mut UpstreamOutput,
+    ) -> Handled {
+        channel::check_job(message)?;
         let (upstream, interval) = (self.config.id, self.config.refresh_interval);
-        let job = Arc::new(message);
-        self.for_addressees(job.channel_id, now, out, |state| state.take_job(upstream, interval, &job, now));
+        let channel_id = message.channel_id;
+        let job = Arc::new(self.latest_parts.job(message));
+        self.for_addressees(channel_id, now, out, |state| state.take_job(upstream, interval, &job, now));
         Ok(())
     }
 
@@ -363,7 +370,7 @@ impl Upstream {
             return vec![*feed];
         }
         let of_group = |feed: &&Feed| {
-            let channel = self.feeds.get(feed).and_then(FeedState::channel);
+            let channel = self.feeds.get(feed).and_then(|state| state.channel());
             channel.is_some_and(|channel| channel.group == id)
         };
         self.channels.values().filter(of_group).copied().collect()

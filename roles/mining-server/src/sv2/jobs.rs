@@ -192,7 +192,7 @@ fn extended_job(address: ChannelId, full_size: usize, job: &Job, clean: bool) ->
         min_ntime: (!clean).then_some(job.min_ntime),
         version: job.version,
         version_rolling_allowed: job.version_rolling_allowed,
-        merkle_path: job.merkle_path.clone(),
+        merkle_path: job.merkle_path.to_vec(),
         coinbase_tx_prefix: job.coinbase_prefix.clone(),
         coinbase_tx_suffix,
     }

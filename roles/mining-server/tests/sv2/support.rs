@@ -108,9 +108,9 @@ impl Source {
             version_rolling_allowed: self.version_rolling_allowed,
             min_ntime: now.unix_seconds(),
             coinbase_prefix,
-            coinbase_suffix: self.upstream_jobs.to_le_bytes().to_vec(),
+            coinbase_suffix: self.upstream_jobs.to_le_bytes().into(),
             rollable_size: self.rollable_size,
-            merkle_path: vec![[1; 32], [2; 32]],
+            merkle_path: [[1; 32], [2; 32]].into(),
             upstream_target: self.upstream_target,
             received: now,
         });
@@ -412,7 +412,7 @@ pub(crate) fn job_messages(opened: &Opened, address: ChannelId, job: &Job, clean
         min_ntime: (!clean).then_some(job.min_ntime),
         version: job.version,
         version_rolling_allowed: job.version_rolling_allowed,
-        merkle_path: job.merkle_path.clone(),
+        merkle_path: job.merkle_path.to_vec(),
         coinbase_tx_prefix: job.coinbase_prefix.clone(),
         coinbase_tx_suffix: suffix,
     };

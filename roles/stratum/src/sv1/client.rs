@@ -458,9 +458,9 @@ mod tests {
             version_rolling_allowed: true,
             min_ntime: 0x4966_bc61,
             coinbase_prefix: coinb1.to_vec(),
-            coinbase_suffix: coinb2.to_vec(),
+            coinbase_suffix: coinb2.into(),
             rollable_size,
-            merkle_path,
+            merkle_path: merkle_path.into(),
             upstream_target: Target::MAX,
             received: Now { monotonic: Duration::ZERO, utc: Duration::ZERO },
         })

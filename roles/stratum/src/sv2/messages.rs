@@ -12,7 +12,7 @@ use stratum_core::binary_sv2::{self, Deserialize, GetSize};
 
 use super::codec::{DecodeError, EncodeError, FromWire, Lower, ToWire};
 use super::frame::{self, FrameHeader, HEADER_SIZE};
-use super::{codes, shares, tlv};
+use super::{codes, jobs, shares, tlv};
 use crate::hash::Hash;
 use crate::{ChannelId, JobId, RequestId, SequenceNumber, Target};
 
@@ -180,10 +180,13 @@ macro_rules! messages {
             /// message are skipped, except for those that are fields of the struct; other trailing bytes are an
             /// error. Allocates a few times the payload's length at most.
             pub fn decode(header: FrameHeader, payload: &[u8]) -> Result<Message, DecodeError> {
-                match shares::success(header, payload) {
-                    Some(success) => Ok(Message::SubmitSharesSuccess(success)),
-                    None => Message::decode_any(header, payload),
+                if let Some(success) = shares::success(header, payload) {
+                    return Ok(Message::SubmitSharesSuccess(success));
                 }
+                if let Some(tip) = jobs::new_prev_hash(header, payload) {
+                    return Ok(Message::SetNewPrevHash(tip));
+                }
+                Message::decode_any(header, payload)
             }
 
             /// The same by the wire crates alone.

@@ -10,6 +10,7 @@ mod cipher;
 mod codec;
 pub mod codes;
 pub mod frame;
+pub mod jobs;
 pub mod keys;
 pub mod messages;
 pub mod noise;
