@@ -96,6 +96,7 @@ fn page(signed: &SignedStatement, checked: &Checked) -> Value {
         "shares_hashed": checked.hashed,
         "shares_without_job": checked.without_job,
         "shares_not_alone": checked.not_alone,
+        "shares_untimely": checked.untimely,
         "blocks": tips(checked).map(|(hash, shares)| json!({ "hash": hash, "shares": shares })).collect::<Vec<_>>(),
         "proves": proves(signed, checked),
         "does_not_prove": does_not_prove(&signed.statement, checked),
@@ -221,7 +222,7 @@ fn proves(signed: &SignedStatement, checked: &Checked) -> Vec<String> {
         });
         lines.push(format!(
             "{} of {} draws from the {column} fell on shares that really were hashed, meet the target that they were \
-             credited for, and are counted once here. If a part of this work was made up or counted twice: {}.",
+             credited for, and are counted once here. If a part of this work was made up, counted twice or of another time: {}.",
             drawn.proved,
             drawn.draws,
             missed.join("; ")
@@ -244,6 +245,13 @@ fn does_not_prove(statement: &Statement, checked: &Checked) -> Vec<String> {
             checked.not_alone
         ));
     }
+    if checked.untimely > 0 {
+        lines.push(format!(
+            "{} shares of the sample carry a time in their header that is more than a day from when they are said to have \
+             come: they may be of another period.",
+            checked.untimely
+        ));
+    }
     if statement.lost_batches.0 > 0 {
         lines.push(format!(
             "{} batches of the ledger were lost with a disk: what was in them is in no sum.",
@@ -254,9 +262,10 @@ fn does_not_prove(statement: &Statement, checked: &Checked) -> Vec<String> {
         "That the draw was left to chance: it follows from the statement's hash, and a signer who makes up many \
          statements, at a million hashes each, can keep the one whose sample suits. Against that, say a word now, and have \
          the same statement (the same hash) made again with --challenge WORD.",
-        "That the same shares are in no other statement, of another signer, subject or chain, or were not sold elsewhere.",
-        "When a share was made, beyond that it is younger than the block that it builds on, if an explorer knows that \
-         block; nor that nothing was left out.",
+        "That the same shares are in no other statement, of another signer, subject or chain or of a time next to this one, \
+         or were not sold elsewhere.",
+        "When a share was made, beyond that its header says so within a day, and that it is younger than the block that it \
+         builds on, if an explorer knows that block; nor that nothing was left out.",
         "Which machine made it: names are the signer's. Nor whom a block would have paid: that is in the coinbase.",
         "Refused shares, and what upstreams answered: their sums are the signer's word, and only bound, not shown. A pool \
          knows what it acknowledged.",

@@ -2,7 +2,8 @@
 //!
 //! A check shows that the key's owner signed exactly this; that it follows the statement before it; that its sums add up;
 //! that the shares in the sample are those that had to be drawn; that each of them, hashed again, meets the target that it
-//! was credited for; and that it is in the tree once. Of `n` draws, none falls on work that is made up or counted twice
+//! was credited for; that it is in the tree once; and that its header's time is near the one that the record says, so that
+//! it cannot be stated again another week. Of `n` draws, none falls on work that is made up or counted twice
 //! with probability `(1 - f)^n`, if that is a fraction `f` of all.
 //!
 //! It does not show that the same shares are in no other statement and were not sold elsewhere, which machine made them, or
@@ -16,16 +17,20 @@ use stratum::job::MAX_MERKLE_PATH;
 use stratum::sv2::AuthorityPublicKey;
 use stratum::{DeviceId, Target};
 
-use super::collect::Period;
+use super::collect::{MAX_NEIGHBOURS, Period};
 use super::draw::{Draws, Seed};
 use super::forms::Hashes;
 use super::{
     MAX_DRAWS, MAX_TEXT, Sample, SampledJob, SampledShare, SignedStatement, StatedSubject, Statement,
 };
-use crate::codec::{entries, write_share};
-use crate::entry::Entry;
+use crate::codec::{MAX_COINBASE, entries, write_share};
+use crate::entry::{Entry, microseconds};
 use crate::merkle::{Key, Node, Proof, Proved, Works};
 use crate::record::{ShareRecord, Verdict};
+
+/// How far a header's time may be from when the share was judged, in seconds: consensus lets it be two hours ahead, and
+/// jobs begin at a median of blocks that is hours behind when blocks are slow.
+const MAX_TIME_APART_S: u64 = 86_400;
 
 /// What is wrong with a statement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +79,7 @@ pub enum Following {
 pub struct Drawn {
     /// How many points were drawn.
     pub draws: u64,
-    /// How many of them fell on shares that were hashed again, and are counted once.
+    /// How many of them fell on shares that were hashed again, are counted once and are of the period.
     pub proved: u64,
 }
 
@@ -95,6 +100,9 @@ pub struct Checked {
     pub without_job: u64,
     /// Different shares that were hashed, and may still be counted twice, because not all that have the key of them are shown.
     pub not_alone: u64,
+    /// Different shares that were hashed, and whose header's time is more than a day from when they are said to have been
+    /// judged: they may be of another period.
+    pub untimely: u64,
     /// The blocks that the shares build on, in internal byte order, and how many shares of the sample do.
     pub tips: BTreeMap<Hash, u64>,
 }
@@ -132,6 +140,7 @@ pub fn check_contents(signed: &SignedStatement, previous: Option<&Statement>) ->
         hashed: 0,
         without_job: 0,
         not_alone: 0,
+        untimely: 0,
         tips: BTreeMap::new(),
     };
     let shown = check_shares(signed, &mut checked)?;
@@ -209,14 +218,26 @@ struct Shown {
     after: Works,
     /// What was hashed; none without its job.
     header: Option<[u8; 80]>,
-    /// It was hashed, and is counted once.
-    is_proved: bool,
+    /// Its header's time is near the one that it is said to have been judged at.
+    is_timely: bool,
+    /// It is in the tree once.
+    is_alone: bool,
+}
+
+impl Shown {
+    fn is_proved(&self) -> bool {
+        self.header.is_some() && self.is_timely && self.is_alone
+    }
 }
 
 fn check_shares(signed: &SignedStatement, checked: &mut Checked) -> Result<Vec<Shown>, Fault> {
     let sample = &signed.sample;
     if sample.draws == 0 || sample.draws > MAX_DRAWS {
         return Err(Fault::Draw(format!("{} draws; 1 to {MAX_DRAWS} are possible", sample.draws)));
+    }
+    let most = 2 * sample.draws as usize * MAX_NEIGHBOURS;
+    if sample.shares.len() > most {
+        return Err(Fault::Draw(format!("it has {} shares; {most} are possible", sample.shares.len())));
     }
     if sample.challenge.len() > MAX_TEXT {
         return Err(Fault::Draw("the challenge is too long".to_owned()));
@@ -240,14 +261,17 @@ fn check_shares(signed: &SignedStatement, checked: &mut Checked) -> Result<Vec<S
             header = Some(bytes);
             *checked.tips.entry(job.previous_hash.0).or_default() += 1;
         }
-        shown.push(Shown { proved, key: Key::of(&record), after, header, is_proved: false });
+        let judged_s = microseconds(record.judged.utc) / 1_000_000;
+        let is_timely = judged_s.abs_diff(record.ntime.into()) <= MAX_TIME_APART_S;
+        shown.push(Shown { proved, key: Key::of(&record), after, header, is_timely, is_alone: false });
     }
     check_devices(&devices, &signed.statement)?;
     check_alone(sample, &mut shown)?;
     let count = |is_so: fn(&Shown) -> bool| shown.iter().filter(|share| is_so(share)).count() as u64;
     checked.hashed = count(|share| share.header.is_some());
     checked.without_job = count(|share| share.header.is_none());
-    checked.not_alone = count(|share| share.header.is_some() && !share.is_proved);
+    checked.not_alone = count(|share| share.header.is_some() && !share.is_alone);
+    checked.untimely = count(|share| share.header.is_some() && !share.is_timely);
     Ok(shown)
 }
 
@@ -269,7 +293,7 @@ fn check_alone(sample: &Sample, shown: &mut [Shown]) -> Result<(), Fault> {
             && run.last().is_some_and(|share| share.proved.is_last_of_key)
             && shares.windows(2).all(|pair| pair[0].index.0 + 1 == pair[1].index.0)
             && headers.len() == run.len();
-        run.iter_mut().for_each(|share| share.is_proved = are_all);
+        run.iter_mut().for_each(|share| share.is_alone = are_all);
     }
     Ok(())
 }
@@ -340,6 +364,9 @@ fn header_of(share: &SampledShare, job: &SampledJob) -> Result<[u8; 80], String>
     if job.merkle_path.len() > MAX_MERKLE_PATH {
         return Err("the merkle path of its job is too long".to_owned());
     }
+    if job.coinbase_prefix.0.len().max(job.coinbase_suffix.0.len()) > MAX_COINBASE {
+        return Err("the coinbase of its job is too long".to_owned());
+    }
     let coinbase = [&*job.coinbase_prefix.0, &*share.rollable.0, &*job.coinbase_suffix.0].concat();
     let path: Vec<Hash> = job.merkle_path.iter().map(|hash| hash.0).collect();
     let mut header = [0; 80];
@@ -385,7 +412,7 @@ fn check_draws(signed: &SignedStatement, shown: &[Shown], checked: &mut Checked)
             let share = shown.get(place).filter(|share| column(&share.proved.before) <= *point);
             let share = share.ok_or_else(|| Fault::Draw(format!("it has no share at work {point}")))?;
             is_drawn[place] = true;
-            drawn.proved += u64::from(share.is_proved);
+            drawn.proved += u64::from(share.is_proved());
         }
         Ok(drawn)
     };

@@ -16,9 +16,9 @@ use crate::record::{Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdi
 use crate::sums::{AnswerSums, ShareSums};
 use crate::waiting::{WaitingShares, part_of};
 
-/// Neighbours with the key of a share that was drawn which are shown beside it at most. Two shares hardly ever have one:
-/// so many are a sign that somebody counts the same share again and again.
-pub const MAX_NEIGHBOURS: usize = 256;
+/// Shares with one key that are all shown when one of them was drawn. Two hardly ever have one key: more than so many are a
+/// sign that somebody counts the same share again and again, and then only what was drawn is shown.
+pub const MAX_NEIGHBOURS: usize = 16;
 
 /// Whose shares a statement is of.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use super::draw::{Draws, Seed};
 use super::forms::{Count, Hex};
 use super::sums::StatedSums;
 use super::*;
-use crate::entry::{Entry, EventEntry, EventKind, Gap};
+use crate::entry::{Entry, EventEntry, EventKind, Gap, microseconds};
 use crate::record::{Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
 use crate::sums::{AnswerSums, ShareSums, Sums};
 
@@ -387,6 +387,26 @@ fn a_share_without_its_job_is_not_proved() {
     let found = checked(&signed).expect("nothing is wrong");
     assert_eq!((found.credited.proved, found.upstream.proved, found.hashed), (0, 0, 0));
     assert_eq!(found.without_job, signed.sample.shares.len() as u64);
+}
+
+#[test]
+fn a_share_of_another_time_is_not_proved() {
+    let days = |count: u64| {
+        let entries: Vec<Entry> = stream(30)
+            .into_iter()
+            .map(|entry| match entry {
+                Entry::Share(share) => {
+                    let judged = at(microseconds(share.judged.utc) + count * 86_400_000_000);
+                    Entry::Share(ShareRecord { judged, ..share })
+                }
+                entry => entry,
+            })
+            .collect();
+        let found = checked(&Signer::of(&entries, scope(0, 864_000)).sign()).expect("nothing is wrong");
+        (found.credited.proved, found.untimely > 0, found.not_alone)
+    };
+    assert_eq!(days(0), (8, false, 0));
+    assert_eq!(days(2), (0, true, 0), "the same shares, stated two days later");
 }
 
 #[test]
