@@ -11,6 +11,7 @@ use accounting::statement::sums::StatedSums;
 use accounting::statement::{SignedStatement, StatedSubject, Statement};
 use clap::Args;
 use serde_json::{Value, json};
+use stratum::Work;
 use stratum::sv2::AuthorityPublicKey;
 
 use super::figures::terahashes;
@@ -161,8 +162,8 @@ fn subject(statement: &Statement) -> String {
 
 fn print_sums(sums: &StatedSums, output: &mut Output<'_>) -> std::io::Result<()> {
     let mut line = |name: String, amount: Amount, at: &str| {
-        let (shares, work) = (amount.shares.0, terahashes(amount.hashes.0));
-        writeln!(output, "  {name:<32}{shares:>14} shares  {work:>16} TH {at}")
+        let (shares, work) = (amount.shares.0, work(amount.hashes.0));
+        writeln!(output, "  {name:<24}{shares:>14} shares  {work:>20} {at}")
     };
     let device = "at the device's difficulty";
     let upstream = "at the upstream's target";
@@ -187,6 +188,11 @@ fn print_sums(sums: &StatedSums, output: &mut Output<'_>) -> std::io::Result<()>
         line(name, amount, upstream)?;
     }
     line("unanswered".to_owned(), sums.unanswered, upstream)
+}
+
+/// Work for people; small work, as in tests and demonstrations, exactly.
+fn work(work: Work) -> String {
+    if work.0 < 1_000_000_000 { format!("{} hashes", work.0) } else { format!("{} TH", terahashes(work)) }
 }
 
 fn proves(signed: &SignedStatement, checked: &Checked) -> Vec<String> {
@@ -214,6 +220,10 @@ fn proves(signed: &SignedStatement, checked: &Checked) -> Vec<String> {
     ] {
         if drawn.draws == 0 {
             lines.push(format!("There is no {column}, so nothing was drawn from it."));
+            continue;
+        }
+        if drawn.proved == 0 {
+            lines.push(format!("Of the {column} nothing: none of {} draws could be proved.", drawn.draws));
             continue;
         }
         let missed = FRACTIONS.map(|percent| {
