@@ -5,13 +5,16 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use accounting::entry::{DeviceEntry, Entry, Gap, JobEntry};
 use accounting::statement::{SignedStatement, StatedSubject};
-use accounting::{Books, Subject};
-use checkweigh::ledger::{Reader, SqliteReader, revival, times};
+use accounting::{Books, LedgerId, SealedBatch, Subject, Sums, Verdict, codec};
+use checkweigh::ledger::{Head, Reader, Retention, SqliteReader, SqliteStore, Store, Views, revival, times};
 use checkweigh::shutdown::shutdown;
 use serde_json::Value;
+use stratum::{DeviceId, JobNumber, Now, Target, UpstreamChannelId, UpstreamId, UpstreamJobId, Work};
 use tokio::time::{Instant, interval};
 
+use crate::chain;
 use crate::farm::{self, DEADLINE};
 use crate::process::{Checkweigh, terminate};
 use crate::sv1_miner::{Miner, MinerOptions};
@@ -146,6 +149,87 @@ async fn work_that_a_proxy_recorded_is_stated_and_checked() {
     for part in ["the device farm.miner1", "What this proves:", "What it does not prove:", "3.75 %"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
+}
+
+/// 2025-11-25T10:00:00Z, in microseconds.
+const TEN: u64 = 1_764_064_800_000_000;
+
+const DAY: u64 = 86_400_000_000;
+
+/// A batch with a device, a job of its own day, so many shares that meet it, and sums of records that were lost.
+fn day(ledger: LedgerId, head: Head, day: u64, shares: u32) -> SealedBatch {
+    let mut payload = Vec::new();
+    let at_us = TEN + day * DAY;
+    let (id, number) = (DeviceId(1), JobNumber(day + 1));
+    let (address, user_agent) = (String::new(), String::new());
+    let name = "farm.rig7".to_owned();
+    let device = DeviceEntry { id, at_us, name, groups: Vec::new(), address, user_agent };
+    let job = JobEntry {
+        number,
+        at_us,
+        upstream: UpstreamId(0),
+        upstream_channel: UpstreamChannelId(0),
+        upstream_job: UpstreamJobId(0),
+        template: None,
+        previous_hash: [7; 32],
+        nbits: 0x1d00_ffff,
+        upstream_target: Target::HARDEST,
+        coinbase_prefix: vec![1; 40],
+        coinbase_suffix: vec![2; 50],
+        merkle_path: vec![[3; 32]],
+    };
+    let mut lost = Sums::default();
+    (lost.shares.submitted, lost.shares.accepted, lost.shares.kept) = (9, 9, 9);
+    let devices = vec![(Some(id), lost)];
+    let gap = Gap { from_us: at_us, to_us: at_us, records: 9, devices, upstreams: Vec::new() };
+    for entry in [Entry::Device(device), Entry::Job(job), Entry::Gap(gap)] {
+        codec::write_entry(&mut payload, &entry);
+    }
+    for place in 0..shares {
+        let utc = Duration::from_micros(at_us + u64::from(place) * 1000);
+        let mut share = chain::share(Now { monotonic: utc, utc }, id, Verdict::Accepted, Work(1));
+        // Every hash is worth one.
+        (share.job, share.nonce, share.job_age_ms) = (Some(number), place, place);
+        codec::write_entry(&mut payload, &Entry::Share(share));
+    }
+    SealedBatch::seal(ledger, head.number.next(), (at_us, at_us + 1_000_000), shares + 3, payload, head.hash)
+}
+
+#[test]
+fn what_retention_took_away_is_not_stated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let little = Retention { records_bytes: 1, ..chain::KEEP_ALL };
+    let (mut store, mut views, opening) =
+        SqliteStore::open(&folder.path().join("ledger"), little).expect("it opens");
+    let (mut head, mut books) = (Head::NONE, Books::default());
+    for number in 0..2 {
+        let batch = day(opening.ledger, head, number, 50);
+        store.append(&batch).expect("it is appended");
+        codec::entries(&batch.payload).for_each(|entry| books.apply(&entry.expect("it was written")));
+        head = Head { number: batch.number, hash: batch.hash };
+    }
+    views.roll_up(&books.roll_up(head.number)).expect("it is kept");
+    let mut bench = Bench { folder: folder.path(), key: String::new() };
+    bench.key = bench.succeeds(&["keygen", "--out", "ledger.key"]).trim().to_owned();
+    let device = ["--device", "farm.rig7"];
+    let both = bench.statement(device, "2025-11-25", "2025-11-27", &["--out", "both.json"]);
+    bench.succeeds(&both);
+    assert_eq!(bench.check("both.json", &[])["draws_from_accepted_work"]["proved"], 64);
+    let statement = bench.read("both.json").statement;
+    assert_eq!((statement.sums.accepted.shares.0, statement.without_detail.accepted.shares.0), (100, 18));
+    assert_eq!((statement.first_batch.map(|batch| batch.number.0), statement.lost_batches.0), (Some(1), 0));
+    // Made again, it is the same statement with the same sample: only the signature has chance in it.
+    bench.succeeds(&bench.statement(device, "2025-11-25", "2025-11-27", &["--out", "again.json"]));
+    let again = bench.read("again.json");
+    assert_eq!((again.statement, again.sample), (statement, bench.read("both.json").sample));
+
+    assert_eq!(views.retain(TEN / 1_000_000 + 864_000).expect("it can be removed").files.len(), 1);
+    let told = bench.fails(&both[..both.len() - 2], 1);
+    assert!(told.contains("the records before 2025-11-26T00:00:00Z were removed"), "{told}");
+    let kept = bench.statement(device, "2025-11-26", "2025-11-27", &["--out", "kept.json"]);
+    bench.succeeds(&kept);
+    assert_eq!(bench.read("kept.json").statement.sums.accepted.shares.0, 50);
+    assert_eq!(bench.check("kept.json", &[])["shares_without_job"], 0);
 }
 
 /// Statements of the group and of the account say what the books say.

@@ -20,7 +20,7 @@ use accounting::statement::{
     DEFAULT_DRAWS, MAX_DRAWS, MAX_FILE_BYTES, MAX_TEXT, RefusedRoot, Sample, SignedStatement, StatedRoot,
     StatedSubject, Statement,
 };
-use accounting::{AnswerSums, Books};
+use accounting::{AnswerSums, Books, Level};
 use clap::{ArgGroup, Args};
 use rand::RngCore;
 use rand::rngs::OsRng;
@@ -188,10 +188,11 @@ fn period_of(
         return Err(refused("--from is not before --to".to_owned()));
     }
     if opening.removed.number.0 > 0 {
+        // Whole days are removed: of the day that the first batch is in, nothing was.
         let first = reader.batches(opening.removed.number.next())?.next().transpose()?;
-        let kept_from = first.map_or(u64::MAX, |batch| batch.first_us);
-        if from_us < kept_from {
-            let since = times::microseconds(kept_from);
+        let kept_from = first.map_or(u64::MAX, |batch| Level::Day.start(batch.last_us / 1_000_000));
+        if from_us / 1_000_000 < kept_from {
+            let since = times::seconds(kept_from);
             return Err(refused(format!(
                 "the records before {since} were removed by age or size ([ledger] keep_records_days, \
                  max_records_gib): the period can begin there"
@@ -273,15 +274,15 @@ impl Draft<'_> {
         })?;
         let mut picking = Picking::new(Draws::default());
         order.each(|leaf| Ok::<(), LedgerFailure>(picking.push(leaf)?))?;
-        let (records, root, _) = picking.finish()?;
-        let root = StatedRoot::of(records, &root);
+        let grown = picking.finish()?;
+        let root = StatedRoot::of(grown.records, &grown.root);
         let statement = self.statement(root, counting, spanned)?;
         let draws = Draws::of(Seed::of(&statement.hash(), &args.challenge), args.sample, statement.works());
         let mut picking = Picking::new(draws);
         order.each(|leaf| Ok::<(), LedgerFailure>(picking.push(leaf)?))?;
-        let (_, _, picked) = picking.finish()?;
+        let drawn = picking.finish()?.drawn;
         drop(order);
-        let mut finding = Finding::new(self.scope.clone(), picked);
+        let mut finding = Finding::new(self.scope.clone(), drawn);
         source.each(from_us, to_us, to_us, |entry| {
             finding.apply(entry);
             Ok(())

@@ -189,6 +189,17 @@ impl Counting {
     }
 }
 
+/// The tree over accepted shares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grown {
+    /// How many leaves it has.
+    pub records: u64,
+    /// Its root.
+    pub root: Node,
+    /// The leaves that are shown, with their proofs.
+    pub drawn: Vec<(Node, Proof)>,
+}
+
 /// Makes the tree of leaves in the order of their keys, and the proofs of those that were drawn.
 #[derive(Debug)]
 pub struct Picking {
@@ -222,12 +233,12 @@ impl Picking {
         Ok(())
     }
 
-    /// How many leaves there were, the root, and those that were drawn with their proofs.
-    pub fn finish(mut self) -> Result<(u64, Node, Vec<(Node, Proof)>), TooMuchWork> {
+    /// After the last leaf.
+    pub fn finish(mut self) -> Result<Grown, TooMuchWork> {
         self.end_run()?;
         let records = self.tree.count();
         let (root, proofs) = self.tree.finish()?;
-        Ok((records, root, self.leaves.into_iter().zip(proofs).collect()))
+        Ok(Grown { records, root, drawn: self.leaves.into_iter().zip(proofs).collect() })
     }
 
     fn end_run(&mut self) -> Result<(), TooMuchWork> {

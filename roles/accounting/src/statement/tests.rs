@@ -12,7 +12,7 @@ use stratum::{
 };
 
 use super::check::{Checked, Fault, Following, check, check_contents};
-use super::collect::{Counting, Finding, Members, Period, Picking, Scope};
+use super::collect::{Counting, Finding, Grown, Members, Period, Picking, Scope};
 use super::draw::{Draws, Seed};
 use super::forms::{Count, Hex};
 use super::sums::StatedSums;
@@ -177,7 +177,7 @@ impl<'a> Signer<'a> {
             leaves.iter().for_each(|leaf| picking.push(*leaf).expect("little work"));
             picking.finish().expect("little work")
         };
-        let (records, root, _) = tree(Draws::default());
+        let Grown { records, root, .. } = tree(Draws::default());
         let Period { from_us, to_us, answers_until_us } = self.scope.period;
         let nothing = AnswerSums::default();
         let statement = Statement {
@@ -199,7 +199,7 @@ impl<'a> Signer<'a> {
             signed_by: key().public().to_string(),
         };
         let seed = Seed::of(&statement.hash(), self.challenge);
-        let (_, _, picked) = tree(Draws::of(seed, self.draws, root.works));
+        let picked = tree(Draws::of(seed, self.draws, root.works)).drawn;
         let mut finding = Finding::new(self.scope.clone(), picked);
         self.entries.iter().for_each(|entry| finding.apply(entry));
         let picked = finding.finish().expect("all are there");
