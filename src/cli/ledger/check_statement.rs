@@ -67,6 +67,12 @@ pub(super) fn run(args: &CheckStatementArgs, output: &mut Output<'_>) -> Result<
     } else {
         print(&signed, &checked, output)?;
     }
+    if checked.credited.fits_too_well() || checked.upstream.fits_too_well() {
+        output.flush()?;
+        return Err(wrong(
+            "its targets seem to have been chosen after hashing: luck was sold as work".to_owned(),
+        ));
+    }
     let unproved = |drawn: Drawn| drawn.draws - drawn.proved;
     let unproved = unproved(checked.credited) + unproved(checked.upstream);
     if unproved == 0 {
@@ -80,7 +86,15 @@ pub(super) fn run(args: &CheckStatementArgs, output: &mut Output<'_>) -> Result<
 }
 
 fn page(signed: &SignedStatement, checked: &Checked) -> Value {
-    let drawn = |drawn: Drawn| json!({ "draws": drawn.draws, "proved": drawn.proved });
+    let drawn = |drawn: Drawn| {
+        json!({
+            "draws": drawn.draws,
+            "proved": drawn.proved,
+            "shares_proved": drawn.shares,
+            "mean_of_hash_over_target": drawn.mean_part(),
+            "fits_too_well": drawn.fits_too_well(),
+        })
+    };
     let gap_us = if let Following::Previous { gap_us } = checked.following { Some(gap_us) } else { None };
     json!({
         "hash": Hex(checked.hash),
@@ -237,12 +251,26 @@ fn proves(signed: &SignedStatement, checked: &Checked) -> Vec<String> {
             drawn.draws,
             missed.join("; ")
         ));
+        lines.extend(drawn.mean_part().filter(|_| !drawn.fits_too_well()).map(|mean| {
+            format!(
+                "The hashes of those {} shares are {mean:.2} of their targets on average; about 0.5 is what targets give that \
+                 were set before hashing, and targets that were fitted to hashes give more.",
+                drawn.shares
+            )
+        }));
     }
     lines
 }
 
 fn does_not_prove(statement: &Statement, checked: &Checked) -> Vec<String> {
     let mut lines = Vec::new();
+    if checked.credited.fits_too_well() || checked.upstream.fits_too_well() {
+        lines.push(
+            "That the targets were set before hashing: the hashes lie nearer to them than chance has it, as if each had been \
+             chosen to fit. Then the work is far less than the sums say."
+                .to_owned(),
+        );
+    }
     if checked.without_job > 0 {
         lines.push(format!(
             "{} shares of the sample have no job in the file, so that nobody can hash them: they may be made up.",
@@ -277,7 +305,7 @@ fn does_not_prove(statement: &Statement, checked: &Checked) -> Vec<String> {
         "When a share was made, beyond that its header says so within a day, and that it is younger than the block that it \
          builds on, if an explorer knows that block; nor that nothing was left out.",
         "Which machine made it: names are the signer's. Nor whom a block would have paid: that is in the coinbase.",
-        "Refused shares, and what upstreams answered: their sums are the signer's word, and only bound, not shown. A pool \
+        "How many shares the work is made of, refused shares, and what upstreams answered: their sums are the signer's word, and only bound, not shown. A pool \
          knows what it acknowledged.",
     ];
     lines.extend(fixed.map(str::to_owned));

@@ -3,7 +3,8 @@
 //! A check shows that the key's owner signed exactly this; that it follows the statement before it; that its sums add up;
 //! that the shares in the sample are those that had to be drawn; that each of them, hashed again, meets the target that it
 //! was credited for; that it is in the tree once; and that its header's time is near the one that the record says, so that
-//! it cannot be stated again another week. Of `n` draws, none falls on work that is made up or counted twice
+//! it cannot be stated again another week. Targets that were chosen after hashing, to fit each hash, would make work of mere
+//! luck: then hashes lie nearer to their targets than chance has it, which is looked for. Of `n` draws, none falls on work that is made up or counted twice
 //! with probability `(1 - f)^n`, if that is a fraction `f` of all.
 //!
 //! It does not show that the same shares are in no other statement and were not sold elsewhere, which machine made them, or
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stratum::hash::{Hash, header_hash, merkle_root, sha256d};
 use stratum::job::MAX_MERKLE_PATH;
 use stratum::sv2::AuthorityPublicKey;
-use stratum::{DeviceId, Target};
+use stratum::{DeviceId, Difficulty, Target, Work};
 
 use super::collect::{MAX_NEIGHBOURS, Period};
 use super::draw::{Draws, Seed};
@@ -31,6 +32,9 @@ use crate::record::{ShareRecord, Verdict};
 /// How far a header's time may be from when the share was judged, in seconds: consensus lets it be two hours ahead, and
 /// jobs begin at a median of blocks that is hours behind when blocks are slow.
 const MAX_TIME_APART_S: u64 = 86_400;
+
+/// Standard deviations above the mean that are still believed to be chance: a normal deviate is above 5 once in 3.5 million.
+const MAX_DEVIATIONS: f64 = 5.0;
 
 /// What is wrong with a statement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +85,25 @@ pub struct Drawn {
     pub draws: u64,
     /// How many of them fell on shares that were hashed again, are counted once and are of the period.
     pub proved: u64,
+    /// How many different shares those are.
+    pub shares: u64,
+    /// Their hashes as parts of the targets that they are counted for, summed up, in millionths.
+    pub parts_ppm: u64,
+}
+
+impl Drawn {
+    /// The mean of hash over target. Targets that were set before hashing give every value from 0 to 1 equally often, and
+    /// 0.5 on average. `None` without proved shares.
+    pub fn mean_part(&self) -> Option<f64> {
+        (self.shares > 0).then(|| self.parts_ppm as f64 / 1e6 / self.shares as f64)
+    }
+
+    /// Whether hashes lie so near to their targets as chance has it once in three million statements.
+    pub fn fits_too_well(&self) -> bool {
+        // The standard deviation of a uniform value is 1/sqrt(12).
+        let deviation = 1.0 / (12.0 * self.shares as f64).sqrt();
+        self.mean_part().is_some_and(|mean| mean > 0.5 + MAX_DEVIATIONS * deviation)
+    }
 }
 
 /// What a check showed of a statement without a fault.
@@ -218,6 +241,8 @@ struct Shown {
     after: Works,
     /// What was hashed; none without its job.
     header: Option<[u8; 80]>,
+    /// Its hash as a part of the target that it is counted for, in each column.
+    parts: [f64; 2],
     /// Its header's time is near the one that it is said to have been judged at.
     is_timely: bool,
     /// It is in the tree once.
@@ -254,16 +279,18 @@ fn check_shares(signed: &SignedStatement, checked: &mut Checked) -> Result<Vec<S
         let (proved, after) = check_proof(share, &record, &signed.statement).map_err(fault)?;
         let job =
             share.job.map(|place| sample.jobs.get(place as usize).ok_or("its job is not in the sample"));
-        let mut header = None;
+        let (mut header, mut parts) = (None, [0.0; 2]);
         if let Some(job) = job.transpose().map_err(|what| fault(what.to_owned()))? {
             let bytes = header_of(share, job).map_err(fault)?;
-            check_hash(&header_hash(&bytes), &record, job.nbits).map_err(fault)?;
+            let hash = header_hash(&bytes);
+            check_hash(&hash, &record, job.nbits).map_err(fault)?;
             header = Some(bytes);
+            parts = [record.credited(), record.upstream_work].map(|work| part_of_target(&hash, work));
             *checked.tips.entry(job.previous_hash.0).or_default() += 1;
         }
         let judged_s = microseconds(record.judged.utc) / 1_000_000;
         let is_timely = judged_s.abs_diff(record.ntime.into()) <= MAX_TIME_APART_S;
-        shown.push(Shown { proved, key: Key::of(&record), after, header, is_timely, is_alone: false });
+        shown.push(Shown { proved, key: Key::of(&record), after, header, parts, is_timely, is_alone: false });
     }
     check_devices(&devices, &signed.statement)?;
     check_alone(sample, &mut shown)?;
@@ -399,25 +426,40 @@ fn check_hash(hash: &Hash, record: &ShareRecord, nbits: u32) -> Result<(), Strin
     Ok(())
 }
 
+/// A hash as a part of the target of this work: over 2^256, times the work.
+fn part_of_target(hash: &Hash, work: Work) -> f64 {
+    // The hash is difficulty 1 over its difficulty, and difficulty 1 is 0xffff * 2^208.
+    let hash = 65_535.0 / 2f64.powi(48) / Difficulty::of_hash(hash).0;
+    (hash * work.0 as f64).min(1.0)
+}
+
 /// Every point that follows from the statement lies on a share of the sample, and every share has one.
 fn check_draws(signed: &SignedStatement, shown: &[Shown], checked: &mut Checked) -> Result<(), Fault> {
     let (sample, total) = (&signed.sample, signed.statement.works());
     let seed = Seed::of(&checked.hash, &sample.challenge);
     let draws = Draws::of(seed, sample.draws, total);
     let mut is_drawn = vec![false; shown.len()];
-    let mut cover = |points: &[u128], column: fn(&Works) -> u128| {
-        let mut drawn = Drawn { draws: points.len() as u64, proved: 0 };
+    let mut cover = |points: &[u128], place_of: usize, column: fn(&Works) -> u128| {
+        let mut drawn = Drawn { draws: points.len() as u64, ..Drawn::default() };
+        let mut last = None;
         for point in points {
             let place = shown.partition_point(|share| column(&share.after) <= *point);
             let share = shown.get(place).filter(|share| column(&share.proved.before) <= *point);
             let share = share.ok_or_else(|| Fault::Draw(format!("it has no share at work {point}")))?;
             is_drawn[place] = true;
-            drawn.proved += u64::from(share.is_proved());
+            if share.is_proved() {
+                drawn.proved += 1;
+                // Points are in order: those on one share follow each other.
+                if last.replace(place) != Some(place) {
+                    drawn.shares += 1;
+                    drawn.parts_ppm += (share.parts[place_of] * 1e6) as u64;
+                }
+            }
         }
         Ok(drawn)
     };
-    checked.credited = cover(&draws.credited, |works| works.credited.0)?;
-    checked.upstream = cover(&draws.upstream, |works| works.upstream.0)?;
+    checked.credited = cover(&draws.credited, 0, |works| works.credited.0)?;
+    checked.upstream = cover(&draws.upstream, 1, |works| works.upstream.0)?;
     let mut start = 0;
     for run in shown.chunk_by(|one, next| one.key == next.key) {
         if !is_drawn[start..start + run.len()].contains(&true) {

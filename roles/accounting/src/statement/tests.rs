@@ -390,6 +390,33 @@ fn a_share_without_its_job_is_not_proved() {
 }
 
 #[test]
+fn targets_that_were_chosen_after_hashing_are_found() {
+    let found = |change: fn(&mut ShareRecord)| {
+        let mut entries = stream(400);
+        for entry in &mut entries {
+            if let Entry::Share(share) = entry
+                && share.verdict == Verdict::Accepted
+            {
+                change(share);
+            }
+        }
+        let signer = Signer { draws: 200, ..Signer::of(&entries, scope(0, 400)) };
+        checked(&signer.sign()).expect("nothing is wrong")
+    };
+    let honest = found(|_| ());
+    let mean = honest.credited.mean_part().expect("there are shares");
+    assert!((mean - 0.5).abs() < 0.1 && !honest.credited.fits_too_well(), "{mean}");
+    assert!(!honest.upstream.fits_too_well());
+    // Each share is credited the greatest power of two that its hash happens to meet.
+    let fitted = found(|share| {
+        let work = Target::from_le_bytes(hash(&job(), share)).work().0;
+        share.submitted = Work(1 << work.ilog2());
+    });
+    assert_eq!(fitted.credited.proved, 200, "each of them meets its target");
+    assert!(fitted.credited.fits_too_well(), "{:?}", fitted.credited.mean_part());
+}
+
+#[test]
 fn a_share_of_another_time_is_not_proved() {
     let days = |count: u64| {
         let entries: Vec<Entry> = stream(30)
