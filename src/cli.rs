@@ -29,6 +29,9 @@ use crate::{demo, pool, proxy};
 /// arguments 2.
 pub const EXIT_CONFIG: u8 = 64;
 
+/// Exit code for wrong arguments, as clap has it.
+const EXIT_USAGE: u8 = 2;
+
 /// What is logged when nobody says otherwise.
 const DEFAULT_FILTER: &str = "info";
 
@@ -89,7 +92,7 @@ The file config/pool.toml explains every key. SIGTERM and Ctrl-C end it in order
     Pool(FileArgs),
     /// Check a configuration and print what it amounts to, secrets hidden
     Check(CheckArgs),
-    /// Look into a ledger: devices, one device's history, export, verification
+    /// Look into a ledger: devices, one device's history, export, verification, statements of work
     Ledger(LedgerArgs),
     /// Make an authority key pair for SV2 connections
     Keygen(KeygenArgs),
@@ -197,6 +200,7 @@ impl Failure {
     const fn exit_code(&self) -> u8 {
         match self {
             Failure::Config(_) | Failure::Logging(_) => EXIT_CONFIG,
+            Failure::Ledger(ledger::LedgerFailure::NoPath) => EXIT_USAGE,
             Failure::Run(_) | Failure::Ledger(_) => 1,
         }
     }

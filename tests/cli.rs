@@ -33,6 +33,8 @@ fn every_command_explains_itself() {
         vec!["check"],
         vec!["keygen"],
         vec!["ledger"],
+        vec!["ledger", "statement"],
+        vec!["ledger", "check-statement"],
     ] {
         let mut arguments = command.clone();
         arguments.push("--help");

@@ -379,6 +379,18 @@ fn secret_files_that_hold_no_secret_are_named() {
 }
 
 #[test]
+fn a_signing_key_that_is_none_is_named() {
+    let folder = folder();
+    let text = pool_example().replace("# signing_key_file", "signing_key_file");
+    let path = folder.path().join("pool.toml");
+    read::<PoolConfig>(&text, &path).expect("it is a key");
+    fs::write(folder.path().join("ledger.key"), PUBLIC_KEY).expect("a file");
+    let found = problems::<PoolConfig>(&text, &path);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("ledger.signing_key_file") && found[0].contains("ledger.key"), "{found:?}");
+}
+
+#[test]
 fn listeners_that_fail_are_listed_with_all_other_mistakes() {
     let folder = folder();
     let path = folder.path().join("p.toml");

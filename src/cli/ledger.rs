@@ -3,10 +3,12 @@
 //! Results go to standard output, as tables for people or as JSON for scripts; everything else goes to standard
 //! error.
 
+mod check_statement;
 mod devices;
 mod export;
 mod figures;
 mod show;
+mod statement;
 mod table;
 mod verify;
 
@@ -31,12 +33,14 @@ Examples:
   checkweigh ledger --path ledger show farm.rig7              one device, with its last 24 hours
   checkweigh ledger --path ledger export --format csv --from 2026-11-01 --to 2026-12-01 --out november.csv
   checkweigh ledger --path ledger verify                      recheck every hash, and every sum
+  checkweigh ledger --path ledger statement --device farm.rig7 --from 2026-11-01 --to 2026-12-01 --key ledger.key --out rig7.json
+  checkweigh ledger check-statement rig7.json --key PUBLIC_KEY
 
 All of them work beside a running process, and change nothing. Times are UTC (RFC 3339).")]
 pub struct LedgerArgs {
-    /// The ledger's folder: [ledger] path of the configuration.
+    /// The ledger's folder: [ledger] path of the configuration. Only check-statement needs none.
     #[arg(long, value_name = "DIR")]
-    pub path: PathBuf,
+    pub path: Option<PathBuf>,
     /// What to do with it.
     #[command(subcommand)]
     pub command: LedgerCommand,
@@ -53,9 +57,13 @@ pub enum LedgerCommand {
     Export(export::ExportArgs),
     /// Recheck every hash, the chain of batches, and every sum
     Verify(verify::VerifyArgs),
+    /// Sign what a device, a group or an account did in a period, with a sample that anybody can hash again
+    Statement(statement::StatementArgs),
+    /// Check a statement of work, and say what it proves and what not
+    CheckStatement(check_statement::CheckStatementArgs),
 }
 
-/// Why a command on a ledger failed. All are worth exit code 1.
+/// Why a command on a ledger failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LedgerFailure {
     #[error("{0}")]
@@ -65,6 +73,9 @@ pub(super) enum LedgerFailure {
     /// What was asked for is not there, or cannot be done.
     #[error("{0}")]
     Refused(String),
+    /// An argument is missing.
+    #[error("the following required argument was not provided: --path <DIR>, the ledger's folder")]
+    NoPath,
     #[error("the ledger in {} is not sound: {faults} faults", path.display())]
     Unsound { path: PathBuf, faults: u64 },
 }
@@ -72,18 +83,32 @@ pub(super) enum LedgerFailure {
 /// Does what the command line asks for.
 pub(super) fn run(args: LedgerArgs) -> Result<(), LedgerFailure> {
     let LedgerArgs { path, command } = args;
-    let reader = SqliteReader::open(&path)?;
     let mut output = BufWriter::new(io::stdout().lock());
     let done = match command {
-        LedgerCommand::Devices(args) => devices::run(&reader, &args, &mut output),
-        LedgerCommand::Show(args) => show::run(&reader, &args, &mut output),
-        LedgerCommand::Export(args) => export::run(&reader, &args, &mut output),
-        LedgerCommand::Verify(args) => verify::run(&reader, &path, &args, &mut output),
+        LedgerCommand::CheckStatement(args) => check_statement::run(&args, &mut output),
+        command => look_into(path, command, &mut output),
     };
     match done.and_then(|()| Ok(output.flush()?)) {
         // Whoever read the output has enough, as `head` does.
         Err(LedgerFailure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => done,
+    }
+}
+
+fn look_into(
+    path: Option<PathBuf>,
+    command: LedgerCommand,
+    output: &mut Output<'_>,
+) -> Result<(), LedgerFailure> {
+    let path = path.ok_or(LedgerFailure::NoPath)?;
+    let reader = SqliteReader::open(&path)?;
+    match command {
+        LedgerCommand::Devices(args) => devices::run(&reader, &args, output),
+        LedgerCommand::Show(args) => show::run(&reader, &args, output),
+        LedgerCommand::Export(args) => export::run(&reader, &args, output),
+        LedgerCommand::Verify(args) => verify::run(&reader, &path, &args, output),
+        LedgerCommand::Statement(args) => statement::run(&reader, args, output),
+        LedgerCommand::CheckStatement(args) => check_statement::run(&args, output),
     }
 }
 

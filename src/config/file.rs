@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use stratum::sv2::AuthoritySecretKey;
 
 /// A configuration file that is longer is something else: the examples with all their comments have a hundredth.
 pub(super) const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -13,7 +14,7 @@ pub(super) const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 const MAX_SECRET_BYTES: u64 = 4096;
 
 /// Reads a text file of at most `limit` bytes.
-pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, String> {
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, String> {
     let named = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let mut text = String::new();
     let file = File::open(path).map_err(named)?;
@@ -38,15 +39,21 @@ pub(super) fn read_secret(path: &Path) -> Result<SecretString, String> {
     Ok(SecretString::from(secret))
 }
 
+/// Reads a secret key as `checkweigh keygen` writes it.
+pub(crate) fn read_key(path: &Path) -> Result<AuthoritySecretKey, String> {
+    let text = read_secret(path)?;
+    text.expose_secret().parse().map_err(|error| format!("{}: {error}", path.display()))
+}
+
 /// True when others than its owner may read the file.
 #[cfg(unix)]
-pub(super) fn is_readable_by_others(path: &Path) -> bool {
+pub(crate) fn is_readable_by_others(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
 }
 
 /// Other systems have no such bits.
 #[cfg(not(unix))]
-pub(super) fn is_readable_by_others(_path: &Path) -> bool {
+pub(crate) fn is_readable_by_others(_path: &Path) -> bool {
     false
 }

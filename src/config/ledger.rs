@@ -208,12 +208,12 @@ fn read_folder(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option
     None
 }
 
-/// The key itself is read by whoever signs.
+/// The key is read again by whoever signs: `checkweigh ledger statement --key`.
 fn read_key_file(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<PathBuf> {
     let text = section.string(findings, "signing_key_file")?;
     let path = findings.path(text);
     let place = section.place_of(findings, "signing_key_file");
-    match file::read_secret(&path) {
+    match file::read_key(&path) {
         Ok(_) if file::is_readable_by_others(&path) => {
             findings.note(place, format!("{} can be read by others; chmod 600 it", path.display()));
         }

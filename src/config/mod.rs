@@ -18,6 +18,8 @@ mod proxy;
 mod reader;
 mod render;
 
+pub(crate) use file::{is_readable_by_others, read_key, read_text};
+
 pub use api::{ApiConfig, HttpConfig, Tokens};
 pub use ledger::LedgerConfig;
 pub use listen::Listeners;

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use secrecy::ExposeSecret;
 use stratum::sv2::AuthoritySecretKey;
 use stratum::vardiff::{EASIEST_EXPONENT, HARDEST_EXPONENT, VardiffConfig};
 
@@ -181,10 +180,7 @@ fn read_authority(
     let key = "authority_secret_key_file";
     let path = section.string(findings, key)?;
     let path = findings.path(path);
-    let secret = file::read_secret(&path).and_then(|text| {
-        let parsed = text.expose_secret().parse::<AuthoritySecretKey>();
-        parsed.map_err(|error| format!("{}: {error}", path.display()))
-    });
+    let secret = file::read_key(&path);
     let place = section.place_of(findings, key);
     match secret {
         Ok(secret) => {

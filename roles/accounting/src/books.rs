@@ -11,13 +11,13 @@ mod restore;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stratum::{DeviceId, UpstreamChannelId, UpstreamId};
+use stratum::{DeviceId, UpstreamId};
 
 use self::account::Account;
-use self::answers::Waiting;
+use self::answers::Sender;
 pub use self::restore::Restored;
 use crate::batch::BatchNumber;
 use crate::energy::Readings;
@@ -27,6 +27,7 @@ use crate::rates::{RatePair, Window};
 use crate::record::{Fate, ShareRecord, Verdict};
 use crate::rollup::{DeviceRow, GroupId, Level, Point, RollUp, Subject};
 use crate::sums::{AnswerSums, Sums, Totals};
+use crate::waiting::WaitingShares;
 
 /// Devices that are counted apart: the greatest farms have some hundred thousand, and each takes two to three
 /// kilobytes. Beyond, shares count for the fleet and for [`Subject::Untracked`].
@@ -52,8 +53,8 @@ pub struct Books {
     known: usize,
     groups: Vec<Group>,
     upstreams: BTreeMap<UpstreamId, Upstream>,
-    /// Forwarded shares that wait for an answer, by the upstream's channel.
-    waiting: BTreeMap<(UpstreamId, UpstreamChannelId), VecDeque<Waiting>>,
+    /// Forwarded shares that wait for an answer.
+    waiting: WaitingShares<Sender>,
     /// What is known of power.
     readings: Readings,
     /// The batch that the entries are in.

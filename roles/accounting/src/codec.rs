@@ -28,7 +28,7 @@ use crate::rollup::{GroupId, Subject};
 pub const VERSION: u8 = 1;
 
 /// The longest prefix or suffix of a coinbase in a job entry: what SV2 carries.
-const MAX_COINBASE: usize = 65_535;
+pub(crate) const MAX_COINBASE: usize = 65_535;
 
 /// Why bytes are no entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,6 +8,7 @@
 //! - [`entry`], [`codec`]: what the stream is made of, and its bytes.
 //! - [`power`]: energy, and how well it is known.
 //! - [`rollup`]: sums for spans of time.
+//! - [`statement`], [`merkle`]: signed statements of work, with a sample that strangers can hash again.
 //! - [`sums`]: sums over records, exact whatever happens to the records themselves.
 
 pub mod batch;
@@ -15,12 +16,15 @@ pub mod books;
 pub mod codec;
 mod energy;
 pub mod entry;
+pub mod merkle;
 pub mod pattern;
 pub mod power;
 pub mod rates;
 pub mod record;
 pub mod rollup;
+pub mod statement;
 pub mod sums;
+mod waiting;
 
 pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
 pub use books::{Books, DeviceView, Restored, SubjectView};

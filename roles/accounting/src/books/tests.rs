@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, Work};
+use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, UpstreamChannelId, Work};
 
 use super::*;
 use crate::entry::{EventEntry, PowerEntry};

@@ -5,10 +5,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use bitcoin::secp256k1::{Keypair, Secp256k1, SecretKey, XOnlyPublicKey};
+use bitcoin::secp256k1::schnorr::Signature;
+use bitcoin::secp256k1::{Keypair, Message, Secp256k1, SecretKey, XOnlyPublicKey};
 
 /// The version before a public key in its text form: 1, as a little-endian 16-bit number (SV2 4.7).
 const PUBLIC_KEY_VERSION: [u8; 2] = [1, 0];
+
+/// Bytes of a signature (BIP 340).
+pub const SIGNATURE_SIZE: usize = 64;
 
 /// The longest key text that is looked at. The longest right one has 52 characters, and reading base58 takes time
 /// that grows with the square of the length.
@@ -45,6 +49,14 @@ impl AuthorityPublicKey {
     /// The X coordinate, big-endian (BIP 340).
     pub const fn to_bytes(self) -> [u8; 32] {
         self.0
+    }
+
+    /// Whether a signature over a digest is this key's (BIP 340).
+    pub fn has_signed(&self, digest: &[u8; 32], signature: &[u8; SIGNATURE_SIZE]) -> bool {
+        let Ok(signature) = Signature::from_slice(signature) else { return false };
+        let key = XOnlyPublicKey::from_slice(&self.0).expect("an AuthorityPublicKey is a valid key");
+        let message = Message::from_digest(*digest);
+        Secp256k1::verification_only().verify_schnorr(&signature, &message, &key).is_ok()
     }
 }
 
@@ -99,6 +111,15 @@ impl AuthoritySecretKey {
     /// The key that initiators are told.
     pub const fn public(&self) -> AuthorityPublicKey {
         self.public
+    }
+
+    /// Signs a digest (BIP 340). `aux` should be random bytes: they protect the secret from whoever watches the signing.
+    pub fn sign(&self, digest: &[u8; 32], aux: &[u8; 32]) -> [u8; SIGNATURE_SIZE] {
+        let secp = Secp256k1::signing_only();
+        let mut pair = Keypair::from_secret_key(&secp, &self.secret);
+        let signature = secp.sign_schnorr_with_aux_rand(&Message::from_digest(*digest), &pair, aux);
+        pair.non_secure_erase();
+        *signature.as_ref()
     }
 
     /// The secret itself.
@@ -170,6 +191,28 @@ mod tests {
         assert_eq!(key.public().to_string(), public);
         assert_eq!(key.secret_text(), secret);
         assert_eq!(format!("{key:?}"), format!("AuthoritySecretKey(of {public})"));
+    }
+
+    /// Test vector 1 of BIP 340, and what is not it.
+    #[test]
+    fn signatures_are_those_of_bip_340() {
+        let bytes = |text: &str| hex::decode(text).expect("hexadecimal");
+        let secret = bytes("b7e151628aed2a6abf7158809cf4f3c762e7160f38b4da56a784d9045190cfef");
+        let key = AuthoritySecretKey::from_bytes(secret.try_into().expect("32 bytes")).expect("a key");
+        let message = bytes("243f6a8885a308d313198a2e03707344a4093822299f31d0082efa98ec4e6c89");
+        let message: [u8; 32] = message.try_into().expect("32 bytes");
+        let aux = [&[0; 31][..], &[1]].concat().try_into().expect("32 bytes");
+        let signature = key.sign(&message, &aux);
+        let expected = concat!(
+            "6896bd60eeae296db48a229ff71dfe071bde413e6d43f917dc8dcf8c78de3341",
+            "8906d11ac976abccb20b091292bff4ea897efcb639ea871cfa95f6de339e4b0a"
+        );
+        assert_eq!(hex::encode(signature), expected);
+        assert!(key.public().has_signed(&message, &signature));
+        assert!(!key.public().has_signed(&[0; 32], &signature));
+        assert!(!key.public().has_signed(&message, &[255; 64]));
+        let other = AuthoritySecretKey::from_bytes([7; 32]).expect("a key").public();
+        assert!(!other.has_signed(&message, &signature));
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod properties;
 
 pub use codec::{DecodeError, EncodeError};
 pub use frame::FrameHeader;
-pub use keys::{AuthorityPublicKey, AuthoritySecretKey, InvalidKey};
+pub use keys::{AuthorityPublicKey, AuthoritySecretKey, InvalidKey, SIGNATURE_SIZE};
 pub use messages::Message;
 pub use noise::{HandshakeError, Initiator, Responder};
 pub use transport::{Decryptor, Encryptor, Frame, Transport, TransportError};

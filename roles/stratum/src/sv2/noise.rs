@@ -8,8 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bitcoin::secp256k1::ellswift::{ElligatorSwift, ElligatorSwiftParty};
-use bitcoin::secp256k1::schnorr::Signature;
-use bitcoin::secp256k1::{Keypair, Message, PublicKey, Secp256k1, SecretKey, XOnlyPublicKey};
+use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
 use rand::{CryptoRng, RngCore};
 
 use super::cipher::{Cipher, TAG_SIZE};
@@ -320,16 +319,12 @@ impl Certificate {
         authority: &AuthoritySecretKey,
         aux: &[u8; 32],
     ) -> [u8; SIGNED_CERTIFICATE_SIZE] {
-        let secp = Secp256k1::signing_only();
-        let pair = Keypair::from_seckey_slice(&secp, &authority.secret_bytes());
-        let mut pair = pair.expect("an AuthoritySecretKey is a valid key");
         let mut signed = [0; SIGNED_CERTIFICATE_SIZE];
         signed[..2].copy_from_slice(&self.version.to_le_bytes());
         signed[2..6].copy_from_slice(&self.valid_from.to_le_bytes());
         signed[6..10].copy_from_slice(&self.not_valid_after.to_le_bytes());
-        let message = certified(&signed, server_key);
-        signed[10..].copy_from_slice(secp.sign_schnorr_with_aux_rand(&message, &pair, aux).as_ref());
-        pair.non_secure_erase();
+        let signature = authority.sign(&certified(&signed, server_key), aux);
+        signed[10..].copy_from_slice(&signature);
         signed
     }
 
@@ -364,19 +359,16 @@ fn is_signed_by(
     signed: &[u8; SIGNED_CERTIFICATE_SIZE],
     server_key: &[u8; KEY_SIZE],
 ) -> bool {
-    let secp = Secp256k1::verification_only();
-    let Ok(signature) = Signature::from_slice(&signed[10..]) else { return false };
-    let key = XOnlyPublicKey::from_slice(&authority.to_bytes());
-    let key = key.expect("an AuthorityPublicKey is a valid key");
-    secp.verify_schnorr(&signature, &certified(signed, server_key), &key).is_ok()
+    let (_, signature) = signed.split_last_chunk().expect("a certificate ends with its signature");
+    authority.has_signed(&certified(signed, server_key), signature)
 }
 
 /// The hash that is signed: over the certificate's fields and the X coordinate of the server's key.
-fn certified(signed: &[u8; SIGNED_CERTIFICATE_SIZE], server_key: &[u8; KEY_SIZE]) -> Message {
+fn certified(signed: &[u8; SIGNED_CERTIFICATE_SIZE], server_key: &[u8; KEY_SIZE]) -> [u8; 32] {
     let key = PublicKey::from_ellswift(ElligatorSwift::from_array(*server_key));
     let mut hash = Midstate::of(&signed[..10]);
     hash.update(&key.x_only_public_key().0.serialize());
-    Message::from_digest(hash.finish())
+    hash.finish()
 }
 
 #[cfg(test)]
