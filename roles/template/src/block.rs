@@ -3,21 +3,14 @@
 //! This module never checks that the header is solved or that it names this coinbase: who found it did that.
 
 use crate::BlockTemplate;
-use crate::coinbase::push_compact_size;
+use crate::bytes::push_compact_size;
+use crate::skeleton::WITNESS;
 
 /// Bytes of a transaction before its inputs.
 const VERSION_SIZE: usize = 4;
 
 /// Bytes of a transaction after its outputs.
 const LOCK_TIME_SIZE: usize = 4;
-
-/// The witness of a coinbase (BIP 141): one item of 32 bytes, zeros as the template's commitment assumes.
-const WITNESS: [u8; 34] = {
-    let mut witness = [0; 34];
-    witness[0] = 1;
-    witness[1] = 32;
-    witness
-};
 
 /// The block of `header` on `template`, as nodes take it. `coinbase` is the coinbase without witness, exactly
 /// as it was hashed; the witness is added when the template commits to witnesses.

@@ -5,11 +5,16 @@
 
 pub mod block;
 pub mod block_template;
+mod bytes;
 pub mod coinbase;
 pub mod merkle;
+pub mod outputs;
 pub mod payout;
+pub mod skeleton;
 
 pub use block::assemble_block;
 pub use block_template::{BlockTemplate, TemplateError, TemplateTransaction};
 pub use coinbase::{CoinbaseError, CoinbaseParts, CoinbaseRules};
+pub use outputs::{Output, OutputsError};
 pub use payout::{PayoutError, payout_script};
+pub use skeleton::{Skeleton, SkeletonError};
