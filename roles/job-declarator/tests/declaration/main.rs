@@ -2,6 +2,7 @@
 
 mod client;
 mod custom_job;
+mod operations;
 mod properties;
 mod server;
 mod simulation;

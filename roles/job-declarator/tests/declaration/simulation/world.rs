@@ -285,7 +285,7 @@ impl World {
                     one.link = None;
                     one.client.handle_disconnected(now, &mut one.out);
                 }
-                let wait = self.between(500, 5_000);
+                let wait = self.between(500, 30_000);
                 self.at(wait, Event::Dial { farm });
             }
             Event::ServerLost { link } => {
@@ -301,7 +301,7 @@ impl World {
             }
             Event::BreakChannel { farm } => {
                 self.farms[farm].channel_closed(now);
-                let wait = self.between(500, 5_000);
+                let wait = self.between(500, 30_000);
                 self.at(wait, Event::OpenChannel { farm });
                 let every = self.faults.links_break_every.unwrap_or(Duration::from_secs(3600));
                 self.later(every * 2, Event::BreakChannel { farm });
