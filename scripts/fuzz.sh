@@ -35,7 +35,8 @@ fi
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(sv1_line sv2_frame mining_server ledger_entries statement)
+[ ${#targets[@]} -gt 0 ] ||
+  targets=(sv1_line sv2_frame mining_server job_declarator declarations ledger_entries statement)
 
 failed=()
 for target in "${targets[@]}"; do

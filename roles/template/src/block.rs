@@ -3,21 +3,15 @@
 //! This module never checks that the header is solved or that it names this coinbase: who found it did that.
 
 use crate::BlockTemplate;
-use crate::coinbase::push_compact_size;
+use crate::bytes::push_compact_size;
+use crate::skeleton::{Skeleton, WITNESS};
+use crate::transaction::RawTransaction;
 
 /// Bytes of a transaction before its inputs.
 const VERSION_SIZE: usize = 4;
 
 /// Bytes of a transaction after its outputs.
 const LOCK_TIME_SIZE: usize = 4;
-
-/// The witness of a coinbase (BIP 141): one item of 32 bytes, zeros as the template's commitment assumes.
-const WITNESS: [u8; 34] = {
-    let mut witness = [0; 34];
-    witness[0] = 1;
-    witness[1] = 32;
-    witness
-};
 
 /// The block of `header` on `template`, as nodes take it. `coinbase` is the coinbase without witness, exactly
 /// as it was hashed; the witness is added when the template commits to witnesses.
@@ -42,6 +36,27 @@ pub fn assemble_block(template: &BlockTemplate, coinbase: &[u8], header: &[u8; 8
         block.extend_from_slice(coinbase);
     }
     for transaction in &template.transactions {
+        block.extend_from_slice(&transaction.raw);
+    }
+    block
+}
+
+/// The block of `header` on a declared job: the coinbase with `extranonce`, and `transactions` after it.
+///
+/// Panics when `extranonce` has another length than [`Skeleton::extranonce_size`].
+pub fn assemble_declared_block(
+    header: &[u8; 80],
+    coinbase: &Skeleton,
+    extranonce: &[u8],
+    transactions: &[RawTransaction],
+) -> Vec<u8> {
+    let coinbase = coinbase.with_witness(extranonce);
+    let size: usize = transactions.iter().map(|transaction| transaction.raw.len()).sum();
+    let mut block = Vec::with_capacity(80 + 5 + coinbase.len() + size);
+    block.extend_from_slice(header);
+    push_compact_size(&mut block, 1 + transactions.len());
+    block.extend_from_slice(&coinbase);
+    for transaction in transactions {
         block.extend_from_slice(&transaction.raw);
     }
     block
@@ -73,6 +88,22 @@ mod tests {
             assert_eq!(block.bip34_block_height(), Ok(900_001));
             assert_eq!(block.header.block_hash().to_byte_array(), sha256d(&header));
             assert_eq!(block.txdata[0].compute_txid().to_byte_array(), sha256d(&coinbase));
+        }
+    }
+
+    #[test]
+    fn a_declared_block_is_the_one_that_its_template_makes() {
+        for transactions in [0, 1, 300] {
+            let template = with_transactions(small_template(900_001), transactions);
+            let rules = CoinbaseRules::new(vec![0x51], b"tag".to_vec(), 12).expect("fits");
+            let parts = rules.parts(&template).expect("fits");
+            let skeleton = Skeleton::parse(&parts.prefix, &parts.suffix).expect("a coinbase");
+            let header = template.header(template.version, &[5; 32], template.current_time, 5);
+            let raw: Vec<_> = template.transactions.iter().map(RawTransaction::from).collect();
+            assert_eq!(
+                assemble_declared_block(&header, &skeleton, &[3; 12], &raw),
+                assemble_block(&template, &parts.with_extranonce(&[3; 12]), &header)
+            );
         }
     }
 

@@ -27,10 +27,10 @@ pub const MAX_MONEY: u64 = 21_000_000 * 100_000_000;
 pub const MAX_LONG_POLL_ID: usize = 256;
 
 /// How a witness commitment begins: OP_RETURN, a push of 36 bytes, the magic of BIP 141.
-const COMMITMENT_START: [u8; 6] = [0x6a, 0x24, 0xaa, 0x21, 0xa9, 0xed];
+pub(crate) const COMMITMENT_START: [u8; 6] = [0x6a, 0x24, 0xaa, 0x21, 0xa9, 0xed];
 
 /// Bytes of a witness commitment (BIP 141), the 32-byte hash included.
-const COMMITMENT_SIZE: usize = 38;
+pub(crate) const COMMITMENT_SIZE: usize = 38;
 
 /// What a block may be made of: everything but the coinbase, the time and the nonce.
 #[derive(Clone, PartialEq, Eq)]

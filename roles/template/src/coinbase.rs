@@ -6,6 +6,7 @@
 use bitcoin::Script;
 
 use crate::BlockTemplate;
+use crate::bytes::push_compact_size;
 
 /// The longest extranonce that SV2 allows (SV2 5.1.1).
 pub const MAX_EXTRANONCE_SIZE: usize = 32;
@@ -21,10 +22,10 @@ const MAX_HEIGHT_PUSH: usize = 5;
 pub const MAX_TAG_SIZE: usize = MAX_SCRIPT_SIG - MAX_HEIGHT_PUSH - 1 - (1 + MAX_EXTRANONCE_SIZE);
 
 /// Not final, so that the lock time counts: what the templates of Bitcoin Core 31 ask for (BIP 54).
-const SEQUENCE: u32 = 0xffff_fffe;
+pub(crate) const SEQUENCE: u32 = 0xffff_fffe;
 
 /// The version of our coinbases.
-const TRANSACTION_VERSION: u32 = 2;
+pub(crate) const TRANSACTION_VERSION: u32 = 2;
 
 /// The weight of what is in a block besides transactions: 80 bytes of header and at most three of count.
 const BLOCK_OVERHEAD_WEIGHT: u64 = 4 * (80 + 3);
@@ -176,7 +177,7 @@ impl CoinbaseParts {
 
 /// The push of a height that BIP 34 asks for, as Bitcoin Core encodes it: small numbers have opcodes of their
 /// own, others are minimal little-endian numbers with a sign bit.
-fn height_push(height: u32) -> Vec<u8> {
+pub(crate) fn height_push(height: u32) -> Vec<u8> {
     const OP_1: u8 = 0x51;
     match height {
         0 => vec![0],
@@ -198,7 +199,7 @@ fn height_push(height: u32) -> Vec<u8> {
 
 /// Lengths of up to 75 bytes are their own opcode; [`MAX_TAG_SIZE`] and [`MAX_EXTRANONCE_SIZE`] are below
 /// that.
-fn push_length(script: &mut Vec<u8>, length: usize) {
+pub(crate) fn push_length(script: &mut Vec<u8>, length: usize) {
     debug_assert!(length <= 75, "longer pushes have another opcode");
     script.push(length as u8);
 }
@@ -207,21 +208,6 @@ fn push_output(outputs: &mut Vec<u8>, satoshis: u64, script: &[u8]) {
     outputs.extend_from_slice(&satoshis.to_le_bytes());
     push_compact_size(outputs, script.len());
     outputs.extend_from_slice(script);
-}
-
-/// A count or length as Bitcoin writes them.
-pub(crate) fn push_compact_size(bytes: &mut Vec<u8>, size: usize) {
-    match size {
-        0..=0xfc => bytes.push(size as u8),
-        0xfd..=0xffff => {
-            bytes.push(0xfd);
-            bytes.extend_from_slice(&(size as u16).to_le_bytes());
-        }
-        _ => {
-            bytes.push(0xfe);
-            bytes.extend_from_slice(&(size as u32).to_le_bytes());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -140,7 +140,7 @@ fn unknown_extensions_and_custom_jobs_are_refused() {
     let answer = driver.send(SetCustomMiningJob {
         channel_id: ChannelId(2),
         request_id: RequestId(8),
-        token: vec![1],
+        token: vec![1].into(),
         version: 2,
         prev_hash: [0; 32],
         min_ntime: 0,

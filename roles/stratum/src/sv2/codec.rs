@@ -2,11 +2,11 @@
 //!
 //! Layouts and lengths are the wire crates' business; this module never writes or reads a byte of a field itself.
 
-use stratum_core::binary_sv2::{self, B032, B064K, B0255, Seq064K, Seq0255, Str0255, Sv2Option, U256};
+use stratum_core::binary_sv2::{self, B016M, B032, B064K, B0255, Seq064K, Seq0255, Str0255, Sv2Option, U256};
 use stratum_core::common_messages_sv2 as common;
 
-use super::messages::{ExtensionsRequestId, Protocol};
-use crate::{ChannelId, JobId, RequestId, SequenceNumber, Target};
+use super::messages::{ExtensionsRequestId, MiningJobToken, Protocol};
+use crate::{ChannelId, JobId, RequestId, SequenceNumber, Target, TemplateId};
 
 /// A message of ours cannot be sent: a value is longer than its field holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -142,7 +142,14 @@ macro_rules! ids {
     )*};
 }
 
-ids!(ChannelId(u32), JobId(u32), RequestId(u32), SequenceNumber(u32), ExtensionsRequestId(u16));
+ids!(
+    ChannelId(u32),
+    JobId(u32),
+    RequestId(u32),
+    SequenceNumber(u32),
+    TemplateId(u64),
+    ExtensionsRequestId(u16)
+);
 
 impl Lower<'_> for Protocol {
     type Lowered = common::Protocol;
@@ -264,6 +271,54 @@ macro_rules! byte_strings {
 }
 
 byte_strings!(B032: 32, B0255: 255, B064K: 65_535);
+
+impl<'a> Lower<'a> for MiningJobToken {
+    type Lowered = &'a [u8];
+    fn lower(&'a self) -> &'a [u8] {
+        &self.0
+    }
+}
+
+impl FromWire<B0255<'_>> for MiningJobToken {
+    fn from_wire(wire: B0255<'_>) -> Result<Self, &'static str> {
+        Ok(MiningJobToken(wire.to_owned_bytes()))
+    }
+}
+
+impl<'a> Lower<'a> for Vec<Vec<u8>> {
+    type Lowered = &'a [Vec<u8>];
+    fn lower(&'a self) -> &'a [Vec<u8>] {
+        self
+    }
+}
+
+impl<'a> ToWire<'a, Seq064K<'a, B016M<'a>>> for &'a [Vec<u8>] {
+    fn to_wire(&'a self) -> Result<Seq064K<'a, B016M<'a>>, TooLong> {
+        let too_long = |length| TooLong { length, limit: (1 << 24) - 1 };
+        let elements = self.iter().map(|element| B016M::new(element).map_err(|_| too_long(element.len())));
+        let elements = elements.collect::<Result<_, _>>()?;
+        Seq064K::new(elements).map_err(|_| TooLong { length: self.len(), limit: 65_535 })
+    }
+}
+
+impl FromWire<Seq064K<'_, B016M<'_>>> for Vec<Vec<u8>> {
+    fn from_wire(wire: Seq064K<'_, B016M<'_>>) -> Result<Self, &'static str> {
+        Ok(wire.into_inner().into_iter().map(|element| element.to_owned_bytes()).collect())
+    }
+}
+
+impl<'a> ToWire<'a, Seq064K<'a, U256<'a>>> for &'a [[u8; 32]] {
+    fn to_wire(&'a self) -> Result<Seq064K<'a, U256<'a>>, TooLong> {
+        Seq064K::new(self.iter().map(U256::from).collect())
+            .map_err(|_| TooLong { length: self.len(), limit: 65_535 })
+    }
+}
+
+impl<'a> FromWire<Seq064K<'a, U256<'a>>> for Vec<[u8; 32]> {
+    fn from_wire(wire: Seq064K<'a, U256<'a>>) -> Result<Self, &'static str> {
+        Ok(wire.into_inner().iter().map(|hash| *hash.as_array()).collect())
+    }
+}
 
 impl<'a> Lower<'a> for Vec<[u8; 32]> {
     type Lowered = &'a [[u8; 32]];

@@ -24,6 +24,14 @@ pub mod success_flags {
     pub const REQUIRES_EXTENDED_CHANNELS: u32 = 1 << 1;
 }
 
+/// `SetupConnection.flags` of the job declaration protocol (SV2 6.4.1).
+pub mod job_declaration_flags {
+    /// The client will reveal its transactions: Full-Template mode. Without it: Coinbase-only mode.
+    pub const DECLARE_TX_DATA: u32 = 1;
+    /// Every flag that the specification knows; any other bit is an unsupported feature.
+    pub const ALL: u32 = DECLARE_TX_DATA;
+}
+
 /// The one version of the protocol that exists (SV2 3.6.1).
 pub const PROTOCOL_VERSION: u16 = 2;
 
@@ -41,6 +49,36 @@ pub mod setup_connection {
     pub const UNSUPPORTED_PROTOCOL: &str = "unsupported-protocol";
     /// No version suits both sides.
     pub const PROTOCOL_VERSION_MISMATCH: &str = "protocol-version-mismatch";
+    /// This job declaration server serves Full-Template mode only.
+    pub const MISSING_DECLARE_TX_DATA_FLAG: &str = "missing-declare-tx-data-flag";
+}
+
+/// Codes of `DeclareMiningJob.Error`.
+pub mod declare_mining_job {
+    /// The token was not given out, was used, or has expired.
+    pub const INVALID_MINING_JOB_TOKEN: &str = "invalid-mining-job-token";
+    /// A field of the message cannot be; the part after the last dash is its name in the specification.
+    pub const INVALID_JOB_PARAM_VALUE: &str = "invalid-job-param-value-";
+    /// The coinbase is none, or does not pay what it must.
+    pub const INVALID_COINBASE_TX: &str = "invalid-coinbase-tx";
+    /// The input of the coinbase is not that of one.
+    pub const INVALID_COINBASE_TX_INPUT: &str = "invalid-coinbase-tx-input";
+    /// Transactions that were asked for did not come, or are not those.
+    pub const MISSING_TXS: &str = "missing-txs";
+    /// The job is for an older chain tip.
+    pub const STALE_CHAIN_TIP: &str = "stale-chain-tip";
+    /// A block of this job would break the consensus rules.
+    pub const INVALID_JOB: &str = "invalid-job";
+    /// The server cannot say: the fault is its own.
+    pub const INTERNAL_ERROR: &str = "internal-error";
+}
+
+/// Codes of `RequestTransactionData.Error`.
+pub mod request_transaction_data {
+    /// The template was for an older chain tip.
+    pub const STALE_TEMPLATE_ID: &str = "stale-template-id";
+    /// There never was such a template, or it is forgotten.
+    pub const TEMPLATE_ID_NOT_FOUND: &str = "template-id-not-found";
 }
 
 /// Codes of `OpenMiningChannel.Error`.
@@ -147,9 +185,57 @@ pub mod close_channel {
 
 #[cfg(test)]
 mod tests {
-    use stratum_core::{common_messages_sv2 as common, mining_sv2 as mining};
+    use stratum_core::{
+        common_messages_sv2 as common, job_declaration_sv2 as declaration, mining_sv2 as mining,
+        template_distribution_sv2 as templates,
+    };
 
     use super::*;
+
+    #[test]
+    fn job_declaration_uses_the_same_words_too() {
+        let pairs = [
+            (
+                setup_connection::MISSING_DECLARE_TX_DATA_FLAG,
+                common::ERROR_CODE_SETUP_CONNECTION_MISSING_DECLARE_TX_DATA_FLAG,
+            ),
+            (
+                declare_mining_job::INVALID_MINING_JOB_TOKEN,
+                declaration::ERROR_CODE_DECLARE_MINING_JOB_INVALID_MINING_JOB_TOKEN,
+            ),
+            (
+                declare_mining_job::INVALID_COINBASE_TX,
+                declaration::ERROR_CODE_DECLARE_MINING_JOB_INVALID_COINBASE_TX,
+            ),
+            (
+                declare_mining_job::INVALID_COINBASE_TX_INPUT,
+                declaration::ERROR_CODE_DECLARE_MINING_JOB_INVALID_COINBASE_TX_INPUT,
+            ),
+            (declare_mining_job::MISSING_TXS, declaration::ERROR_CODE_DECLARE_MINING_JOB_MISSING_TXS),
+            (declare_mining_job::STALE_CHAIN_TIP, declaration::ERROR_CODE_DECLARE_MINING_JOB_STALE_CHAIN_TIP),
+            (declare_mining_job::INVALID_JOB, declaration::ERROR_CODE_DECLARE_MINING_JOB_INVALID_JOB),
+            (declare_mining_job::INTERNAL_ERROR, declaration::ERROR_CODE_DECLARE_MINING_JOB_INTERNAL_ERROR),
+            (
+                request_transaction_data::STALE_TEMPLATE_ID,
+                templates::ERROR_CODE_REQUEST_TRANSACTION_DATA_STALE_TEMPLATE_ID,
+            ),
+            (
+                request_transaction_data::TEMPLATE_ID_NOT_FOUND,
+                templates::ERROR_CODE_REQUEST_TRANSACTION_DATA_TEMPLATE_ID_NOT_FOUND,
+            ),
+            (
+                set_custom_mining_job::JOB_NOT_YET_VALIDATED,
+                mining::ERROR_CODE_SET_CUSTOM_MINING_JOB_JOB_NOT_YET_VALIDATED,
+            ),
+            (
+                set_custom_mining_job::INVALID_COINBASE_TX_OUTPUTS,
+                mining::ERROR_CODE_SET_CUSTOM_MINING_JOB_INVALID_COINBASE_TX_OUTPUTS,
+            ),
+        ];
+        for (ours, theirs) in pairs {
+            assert_eq!(ours, theirs);
+        }
+    }
 
     #[test]
     fn the_reference_implementation_uses_the_same_words() {

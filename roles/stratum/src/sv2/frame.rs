@@ -24,6 +24,28 @@ pub const MAX_PAYLOAD_FROM_JOB_DECLARER: usize = 80 * 1024;
 /// more than 40,000 channels does not fit, and no upstream of ours is asked for that many.
 pub const MAX_PAYLOAD_FROM_UPSTREAM: usize = 160 * 1024;
 
+/// The longest payload that a job declaration server accepts while it waits for no transactions: `DeclareMiningJob`
+/// with full byte strings and the 16,666 transactions that fit in a block takes 730,189 bytes. A longer list of
+/// transactions is of no block.
+pub const MAX_PAYLOAD_FROM_DECLARING_CLIENT: usize = 768 * 1024;
+
+/// The longest payload that is accepted where transactions were asked for
+/// (`ProvideMissingTransactions.Success`, `RequestTransactionData.Success`): a block holds 4,000,000 bytes of them
+/// (BIP 141), each comes with three bytes of length, and excess data has 65,535 bytes.
+pub const MAX_PAYLOAD_WITH_TRANSACTIONS: usize = 4 * 1024 * 1024;
+
+/// The longest payload that a job declaration client accepts: `ProvideMissingTransactions` for every place that it
+/// can name takes 131,076 bytes.
+pub const MAX_PAYLOAD_FROM_DECLARATION_SERVER: usize = 160 * 1024;
+
+/// The longest payload that a template provider accepts: `SubmitSolution` with the longest coinbase takes 65,557
+/// bytes.
+pub const MAX_PAYLOAD_FROM_TEMPLATE_CLIENT: usize = 80 * 1024;
+
+/// The longest payload that a client of a template provider accepts while it waits for no transactions:
+/// `NewTemplate` with the most outputs and merkle path that its fields hold takes 73,991 bytes.
+pub const MAX_PAYLOAD_FROM_TEMPLATE_PROVIDER: usize = 80 * 1024;
+
 /// A frame header. Every value of its six bytes is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
@@ -81,6 +103,18 @@ mod tests {
         let custom_job = 3 * 4 + 256 + 32 + 3 * 4 + 256 + 4 + (2 + 65_535) + 4 + (1 + 255 * 32);
         let extended_job = 4 + 4 + 5 + 4 + 1 + (1 + 255 * 32) + 2 * (2 + 65_535);
         assert_eq!((setup_connection, custom_job, extended_job), (1_291, 74_274, 139_253));
+        let declared_job = 4 + 256 + 4 + 2 * (2 + 65_535) + (2 + 16_666 * 32) + (2 + 65_535);
+        let transactions = 8 + (2 + 65_535) + (2 + 16_666 * 3 + 4_000_000);
+        let missing = 4 + 2 + 65_535 * 2;
+        let solution = 8 + 3 * 4 + (2 + 65_535);
+        let template = 8 + 1 + 4 + 4 + 256 + 4 + 8 + 4 + (2 + 65_535) + 4 + (1 + 255 * 32);
+        assert_eq!((declared_job, transactions), (730_189, 4_115_545));
+        assert_eq!((missing, solution, template), (131_076, 65_557, 73_991));
+        assert!(declared_job < MAX_PAYLOAD_FROM_DECLARING_CLIENT);
+        assert!(transactions < MAX_PAYLOAD_WITH_TRANSACTIONS);
+        assert!(missing < MAX_PAYLOAD_FROM_DECLARATION_SERVER);
+        assert!(solution < MAX_PAYLOAD_FROM_TEMPLATE_CLIENT);
+        assert!(template < MAX_PAYLOAD_FROM_TEMPLATE_PROVIDER);
         assert!(setup_connection < MAX_PAYLOAD_FROM_MINER);
         assert!(custom_job < MAX_PAYLOAD_FROM_JOB_DECLARER);
         assert!(extended_job < MAX_PAYLOAD_FROM_UPSTREAM);

@@ -1,4 +1,4 @@
-//! Every message of the mining and the common protocol, and of extension 1, as plain data of ours.
+//! Every message of every protocol, and of extension 1, as plain data of ours.
 //!
 //! Each message is declared once; its layout is that of the wire crates' type of the same name. A message serves
 //! both directions of the protocol: ids are numbers as this connection counts them, and who speaks to an upstream
@@ -6,33 +6,24 @@
 //! them (SV2 3.4.1).
 //!
 //! Nothing here is checked beyond lengths, UTF-8 and the protocol number: hash rates may be no numbers, targets
-//! zero, sizes absurd. That is for the state machines to judge.
+//! zero, sizes absurd. That is for the state machines to judge. Nor is it asked which protocol a connection speaks:
+//! what does not belong there is the state machines' to refuse. How much a message may hold is bounded by the longest
+//! payload that its receiver takes (see [`super::frame`]); decoding allocates a few times that at most.
+//!
+//! - `common`: connections, and extension 1.
+//! - `mining`: channels, jobs and shares.
+//! - `job_declaration`: tokens, declared jobs and solutions.
+//! - `template_distribution`: block templates.
+
+use std::fmt;
 
 use stratum_core::binary_sv2::{self, Deserialize, GetSize};
 
 use super::codec::{DecodeError, EncodeError, FromWire, Lower, ToWire};
 use super::frame::{self, FrameHeader, HEADER_SIZE};
 use super::{codes, jobs, shares, tlv};
+use crate::ChannelId;
 use crate::hash::Hash;
-use crate::{ChannelId, JobId, RequestId, SequenceNumber, Target};
-
-/// The wire crates' messages, each under the name that it has here.
-mod wire {
-    pub(super) use stratum_core::common_messages_sv2::{
-        ChannelEndpointChanged, Reconnect, SetupConnection, SetupConnectionError, SetupConnectionSuccess,
-    };
-    pub(super) use stratum_core::extensions_sv2::{
-        RequestExtensions, RequestExtensionsError, RequestExtensionsSuccess,
-    };
-    pub(super) use stratum_core::mining_sv2::{
-        CloseChannel, NewExtendedMiningJob, NewMiningJob, OpenExtendedMiningChannel,
-        OpenExtendedMiningChannelSuccess, OpenMiningChannelError, OpenStandardMiningChannel,
-        OpenStandardMiningChannelSuccess, SetCustomMiningJob, SetCustomMiningJobError,
-        SetCustomMiningJobSuccess, SetExtranoncePrefix, SetGroupChannel, SetNewPrevHash, SetTarget,
-        SubmitSharesError, SubmitSharesExtended, SubmitSharesStandard, SubmitSharesSuccess, UpdateChannel,
-        UpdateChannelError,
-    };
-}
 
 /// The sub-protocols of SV2 (SV2 3.6.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +39,23 @@ pub enum Protocol {
 /// Pairs `RequestExtensions` with its answer; 16 bits, unlike every other request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ExtensionsRequestId(pub u16);
+
+/// Stands for a job of job declaration (`mining_job_token`): whoever shows it is taken for the one that it was given
+/// to, so it never reaches a log. At most 255 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MiningJobToken(pub Vec<u8>);
+
+impl From<Vec<u8>> for MiningJobToken {
+    fn from(bytes: Vec<u8>) -> Self {
+        MiningJobToken(bytes)
+    }
+}
+
+impl fmt::Debug for MiningJobToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MiningJobToken({} bytes)", self.0.len())
+    }
+}
 
 /// Extension 0x0002's field of `SubmitSharesExtended` that carries the worker's name.
 pub(super) const WORKER_IDENTITY_FIELD: u8 = 1;
@@ -145,11 +153,18 @@ macro_rules! messages {
                 }
             }
         )*
+    };
+    (@extension_fields $name:ident) => { impl ExtensionFields for $name {} };
+    (@extension_fields $name:ident $($extra:ident)+) => {};
+}
 
-        /// Any message of the mining protocol, the common protocol or extension 1.
+/// Declares the sum of all messages, and how one is told from another.
+macro_rules! any_message {
+    ($($name:ident)*) => {
+        /// Any message of any protocol, or of extension 1.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Message {
-            $($(#[$doc])* $name($name),)*
+            $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name),)*
             /// See [`Unknown`].
             Unknown(Unknown),
         }
@@ -192,368 +207,38 @@ macro_rules! messages {
             /// The same by the wire crates alone.
             pub(super) fn decode_any(header: FrameHeader, payload: &[u8]) -> Result<Message, DecodeError> {
                 match (header.extension_type, header.message_type) {
-                    $(($extension, $type) => decode_payload::<$name>(payload).map(Message::$name),)*
+                    $((<$name as Payload>::EXTENSION_TYPE, <$name as Payload>::TYPE) => {
+                        decode_payload::<$name>(payload).map(Message::$name)
+                    })*
                     _ => Unknown::decode(header, payload).map(Message::Unknown),
                 }
             }
         }
     };
-    (@extension_fields $name:ident) => { impl ExtensionFields for $name {} };
-    (@extension_fields $name:ident $($extra:ident)+) => {};
 }
 
-messages! {
-    /// The first message of a connection (client to server, SV2 3.6.1).
-    SetupConnection = "SetupConnection", 0, 0x00, false {
-        /// The protocol that the client wants to speak.
-        protocol: Protocol,
-        /// The lowest version that the client speaks.
-        min_version: u16,
-        /// The highest version that the client speaks.
-        max_version: u16,
-        /// What the client requires: [`codes::setup_flags`] for the mining protocol.
-        flags: u32,
-        /// Host name or address that the client connected to; at most 255 bytes, like all texts here.
-        endpoint_host: String,
-        /// Port that the client connected to.
-        endpoint_port: u16,
-        /// Manufacturer or developer.
-        vendor: String,
-        /// Hardware or software package.
-        hardware_version: String,
-        /// Firmware.
-        firmware: String,
-        /// Unique identifier of the device; empty when the client gives no telemetry.
-        device_id: String,
-    }
+mod common;
+mod job_declaration;
+mod mining;
+mod template_distribution;
 
-    /// The connection is accepted (server to client, SV2 3.6.2).
-    SetupConnectionSuccess = "SetupConnection.Success", 0, 0x01, false {
-        /// The version that both sides speak from here on.
-        used_version: u16,
-        /// What the server requires: [`codes::success_flags`] for the mining protocol.
-        flags: u32,
-    }
+pub use common::*;
+pub use job_declaration::*;
+pub use mining::*;
+pub use template_distribution::*;
 
-    /// The connection is refused and will be closed (server to client, SV2 3.6.3).
-    SetupConnectionError = "SetupConnection.Error", 0, 0x02, false {
-        /// Every flag that the server does not support; 0 when flags were not the reason.
-        flags: u32,
-        /// One of [`codes::setup_connection`].
-        error_code: String,
-    }
-
-    /// Another endpoint now serves the channel: state of extensions is void (server to client, SV2 3.6.4).
-    ChannelEndpointChanged = "ChannelEndpointChanged", 0, 0x03, true {
-        /// The channel.
-        channel_id: ChannelId,
-    }
-
-    /// Go to another address of the same authority (server to client, SV2 3.6.5).
-    Reconnect = "Reconnect", 0, 0x04, false {
-        /// The host to go to; empty for the present one.
-        new_host: String,
-        /// The port to go to; 0 for the present one.
-        new_port: u16,
-    }
-
-    /// Asks for a standard channel (client to server, SV2 5.3.2).
-    OpenStandardMiningChannel = "OpenStandardMiningChannel", 0, 0x10, false {
-        /// Pairs the answer.
-        request_id: RequestId,
-        /// Who mines, as the server knows it.
-        user_identity: String,
-        /// Expected hashes per second. A peer can send any bits: check for NaN, infinity and signs.
-        nominal_hash_rate: f32,
-        /// The easiest target that the client accepts.
-        max_target: Target,
-    }
-
-    /// The standard channel is open (server to client, SV2 5.3.3).
-    OpenStandardMiningChannelSuccess = "OpenStandardMiningChannel.Success", 0, 0x11, false {
-        /// From the request.
-        request_id: RequestId,
-        /// The new channel.
-        channel_id: ChannelId,
-        /// Its first target.
-        target: Target,
-        /// The channel's whole extranonce, at most 32 bytes.
-        extranonce_prefix: Vec<u8>,
-        /// The group that the channel is in.
-        group_channel_id: ChannelId,
-    }
-
-    /// No channel is opened (server to client, SV2 5.3.6).
-    OpenMiningChannelError = "OpenMiningChannel.Error", 0, 0x12, false {
-        /// From the request.
-        request_id: RequestId,
-        /// One of [`codes::open_channel`].
-        error_code: String,
-    }
-
-    /// Asks for an extended channel (client to server, SV2 5.3.4).
-    OpenExtendedMiningChannel = "OpenExtendedMiningChannel", 0, 0x13, false {
-        /// Pairs the answer.
-        request_id: RequestId,
-        /// Who mines, as the server knows it.
-        user_identity: String,
-        /// Expected hashes per second. A peer can send any bits: check for NaN, infinity and signs.
-        nominal_hash_rate: f32,
-        /// The easiest target that the client accepts.
-        max_target: Target,
-        /// The fewest extranonce bytes that the client needs to roll.
-        min_extranonce_size: u16,
-    }
-
-    /// The extended channel is open (server to client, SV2 5.3.5).
-    OpenExtendedMiningChannelSuccess = "OpenExtendedMiningChannel.Success", 0, 0x14, false {
-        /// From the request.
-        request_id: RequestId,
-        /// The new channel.
-        channel_id: ChannelId,
-        /// Its first target.
-        target: Target,
-        /// Extranonce bytes that the client rolls, after the prefix.
-        extranonce_size: u16,
-        /// The first bytes of the channel's extranonce, at most 32.
-        extranonce_prefix: Vec<u8>,
-        /// The group that the channel is in.
-        group_channel_id: ChannelId,
-    }
-
-    /// A job of a standard channel: only version, time and nonce can be rolled (server to client, SV2 5.3.15).
-    NewMiningJob = "NewMiningJob", 0, 0x15, true {
-        /// A standard channel.
-        channel_id: ChannelId,
-        /// The job, for shares.
-        job_id: JobId,
-        /// The lowest time that a share may carry; none for a future job, which waits for its `SetNewPrevHash`.
-        min_ntime: Option<u32>,
-        /// The block's version.
-        version: u32,
-        /// The block's merkle root, in internal byte order.
-        merkle_root: Hash,
-    }
-
-    /// The channel's hash rate or target wish has changed (client to server, SV2 5.3.7).
-    UpdateChannel = "UpdateChannel", 0, 0x16, true {
-        /// The channel.
-        channel_id: ChannelId,
-        /// Expected hashes per second. A peer can send any bits: check for NaN, infinity and signs.
-        nominal_hash_rate: f32,
-        /// The easiest target that the client accepts.
-        maximum_target: Target,
-    }
-
-    /// An `UpdateChannel` was invalid (server to client, SV2 5.3.8).
-    UpdateChannelError = "UpdateChannel.Error", 0, 0x17, true {
-        /// The channel.
-        channel_id: ChannelId,
-        /// One of [`codes::update_channel`].
-        error_code: String,
-    }
-
-    /// The channel, or every channel of the group, is closed (both directions, SV2 5.3.9).
-    CloseChannel = "CloseChannel", 0, 0x18, true {
-        /// A channel or a group.
-        channel_id: ChannelId,
-        /// Why, such as one of [`codes::close_channel`].
-        reason_code: String,
-    }
-
-    /// Jobs sent from here on have another extranonce prefix (server to client, SV2 5.3.10).
-    SetExtranoncePrefix = "SetExtranoncePrefix", 0, 0x19, true {
-        /// A standard or extended channel.
-        channel_id: ChannelId,
-        /// The first bytes of the channel's extranonce, at most 32.
-        extranonce_prefix: Vec<u8>,
-    }
-
-    /// A share of a standard channel (client to server, SV2 5.3.11).
-    SubmitSharesStandard = "SubmitSharesStandard", 0, 0x1a, true {
-        /// The channel.
-        channel_id: ChannelId,
-        /// The submission within its channel.
-        sequence_number: SequenceNumber,
-        /// The job.
-        job_id: JobId,
-        /// The header's nonce.
-        nonce: u32,
-        /// The header's time.
-        ntime: u32,
-        /// The header's version.
-        version: u32,
-    }
-
-    /// A share of an extended channel (client to server, SV2 5.3.12).
-    SubmitSharesExtended = "SubmitSharesExtended", 0, 0x1b, true {
-        /// The channel.
-        channel_id: ChannelId,
-        /// The submission within its channel.
-        sequence_number: SequenceNumber,
-        /// The job.
-        job_id: JobId,
-        /// The header's nonce.
-        nonce: u32,
-        /// The header's time.
-        ntime: u32,
-        /// The header's version.
-        version: u32,
-        /// The bytes that the client rolled, as many as the channel's `extranonce_size`; at most 32.
-        extranonce: Vec<u8>,
-    } + {
-        /// The worker's name by extension 0x0002, at most [`MAX_WORKER_IDENTITY`] bytes. To be ignored, and not
-        /// to be sent, unless that extension was negotiated.
-        user_identity: Option<String>,
-    }
-
-    /// Shares are accepted (server to client, SV2 5.3.13).
-    SubmitSharesSuccess = "SubmitShares.Success", 0, 0x1c, true {
-        /// The channel.
-        channel_id: ChannelId,
-        /// The newest submission that was right.
-        last_sequence_number: SequenceNumber,
-        /// How many shares this message accepts.
-        new_submits_accepted_count: u32,
-        /// The sum of their difficulties.
-        new_shares_sum: u64,
-    }
-
-    /// A share is refused (server to client, SV2 5.3.14).
-    SubmitSharesError = "SubmitShares.Error", 0, 0x1d, true {
-        /// The channel.
-        channel_id: ChannelId,
-        /// The submission.
-        sequence_number: SequenceNumber,
-        /// One of [`codes::submit_shares`].
-        error_code: String,
-    }
-
-    /// A job of an extended or group channel (server to client, SV2 5.3.16).
-    NewExtendedMiningJob = "NewExtendedMiningJob", 0, 0x1f, true {
-        /// An extended channel or a group.
-        channel_id: ChannelId,
-        /// The job, for shares.
-        job_id: JobId,
-        /// The lowest time that a share may carry; none for a future job, which waits for its `SetNewPrevHash`.
-        min_ntime: Option<u32>,
-        /// The block's version.
-        version: u32,
-        /// Whether the version bits of BIP 323 may be rolled.
-        version_rolling_allowed: bool,
-        /// Siblings of the coinbase on the way to the merkle root, lowest first; at most 255.
-        merkle_path: Vec<Hash>,
-        /// The coinbase without witness data, up to the extranonce; at most 65,535 bytes.
-        coinbase_tx_prefix: Vec<u8>,
-        /// The coinbase without witness data, after the extranonce; at most 65,535 bytes.
-        coinbase_tx_suffix: Vec<u8>,
-    }
-
-    /// A new chain tip, which activates one future job and voids all others (server to client, SV2 5.3.17).
-    SetNewPrevHash = "SetNewPrevHash", 0, 0x20, true {
-        /// A channel or a group.
-        channel_id: ChannelId,
-        /// The future job to mine on.
-        job_id: JobId,
-        /// The hash of the block to build on, in internal byte order.
-        prev_hash: Hash,
-        /// The lowest time that a share may carry.
-        min_ntime: u32,
-        /// The compact network target.
-        nbits: u32,
-    }
-
-    /// Another target, for jobs to come and future jobs (server to client, SV2 5.3.21).
-    SetTarget = "SetTarget", 0, 0x21, true {
-        /// A channel or a group.
-        channel_id: ChannelId,
-        /// The easiest hash that is accepted.
-        maximum_target: Target,
-    }
-
-    /// The client will mine on a job that it declared (client to server, SV2 5.3.18).
-    SetCustomMiningJob = "SetCustomMiningJob", 0, 0x22, true {
-        /// An extended channel or a group.
-        channel_id: ChannelId,
-        /// Pairs the answer.
-        request_id: RequestId,
-        /// The token of the declared job (`mining_job_token` in the specification), at most 255 bytes.
-        token: Vec<u8>,
-        /// The block's version.
-        version: u32,
-        /// The hash of the block to build on, in internal byte order.
-        prev_hash: Hash,
-        /// The lowest time that a share may carry.
-        min_ntime: u32,
-        /// The compact network target.
-        nbits: u32,
-        /// The coinbase's version.
-        coinbase_tx_version: u32,
-        /// The start of the coinbase's script, at most 8 bytes; the wire holds 255.
-        coinbase_prefix: Vec<u8>,
-        /// The sequence of the coinbase's input.
-        coinbase_tx_input_n_sequence: u32,
-        /// The coinbase's outputs with their count, as consensus serialises them; at most 65,535 bytes.
-        coinbase_tx_outputs: Vec<u8>,
-        /// The coinbase's lock time.
-        coinbase_tx_locktime: u32,
-        /// Siblings of the coinbase on the way to the merkle root, lowest first; at most 255.
-        merkle_path: Vec<Hash>,
-    }
-
-    /// The declared job is accepted (server to client, SV2 5.3.19).
-    SetCustomMiningJobSuccess = "SetCustomMiningJob.Success", 0, 0x23, true {
-        /// From the request.
-        channel_id: ChannelId,
-        /// From the request.
-        request_id: RequestId,
-        /// The job, for shares.
-        job_id: JobId,
-    }
-
-    /// The declared job is refused (server to client, SV2 5.3.20).
-    SetCustomMiningJobError = "SetCustomMiningJob.Error", 0, 0x24, true {
-        /// From the request.
-        channel_id: ChannelId,
-        /// From the request.
-        request_id: RequestId,
-        /// One of [`codes::set_custom_mining_job`].
-        error_code: String,
-    }
-
-    /// Channels join a group (server to client, SV2 5.3.22).
-    SetGroupChannel = "SetGroupChannel", 0, 0x25, false {
-        /// The group.
-        group_channel_id: ChannelId,
-        /// The channels that are in it from here on; at most 65,535.
-        channel_ids: Vec<ChannelId>,
-    }
-
-    /// Asks for extensions (client to server, extension 1).
-    RequestExtensions = "RequestExtensions", 1, 0x00, false {
-        /// Pairs the answer.
-        request_id: ExtensionsRequestId,
-        /// Extension types; at most 65,535.
-        requested_extensions: Vec<u16>,
-    }
-
-    /// Extensions are on (server to client, extension 1).
-    RequestExtensionsSuccess = "RequestExtensions.Success", 1, 0x01, false {
-        /// From the request.
-        request_id: ExtensionsRequestId,
-        /// Those of the requested extensions that are on; at most 65,535.
-        supported_extensions: Vec<u16>,
-    }
-
-    /// Extensions stay off (server to client, extension 1).
-    RequestExtensionsError = "RequestExtensions.Error", 1, 0x02, false {
-        /// From the request.
-        request_id: ExtensionsRequestId,
-        /// Those of the requested extensions that the server does not know; at most 65,535.
-        unsupported_extensions: Vec<u16>,
-        /// Those that the server insists on; at most 65,535.
-        required_extensions: Vec<u16>,
-    }
+any_message! {
+    SetupConnection SetupConnectionSuccess SetupConnectionError ChannelEndpointChanged Reconnect
+    OpenStandardMiningChannel OpenStandardMiningChannelSuccess OpenMiningChannelError OpenExtendedMiningChannel
+    OpenExtendedMiningChannelSuccess NewMiningJob UpdateChannel UpdateChannelError CloseChannel
+    SetExtranoncePrefix SubmitSharesStandard SubmitSharesExtended SubmitSharesSuccess SubmitSharesError
+    NewExtendedMiningJob SetNewPrevHash SetTarget SetCustomMiningJob SetCustomMiningJobSuccess
+    SetCustomMiningJobError SetGroupChannel
+    AllocateMiningJobToken AllocateMiningJobTokenSuccess DeclareMiningJob DeclareMiningJobSuccess
+    DeclareMiningJobError ProvideMissingTransactions ProvideMissingTransactionsSuccess PushSolution
+    CoinbaseOutputConstraints NewTemplate TemplateSetNewPrevHash RequestTransactionData
+    RequestTransactionDataSuccess RequestTransactionDataError SubmitSolution
+    RequestExtensions RequestExtensionsSuccess RequestExtensionsError
 }
 
 /// A message that none of the others is, as it came. The receiver ignores it, or forwards it when it is for a
@@ -614,37 +299,6 @@ impl From<Unknown> for Message {
     }
 }
 
-impl ExtensionFields for SubmitSharesExtended {
-    fn append_to(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let Some(user_identity) = &self.user_identity else { return Ok(()) };
-        let (length, limit) = (user_identity.len(), MAX_WORKER_IDENTITY);
-        if length > limit {
-            return Err(EncodeError { message: Self::NAME, field: "user_identity", length, limit });
-        }
-        tlv::append(out, codes::WORKER_HASHRATE_TRACKING, WORKER_IDENTITY_FIELD, user_identity.as_bytes());
-        Ok(())
-    }
-
-    fn read(&mut self, trailing: &[u8]) -> Result<(), DecodeError> {
-        let fault = |reason| DecodeError::Field { message: Self::NAME, field: "user_identity", reason };
-        match tlv::find(trailing, codes::WORKER_HASHRATE_TRACKING, WORKER_IDENTITY_FIELD) {
-            tlv::Trailing::Fields(None) => Ok(()),
-            // The specification wants the message rejected, not the name cut (SV2 3.4.3).
-            tlv::Trailing::Fields(Some(name)) if name.len() > MAX_WORKER_IDENTITY => {
-                Err(fault("is longer than 32 bytes"))
-            }
-            tlv::Trailing::Fields(Some(name)) => {
-                let name = str::from_utf8(name).map_err(|_| fault("is not UTF-8"))?;
-                self.user_identity = Some(name.to_owned());
-                Ok(())
-            }
-            tlv::Trailing::Junk => {
-                Err(DecodeError::TrailingBytes { message: Self::NAME, extra: trailing.len() })
-            }
-        }
-    }
-}
-
 fn encode_frame<M: ExtensionFields>(message: &M, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_SIZE]);
@@ -652,12 +306,17 @@ fn encode_frame<M: ExtensionFields>(message: &M, out: &mut Vec<u8>) -> Result<()
         out.truncate(start);
         return Err(error);
     }
+    let length = out.len() - start - HEADER_SIZE;
+    if length > frame::MAX_PAYLOAD {
+        // Only lists of transactions can be that long.
+        out.truncate(start);
+        return Err(EncodeError { message: M::NAME, field: "payload", length, limit: frame::MAX_PAYLOAD });
+    }
     let header = FrameHeader {
         extension_type: M::EXTENSION_TYPE,
         channel_msg: M::CHANNEL_MSG,
         message_type: M::TYPE,
-        // The fields of the longest message hold 262,146 bytes, far below the 16 MiB of a frame.
-        payload_length: (out.len() - start - HEADER_SIZE) as u32,
+        payload_length: length as u32,
     };
     out[start..start + HEADER_SIZE].copy_from_slice(&header.to_bytes());
     Ok(())

@@ -6,12 +6,14 @@ use super::codes;
 use super::frame::{FrameHeader, HEADER_SIZE};
 use super::messages::*;
 use super::{DecodeError, EncodeError};
-use crate::{ChannelId, JobId, RequestId, SequenceNumber, Target};
+use crate::{ChannelId, JobId, RequestId, SequenceNumber, Target, TemplateId};
 
 /// Every (extension, type) that is a message of ours, and some that are not.
 fn kinds() -> impl Strategy<Value = (u16, u8)> {
     prop_oneof![
         8 => (Just(0), 0x00u8..=0x26),
+        4 => (Just(0), 0x50u8..=0x60),
+        4 => (Just(0), 0x70u8..=0x77),
         2 => (Just(1), 0x00u8..=0x03),
         1 => (0u16..0x8000, any::<u8>()),
     ]
@@ -222,7 +224,7 @@ fn jobs() -> impl Strategy<Value = Message> {
                 SetCustomMiningJob {
                     channel_id,
                     request_id,
-                    token: custom.0,
+                    token: custom.0.into(),
                     version: numbers[0],
                     prev_hash,
                     min_ntime: numbers[1],
@@ -285,6 +287,127 @@ fn shares() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn token() -> impl Strategy<Value = MiningJobToken> {
+    bytes(255).prop_map(MiningJobToken)
+}
+
+fn hashes() -> impl Strategy<Value = Vec<[u8; 32]>> {
+    prop::collection::vec(any::<[u8; 32]>(), 0..=400)
+}
+
+fn transactions() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    prop::collection::vec(bytes(300), 0..=20)
+}
+
+fn template() -> impl Strategy<Value = TemplateId> {
+    any::<u64>().prop_map(TemplateId)
+}
+
+fn declarations() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        (text(), request()).prop_map(|(user_identifier, request_id)| {
+            AllocateMiningJobToken { user_identifier, request_id }.into()
+        }),
+        (request(), token(), bytes(400)).prop_map(|(request_id, mining_job_token, coinbase_outputs)| {
+            AllocateMiningJobTokenSuccess { request_id, mining_job_token, coinbase_outputs }.into()
+        }),
+        (request(), token(), any::<u32>(), bytes(300), bytes(300), hashes(), bytes(300)).prop_map(
+            |(
+                request_id,
+                mining_job_token,
+                version,
+                coinbase_tx_prefix,
+                coinbase_tx_suffix,
+                wtxid_list,
+                excess_data,
+            )| {
+                DeclareMiningJob {
+                    request_id,
+                    mining_job_token,
+                    version,
+                    coinbase_tx_prefix,
+                    coinbase_tx_suffix,
+                    wtxid_list,
+                    excess_data,
+                }
+                .into()
+            }
+        ),
+        (request(), token()).prop_map(|(request_id, new_mining_job_token)| {
+            DeclareMiningJobSuccess { request_id, new_mining_job_token }.into()
+        }),
+        (request(), text(), bytes(300)).prop_map(|(request_id, error_code, error_details)| {
+            DeclareMiningJobError { request_id, error_code, error_details }.into()
+        }),
+    ]
+}
+
+fn solutions() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        (request(), prop::collection::vec(any::<u16>(), 0..400)).prop_map(
+            |(request_id, unknown_tx_position_list)| {
+                ProvideMissingTransactions { request_id, unknown_tx_position_list }.into()
+            }
+        ),
+        (request(), transactions()).prop_map(|(request_id, transaction_list)| {
+            ProvideMissingTransactionsSuccess { request_id, transaction_list }.into()
+        }),
+        (bytes(32), any::<[u8; 32]>(), any::<[u32; 4]>()).prop_map(
+            |(extranonce, prev_hash, [nonce, ntime, nbits, version])| {
+                PushSolution { extranonce, prev_hash, nonce, ntime, nbits, version }.into()
+            }
+        ),
+        (template(), any::<[u32; 3]>(), bytes(400)).prop_map(
+            |(template_id, [version, header_timestamp, header_nonce], coinbase_tx)| {
+                SubmitSolution { template_id, version, header_timestamp, header_nonce, coinbase_tx }.into()
+            }
+        ),
+    ]
+}
+
+fn templates() -> impl Strategy<Value = Message> {
+    let new_template = (template(), any::<bool>(), any::<[u32; 5]>(), any::<u64>(), bytes(255), bytes(400));
+    prop_oneof![
+        (any::<u32>(), any::<u16>()).prop_map(|(size, sigops)| {
+            let coinbase_output_max_additional_size = size;
+            let coinbase_output_max_additional_sigops = sigops;
+            CoinbaseOutputConstraints {
+                coinbase_output_max_additional_size,
+                coinbase_output_max_additional_sigops,
+            }
+            .into()
+        }),
+        (new_template, path()).prop_map(|((template_id, future, numbers, value, prefix, outputs), path)| {
+            NewTemplate {
+                template_id,
+                future_template: future,
+                version: numbers[0],
+                coinbase_tx_version: numbers[1],
+                coinbase_prefix: prefix,
+                coinbase_tx_input_sequence: numbers[2],
+                coinbase_tx_value_remaining: value,
+                coinbase_tx_outputs_count: numbers[3],
+                coinbase_tx_outputs: outputs,
+                coinbase_tx_locktime: numbers[4],
+                merkle_path: path,
+            }
+            .into()
+        }),
+        (template(), any::<[u8; 32]>(), any::<u32>(), any::<u32>(), target()).prop_map(
+            |(template_id, prev_hash, header_timestamp, n_bits, target)| {
+                TemplateSetNewPrevHash { template_id, prev_hash, header_timestamp, n_bits, target }.into()
+            }
+        ),
+        template().prop_map(|template_id| RequestTransactionData { template_id }.into()),
+        (template(), bytes(300), transactions()).prop_map(|(template_id, excess_data, transaction_list)| {
+            RequestTransactionDataSuccess { template_id, excess_data, transaction_list }.into()
+        }),
+        (template(), text()).prop_map(|(template_id, error_code)| {
+            RequestTransactionDataError { template_id, error_code }.into()
+        }),
+    ]
+}
+
 fn decode_frame(frame: &[u8]) -> Result<Message, DecodeError> {
     let (header, payload) = frame.split_first_chunk::<HEADER_SIZE>().expect("a header");
     let header = FrameHeader::parse(*header);
@@ -297,7 +420,9 @@ proptest! {
 
     #[test]
     fn what_is_encoded_decodes_to_the_same(
-        message in prop_oneof![common(), channels(), jobs(), shares()],
+        message in prop_oneof![
+            common(), channels(), jobs(), shares(), declarations(), solutions(), templates()
+        ],
         cut in any::<prop::sample::Index>(),
     ) {
         let mut frame = b"kept".to_vec();
@@ -387,6 +512,23 @@ fn values_too_long_for_their_fields_are_named() {
     };
     assert_eq!(refused(job.clone().into()).limit, 255);
     assert_eq!(refused(NewExtendedMiningJob { merkle_path: vec![], ..job }.into()).limit, 65_535);
+    let declared = DeclareMiningJob {
+        request_id: RequestId(1),
+        mining_job_token: vec![0; 256].into(),
+        version: 0,
+        coinbase_tx_prefix: vec![],
+        coinbase_tx_suffix: vec![],
+        wtxid_list: vec![[0; 32]; 65_536],
+        excess_data: vec![],
+    };
+    assert_eq!(refused(declared.clone().into()).field, "mining_job_token");
+    let mining_job_token = vec![].into();
+    assert_eq!(refused(DeclareMiningJob { mining_job_token, ..declared }.into()).field, "wtxid_list");
+    let lists = [vec![vec![0; 1 << 24]], vec![vec![]; 65_536], vec![vec![0; 1 << 23]; 2]];
+    let limits = lists.map(|transaction_list| {
+        refused(ProvideMissingTransactionsSuccess { request_id: RequestId(1), transaction_list }.into()).limit
+    });
+    assert_eq!(limits, [(1 << 24) - 1, 65_535, (1 << 24) - 1]);
     let payload = vec![0; 1 << 24];
     let unknown = Unknown { extension_type: 9, message_type: 1, channel_id: None, payload };
     assert_eq!(refused(unknown.into()).limit, (1 << 24) - 1);
@@ -416,6 +558,14 @@ fn wrong_messages_say_what_is_wrong() {
     assert_eq!(decode(0, 0x1b, &long_name), "SubmitSharesExtended.user_identity is longer than 32 bytes");
     let bad_name = [&[0u8; 25][..], &[2, 0, 1, 1, 0, 255]].concat();
     assert_eq!(decode(0, 0x1b, &bad_name), "SubmitSharesExtended.user_identity is not UTF-8");
+}
+
+/// Whoever reads a log must not be able to use a token.
+#[test]
+fn tokens_are_not_shown() {
+    let message =
+        DeclareMiningJobSuccess { request_id: RequestId(1), new_mining_job_token: vec![7; 16].into() };
+    assert!(format!("{message:?}").contains("MiningJobToken(16 bytes)"));
 }
 
 /// The channel bit says nothing new about a known message, and implementations differ on it.

@@ -1,8 +1,11 @@
 //! Golden bytes of every SV2 message that is spoken here, written down by hand from the field tables of the
-//! specification (SV2 3.6, 5.3, 8, extensions 1 and 2). Each is encoded, decoded, and read by the reference
+//! specification (SV2 3.6, 5.3, 6.4, 7, 8, extensions 1 and 2). Each is encoded, decoded, and read by the reference
 //! implementation's parser, which must write the same bytes again.
 //!
 //! In every frame the first line is the header: extension type with the channel bit, message type, length.
+
+mod declaration;
+mod templates;
 
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
@@ -532,7 +535,7 @@ fn set_custom_mining_job() {
         SetCustomMiningJob {
             channel_id: ChannelId(1),
             request_id: RequestId(2),
-            token: vec![0xaa, 0xbb],
+            token: vec![0xaa, 0xbb].into(),
             version: 0x2000_0000,
             prev_hash: hash(),
             min_ntime: 0x6b49_d200,
@@ -629,8 +632,8 @@ fn unknown_messages() {
     let cases = [
         // An experimental extension, for a channel.
         (frame(&["0bc0", "07", "060000", "01020304", "aabb"]), 0x400b, Some(ChannelId(0x0403_0201)), 2),
-        // A message of the job declaration protocol, which is not spoken on these connections.
-        (frame(&["0000", "50", "030000", "aabbcc"]), 0, None, 3),
+        // A message type between those of two protocols.
+        (frame(&["0000", "61", "030000", "aabbcc"]), 0, None, 3),
         // The message type that is reserved within the mining protocol.
         (frame(&["0080", "1e", "040000", "01000000"]), 0, Some(ChannelId(1)), 0),
     ];
