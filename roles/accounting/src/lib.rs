@@ -6,6 +6,7 @@
 //! - [`batch`]: the stream in pieces, chained by hashes.
 //! - [`books`], [`rates`]: what the entries add up to.
 //! - [`entry`], [`codec`]: what the stream is made of, and its bytes.
+//! - [`identity`]: which device a machine is.
 //! - [`power`]: energy, and how well it is known.
 //! - [`rollup`]: sums for spans of time.
 //! - [`sums`]: sums over records, exact whatever happens to the records themselves.
@@ -15,6 +16,7 @@ pub mod books;
 pub mod codec;
 mod energy;
 pub mod entry;
+pub mod identity;
 pub mod pattern;
 pub mod power;
 pub mod rates;
@@ -26,6 +28,7 @@ pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
 pub use books::{Books, DeviceView, Restored, SubjectView};
 pub use codec::{CodecError, decode_sums, encode_sums};
 pub use entry::Entry;
+pub use identity::{Identities, Introduction, Seat};
 pub use power::{EnergySums, PowerSource};
 pub use rates::{RateEstimate, RatePair, Window};
 pub use record::{
