@@ -123,7 +123,7 @@ enum Seats {
     None,
     One(ChannelId, DeviceId),
     /// How often each, because workers without a device of their own share one.
-    Many(Box<BTreeMap<(ChannelId, DeviceId), u32>>),
+    Many(BTreeMap<(ChannelId, DeviceId), u32>),
 }
 
 impl Seats {
@@ -133,7 +133,7 @@ impl Seats {
             Seats::One(first, first_device) => {
                 let mut many = BTreeMap::from([((*first, *first_device), 1)]);
                 *many.entry((channel, device)).or_default() += 1;
-                *self = Seats::Many(Box::new(many));
+                *self = Seats::Many(many);
             }
             Seats::Many(many) => *many.entry((channel, device)).or_default() += 1,
         }

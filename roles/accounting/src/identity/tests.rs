@@ -1,5 +1,7 @@
 //! Machines that come, go, come back, and come twice, on a clock of whole seconds.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// Time enough for a connection to count as silent.
@@ -404,4 +406,93 @@ fn templates_are_read_and_written_as_they_are() {
     let by_address: NameTemplate = "{address}".parse().expect("a template");
     assert!(by_address.tells(IdentityBy::Address) && !by_address.tells(IdentityBy::WorkerName));
     assert_eq!(IdentityBy::DeviceId.usual_name().to_string(), "{worker}@{device_id}");
+}
+
+/// What may happen; numbers choose among what there is.
+#[derive(Clone, Debug)]
+enum Happening {
+    Join { name: u8, address: u8, agent: u8, device_id: u8 },
+    Leave(usize),
+    Share(usize),
+    Wait(u32),
+    Restart,
+}
+
+fn any_happening() -> impl Strategy<Value = Happening> {
+    let join = (0..3_u8, 0..4_u8, 0..3_u8, 0..3_u8);
+    prop_oneof![
+        4 => join.prop_map(|(name, address, agent, device_id)| {
+            Happening::Join { name, address, agent, device_id }
+        }),
+        3 => any::<usize>().prop_map(Happening::Leave),
+        6 => any::<usize>().prop_map(Happening::Share),
+        3 => (0..50_u32).prop_map(Happening::Wait),
+        1 => Just(Happening::Restart),
+    ]
+}
+
+/// The live connections by name: how many, and of how many devices.
+fn by_name(farm: &Farm, machines: &[Mining]) -> BTreeMap<String, (usize, BTreeSet<DeviceId>)> {
+    let mut by_name: BTreeMap<String, (usize, BTreeSet<DeviceId>)> = BTreeMap::new();
+    for mining in machines {
+        let plain = farm.name(*mining).split('~').next().expect("there is one").to_owned();
+        let (count, devices) = by_name.entry(plain).or_default();
+        *count += 1;
+        devices.insert(mining.device);
+    }
+    by_name
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_connections_and_shared_names_are_counted(
+        happenings in prop::collection::vec(any_happening(), 0..120)
+    ) {
+        let (mut farm, mut machines) = (Farm::default(), Vec::<Mining>::new());
+        let mut most: BTreeMap<String, usize> = BTreeMap::new();
+        for happening in happenings {
+            match happening {
+                Happening::Join { name, address, agent, device_id } => {
+                    let name = ["farm.a", "farm.b", "farm.c"][usize::from(name)];
+                    let address = format!("10.0.0.{address}");
+                    let user_agent = ["", "one/1", "two/2"][usize::from(agent)];
+                    let device_id = ["", "aa", "bb"][usize::from(device_id)];
+                    let said = Introduction { user_agent, device_id, ..introduction(name, &address) };
+                    let (mining, joined) = farm.join(said);
+                    machines.push(mining);
+                    let own = machines.iter().filter(|other| other.device == mining.device).count();
+                    prop_assert_eq!(joined.connections as usize, own);
+                }
+                Happening::Leave(which) if !machines.is_empty() => {
+                    let gone = machines.remove(which % machines.len());
+                    let left = machines.iter().filter(|other| other.device == gone.device).count();
+                    prop_assert_eq!(farm.leave(gone) as usize, left);
+                }
+                Happening::Share(which) if !machines.is_empty() => {
+                    let place = which % machines.len();
+                    let before = machines[place];
+                    for parted in farm.shares(1, &mut machines[place..=place]) {
+                        prop_assert_ne!(parted.joined.device, before.device);
+                        let left = machines.iter().filter(|other| other.device == before.device).count();
+                        prop_assert_eq!(parted.left as usize, left);
+                    }
+                }
+                Happening::Wait(seconds) => farm.now += seconds,
+                Happening::Restart => {
+                    farm = farm.restarted();
+                    machines.clear();
+                }
+                Happening::Leave(_) | Happening::Share(_) => {}
+            }
+            let now = by_name(&farm, &machines);
+            let shared = now.values().filter(|(_, devices)| devices.len() > 1).count();
+            prop_assert_eq!(farm.identities.shared_names(), shared);
+            for (name, (count, _)) in now {
+                let most = most.entry(name).or_default();
+                *most = count.max(*most);
+            }
+            // No more devices than machines that mined at once under the name.
+            prop_assert!(farm.identities.len() <= most.values().sum());
+        }
+    }
 }
