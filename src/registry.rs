@@ -1,7 +1,9 @@
 //! Who is who, and who holds which extranonce: what the connections of one role share.
 //!
-//! Behind a lock, because it is asked only when a connection or channel opens or closes, never for a share.
+//! Behind a lock, because it is asked only when a connection or channel opens or closes, never for a share. That a device
+//! is alive is left here without one; which device a machine is is decided in [`accounting::identity`].
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -107,7 +109,10 @@ impl SharedRegistry {
         let joined = tables.identities.join(introduction, seat, seconds(now), |id| self.signs.last_share(id));
         let device = joined.device;
         self.signs.set_contested(device, tables.identities.is_contested(device));
-        tables.tell(seat, joined, now);
+        let warning = tables.tell(seat, joined, now);
+        drop(tables);
+        // Nobody waits for the registry while a line is written.
+        warning.iter().for_each(Warning::log);
         device
     }
 
@@ -129,7 +134,9 @@ impl SharedRegistry {
         // What it had said of itself is no longer the other one's.
         let entry = tables.identities.entry(device, microseconds(now.utc));
         tables.writer.device(entry);
-        tables.tell(seat, parted.joined, now);
+        let warning = tables.tell(seat, parted.joined, now);
+        drop(tables);
+        warning.iter().for_each(Warning::log);
         other
     }
 
@@ -228,46 +235,70 @@ impl SharedRegistry {
 }
 
 impl Tables {
-    /// Tells the sink where a machine was found to belong, and the operator what is odd about it.
-    fn tell(&mut self, seat: Seat, joined: Joined, now: Now) {
+    /// Tells the sink where a machine was found to belong. Returns what the operator should hear of it.
+    fn tell(&mut self, seat: Seat, joined: Joined, now: Now) -> Option<Warning> {
         let Joined { device, connections, report } = joined;
         let entry = self.identities.entry(device, microseconds(now.utc));
         self.writer.device(entry);
         self.writer.connection(connection(seat, device, true, connections, now));
-        if let Some(shared) = report {
-            self.report(&shared, now);
-        }
-    }
-
-    fn report(&mut self, shared: &SharedName, now: Now) {
-        let name = |device| self.identities.name(device).map_or(OTHERS, |name| &**name);
-        let [(one, from), (other, other_from)] = [shared.one, shared.other].map(|(device, address)| {
-            let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-            (name(device), address)
-        });
-        let worker = &*shared.name;
-        // Addresses first: a long name must not push them out of what an event holds.
-        let text = if shared.is_overfull {
-            format!("{other_from} counts for {other}: more than {MAX_MACHINES} machines mine as {worker}")
-        } else {
-            format!("{from} and {other_from} both mine as {worker}; the second is {other}")
-        };
-        tracing::warn!(
-            worker,
-            one,
-            from,
-            other,
-            other_from,
-            is_overfull = shared.is_overfull,
-            "several machines mine under one worker name"
-        );
-        let event = EventEntry {
+        let shared = report?;
+        let warning = Warning::of(&shared, &self.identities);
+        self.writer.event(EventEntry {
             at_us: microseconds(now.utc),
             kind: EventKind::SharedName,
             device: Some(shared.other.0),
-            text,
-        };
-        self.writer.event(event);
+            text: warning.to_string(),
+        });
+        Some(warning)
+    }
+}
+
+/// Several machines mine under one worker name, in words.
+struct Warning {
+    worker: Arc<str>,
+    /// The name of the device of the machine that came.
+    device: Arc<str>,
+    /// The addresses of a machine that was there and of the one that came.
+    addresses: [String; 2],
+    is_overfull: bool,
+}
+
+impl Warning {
+    fn of(shared: &SharedName, identities: &Identities) -> Self {
+        let addresses = [shared.one.1, shared.other.1];
+        let unknown = || "an unknown address".to_owned();
+        Warning {
+            worker: Arc::clone(&shared.name),
+            device: identities.name(shared.other.0).cloned().unwrap_or_else(|| Arc::from(OTHERS)),
+            addresses: addresses.map(|at| at.map_or_else(unknown, |at| at.to_string())),
+            is_overfull: shared.is_overfull,
+        }
+    }
+
+    fn log(&self) {
+        let (worker, device, is_overfull) = (&*self.worker, &*self.device, self.is_overfull);
+        let [one, other] = &self.addresses;
+        tracing::warn!(
+            worker,
+            one,
+            other,
+            device,
+            is_overfull,
+            "several machines mine under one worker name"
+        );
+    }
+}
+
+/// Addresses first: a long name must not push them out of what an event holds.
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Warning { worker, device, addresses: [one, other], is_overfull } = self;
+        match is_overfull {
+            true => {
+                write!(f, "{other} counts for {device}: more than {MAX_MACHINES} machines mine as {worker}")
+            }
+            false => write!(f, "{one} and {other} both mine as {worker}; the second is {device}"),
+        }
     }
 }
 
