@@ -102,6 +102,8 @@ pub struct Status {
     pub rolling_withheld_total: u64,
     /// SV1 connections since the start whose miner rolled version bits outside its mask.
     pub rolled_outside_mask: u64,
+    /// Worker names under which several machines mine now.
+    pub shared_worker_names: u64,
     /// The upstreams, or the node of a pool, in the order of their ids.
     pub upstreams: Vec<UpstreamState>,
 }

@@ -95,7 +95,8 @@ impl Role {
             }
         };
         sink.writer().event(started(microseconds(clock.now().utc)));
-        let registry = SharedRegistry::new(clock, sink.writer());
+        let rules = ledger.map(|config| config.identities.clone()).unwrap_or_default();
+        let registry = SharedRegistry::with_rules(rules, clock, sink.writer_of_devices());
         registry.restore(&devices);
         let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
         let tasks = JoinSet::new();
@@ -219,10 +220,11 @@ impl Role {
         jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
     ) -> Served {
         let counts = Arc::clone(&self.observed.counts);
+        let registry = self.observed.registry.clone();
         let sources = Sources {
             sink: self.observed.sink.clone(),
             clock: self.observed.clock,
-            status: Arc::new(move || status(&counts, upstreams())),
+            status: Arc::new(move || status(&counts, &registry, upstreams())),
             jobs: Arc::new(jobs),
             history: self.history.clone(),
         };
@@ -326,7 +328,7 @@ fn listener_of(listener: std::net::TcpListener) -> Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
-fn status(counts: &ConnectionCounts, upstreams: Vec<UpstreamState>) -> Status {
+fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: Vec<UpstreamState>) -> Status {
     Status {
         sv1_connections: counts.sv1.load(Ordering::Relaxed),
         sv2_connections: counts.sv2.load(Ordering::Relaxed),
@@ -338,6 +340,7 @@ fn status(counts: &ConnectionCounts, upstreams: Vec<UpstreamState>) -> Status {
         rolling_withheld: counts.rolling_withheld.load(Ordering::Relaxed),
         rolling_withheld_total: counts.rolling_withheld_total.load(Ordering::Relaxed),
         rolled_outside_mask: counts.rolled_outside_mask.load(Ordering::Relaxed),
+        shared_worker_names: registry.shared_names() as u64,
         upstreams,
     }
 }

@@ -12,13 +12,15 @@ mod scribe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use accounting::entry::{DeviceEntry, Entry, EventEntry, JobEntry, PowerEntry, UpstreamEntry, microseconds};
+use accounting::entry::{
+    ConnectionEntry, DeviceEntry, Entry, EventEntry, JobEntry, PowerEntry, UpstreamEntry, microseconds,
+};
 use accounting::{GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer};
-use stratum::{DeviceId, Job, Now, UpstreamId};
+use stratum::{Job, Now, UpstreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use fold::Fold;
+use fold::{Fold, MAX_FOLDED_DEVICES};
 use keeper::Keeper;
 use scribe::Scribe;
 
@@ -145,6 +147,7 @@ pub struct RecordSink {
 enum Message {
     Record(Record),
     Device(DeviceEntry),
+    Connection(ConnectionEntry),
     /// What is rare: jobs, upstreams, power, events.
     Entry(Box<Entry>),
     Folded(Box<Fold>),
@@ -177,7 +180,16 @@ impl RecordSink {
 
     /// A writer for one connection or task.
     pub fn writer(&self) -> RecordWriter {
-        RecordWriter { sink: self.clone(), fold: None }
+        self.writer_of(MAX_FOLDED_DEVICES)
+    }
+
+    /// A writer for whoever speaks of all devices.
+    pub fn writer_of_devices(&self) -> RecordWriter {
+        self.writer_of(MAX_DEVICES)
+    }
+
+    fn writer_of(&self, most_devices: usize) -> RecordWriter {
+        RecordWriter { sink: self.clone(), fold: None, most_devices }
     }
 
     /// Sums and rates, at a cost that does not grow with the fleet. Covers every record that was queued before.
@@ -213,6 +225,8 @@ pub struct RecordWriter {
     sink: RecordSink,
     /// Sums of records that found the queue full.
     fold: Option<Box<Fold>>,
+    /// Devices that these keep apart.
+    most_devices: usize,
 }
 
 impl RecordWriter {
@@ -235,22 +249,14 @@ impl RecordWriter {
         self.write(Message::Record(Record::Answer(answer)));
     }
 
-    /// Says which device a number stands for; at least whenever a device authorises.
-    pub fn device(&mut self, id: DeviceId, name: &str, now: Now) {
-        let entry = DeviceEntry {
-            id,
-            at_us: microseconds(now.utc),
-            name: name.to_owned(),
-            groups: Vec::new(),
-            address: String::new(),
-            user_agent: String::new(),
-        };
+    /// Says what is known of a device; at least whenever a machine of it begins to mine.
+    pub fn device(&mut self, entry: DeviceEntry) {
         self.write(Message::Device(entry));
     }
 
-    /// Says what is known of a device.
-    pub fn device_entry(&mut self, entry: DeviceEntry) {
-        self.write(Message::Device(entry));
+    /// Says that a device has one connection more, or less.
+    pub fn connection(&mut self, entry: ConnectionEntry) {
+        self.write(Message::Connection(entry));
     }
 
     /// Says what shares of a job are hashed again from, before the first of them. Costs nothing without a ledger.
@@ -302,7 +308,8 @@ impl RecordWriter {
                 Err(error) => error.into_inner(),
             },
         };
-        self.fold.get_or_insert_default().add(message);
+        let most_devices = self.most_devices;
+        self.fold.get_or_insert_with(|| Box::new(Fold::of(most_devices))).add(message);
     }
 }
 

@@ -305,7 +305,7 @@ impl Driver {
             && self.upstream.lacks_name_of(device)
         {
             // Once for each device, so that shares need no lock of the registry.
-            self.upstream.note_worker_name(device, &self.task.registry.name(device));
+            self.upstream.note_worker_name(device, &self.task.registry.worker_name(device));
         }
         self.upstream.handle_share(share, now, &mut self.out);
     }

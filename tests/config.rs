@@ -560,3 +560,40 @@ fn groups_and_nameplates_are_read_and_printed() {
     assert!(problems.contains("ledger.group[0].devices: is missing"), "{problems}");
     assert!(problems.contains("ledger.nameplate[0].power_w: is not from 0.001"), "{problems}");
 }
+
+#[test]
+fn rules_of_identity_are_read_and_printed() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    let rules = "[[ledger.identity]]\nworkers = \"farm.all\"\nby = \"address\"\n\
+                 [[ledger.identity]]\nworkers = \"*\"\nby = \"device_id\"\nname = \"asic-{device_id}\"\n\
+                 [[ledger.identity]]\nworkers = \"*.rented\"\nby = \"worker_name\"\ntell_apart = false\n";
+    let text = example("mining-proxy.toml").replace("[metrics]\n", &format!("{rules}[metrics]\n"));
+    let config = read::<ProxyConfig>(&text, &path).expect("it is right").config;
+    let read_rules = config.ledger.as_ref().expect("accounts are kept").identities.clone();
+    let names: Vec<String> = read_rules.iter().map(|rule| rule.name.to_string()).collect();
+    assert_eq!(names, ["{worker}@{address}", "asic-{device_id}", "{worker}"]);
+    assert!(read_rules.iter().all(|rule| !rule.tells_apart));
+    let again = read::<ProxyConfig>(&config.effective(), &path).expect("what was printed loads");
+    assert_eq!(again.config.ledger.expect("accounts are kept").identities, read_rules);
+    let wrong = text
+        .replace("by = \"address\"\n", "by = \"mac\"\n")
+        .replace("asic-{device_id}", "{rack}")
+        .replace("tell_apart = false", "tell_apart = 1")
+        .replace("workers = \"*\"\n", "");
+    let found = problems::<ProxyConfig>(&wrong, &path).join("\n");
+    for problem in [
+        "ledger.identity[0].by: \"mac\" is none of",
+        "ledger.identity[1].workers: is missing",
+        "ledger.identity[1].name: has a { that begins none of",
+        "ledger.identity[2].tell_apart: must be true or false",
+    ] {
+        assert!(found.contains(problem), "{problem}: {found}");
+    }
+    let senseless = text
+        .replace("by = \"address\"\n", "by = \"address\"\ntell_apart = true\n")
+        .replace("asic-{device_id}", "{worker}");
+    let found = problems::<ProxyConfig>(&senseless, &path).join("\n");
+    assert!(found.contains("ledger.identity[0].tell_apart: is for rules by"), "{found}");
+    assert!(found.contains("ledger.identity[1].name: has no {device_id}"), "{found}");
+}

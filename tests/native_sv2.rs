@@ -91,6 +91,11 @@ async fn devices_mine_on_the_pool() {
     let mut devices = start_devices(pool.sv2);
     mine_through_blocks(&mut devices).await;
     nobody_was_wronged(&pool, 3).await;
+    let now = pool.observed.clock.now();
+    let known = pool.observed.sink.snapshot(now).await.expect("the sink runs").devices;
+    let said: Vec<(&str, u32)> = known.iter().map(|view| (&*view.user_agent, view.connections)).collect();
+    assert!(said.contains(&("bitaxe BM1370 v2.15", 1)) && said.contains(&("v2.15", 1)), "{said:?}");
+    assert!(known.iter().all(|view| &*view.address == "127.0.0.1"), "{known:?}");
     drop(devices);
     pool.stop().await;
 }

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use accounting::identity::IdentityRule;
 use accounting::pattern::MAX_PATTERN;
 
-use super::file;
 use super::reader::{Findings, Section};
 use super::render::Page;
+use super::{file, identity};
 use crate::ledger::Retention;
 use crate::sink::DeviceRules;
 
@@ -52,6 +53,8 @@ pub struct LedgerConfig {
     pub signing_key_file: Option<PathBuf>,
     /// Groups and nameplates.
     pub rules: DeviceRules,
+    /// Which device a machine is, where the worker name does not say it.
+    pub identities: Vec<IdentityRule>,
 }
 
 impl LedgerConfig {
@@ -69,6 +72,7 @@ impl LedgerConfig {
             },
             signing_key_file: None,
             rules: DeviceRules::default(),
+            identities: Vec::new(),
         }
     }
 
@@ -89,6 +93,7 @@ impl LedgerConfig {
             groups: read_groups(&mut section, findings),
             nameplates: read_nameplates(&mut section, findings),
         };
+        let identities = identity::read(&mut section, findings);
         section.finish(findings);
         Some(LedgerConfig {
             path: path?,
@@ -102,6 +107,7 @@ impl LedgerConfig {
             },
             signing_key_file,
             rules,
+            identities,
         })
     }
 
@@ -120,6 +126,7 @@ impl LedgerConfig {
             "signing_key_file",
             self.signing_key_file.as_ref().map(|file| file.display().to_string()),
         );
+        identity::render(&self.identities, page);
         for (name, pattern) in &self.rules.groups {
             page.section("[[ledger.group]]");
             page.key("name", name.clone());
@@ -133,8 +140,8 @@ impl LedgerConfig {
     }
 }
 
-/// Groups, and nameplates, at most: what anybody would write down.
-const MAX_RULES: usize = 256;
+/// Groups, nameplates, and rules of identity, at most: what anybody would write down.
+pub(super) const MAX_RULES: usize = 256;
 
 /// The longest name of a group, in bytes.
 const MAX_NAME: usize = 64;
@@ -186,7 +193,7 @@ fn read_nameplates(ledger: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec
     nameplates
 }
 
-fn bounded(text: &str, most: usize) -> Result<String, String> {
+pub(super) fn bounded(text: &str, most: usize) -> Result<String, String> {
     match text.len() {
         0 => Err("is empty".to_owned()),
         length if length > most => Err(format!("has {length} bytes; at most {most} are possible")),

@@ -8,6 +8,7 @@
 
 mod api;
 mod file;
+mod identity;
 mod ledger;
 pub mod listen;
 mod load;

@@ -4,15 +4,17 @@
 //! that panics has no state machine any more: without this its reserved bytes, its share of the upstream's hash rate
 //! and its upstream channels would be held until the process ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use accounting::{Introduction, Seat};
 use mining_proxy::DownstreamKey;
 use mining_server::{Event, Registry, VersionRolling};
 use stratum::extranonce::Exhausted;
 use stratum::job::RESERVED_SIZE;
-use stratum::{ChannelId, ConnectionId, DeviceId, HashRate};
+use stratum::{ChannelId, ConnectionId, DeviceId, HashRate, Now};
 use tokio::sync::mpsc;
 
 use super::{ConnectionCounts, Context};
@@ -24,11 +26,14 @@ use crate::registry::SharedRegistry;
 #[derive(Debug)]
 pub(super) struct Holdings {
     id: ConnectionId,
+    /// Where it comes from, as the socket says.
+    peer: IpAddr,
     counts: Arc<ConnectionCounts>,
     gauge: fn(&ConnectionCounts) -> &AtomicU64,
     registry: SharedRegistry,
     commands: mpsc::Sender<Command>,
     reserved: BTreeSet<[u8; RESERVED_SIZE]>,
+    seats: Seats,
     upstream_channels: BTreeSet<ChannelId>,
     rated: BTreeSet<ChannelId>,
     version_rolling: VersionRolling,
@@ -38,17 +43,20 @@ impl Holdings {
     /// Counts an open connection in `gauge`, for as long as this lives.
     pub(super) fn new(
         id: ConnectionId,
+        peer: IpAddr,
         context: &Context,
         gauge: fn(&ConnectionCounts) -> &AtomicU64,
     ) -> Self {
         gauge(&context.counts).fetch_add(1, Ordering::Relaxed);
         Holdings {
             id,
+            peer,
             counts: Arc::clone(&context.counts),
             gauge,
             registry: context.registry.clone(),
             commands: context.owner.commands.clone(),
             reserved: BTreeSet::new(),
+            seats: Seats::None,
             upstream_channels: BTreeSet::new(),
             rated: BTreeSet::new(),
             version_rolling: VersionRolling::NotNegotiated,
@@ -109,16 +117,78 @@ impl Holdings {
     }
 }
 
-impl Holdings {
-    /// The name of a device.
-    pub(super) fn name(&self, device: DeviceId) -> Arc<str> {
-        self.registry.name(device)
+/// The devices that mine on a connection's channels. Nearly always one on one channel, which takes no memory besides.
+#[derive(Debug)]
+enum Seats {
+    None,
+    One(ChannelId, DeviceId),
+    /// How often each, because workers without a device of their own share one.
+    Many(BTreeMap<(ChannelId, DeviceId), u32>),
+}
+
+impl Seats {
+    fn add(&mut self, channel: ChannelId, device: DeviceId) {
+        match self {
+            Seats::None => *self = Seats::One(channel, device),
+            Seats::One(first, first_device) => {
+                let mut many = BTreeMap::from([((*first, *first_device), 1)]);
+                *many.entry((channel, device)).or_default() += 1;
+                *self = Seats::Many(many);
+            }
+            Seats::Many(many) => *many.entry((channel, device)).or_default() += 1,
+        }
+    }
+
+    fn remove(&mut self, channel: ChannelId, device: DeviceId) {
+        match self {
+            Seats::One(first, first_device) if (*first, *first_device) == (channel, device) => {
+                *self = Seats::None;
+            }
+            Seats::None | Seats::One(..) => {}
+            Seats::Many(many) => {
+                if let Some(count) = many.get_mut(&(channel, device)) {
+                    *count -= 1;
+                    if *count == 0 {
+                        many.remove(&(channel, device));
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<(ChannelId, DeviceId)> {
+        match std::mem::replace(self, Seats::None) {
+            Seats::None => Vec::new(),
+            Seats::One(channel, device) => vec![(channel, device)],
+            Seats::Many(many) => {
+                many.into_iter().flat_map(|(seat, count)| (0..count).map(move |_| seat)).collect()
+            }
+        }
     }
 }
 
 impl Registry for Holdings {
-    fn device(&mut self, worker_name: &str) -> DeviceId {
-        self.registry.device(worker_name)
+    fn join(&mut self, channel: ChannelId, introduction: &Introduction<'_>) -> DeviceId {
+        let address = introduction.address.or(Some(self.peer));
+        let seat = Seat { connection: self.id, channel };
+        let device = self.registry.join(seat, &Introduction { address, ..*introduction });
+        self.seats.add(channel, device);
+        device
+    }
+
+    fn note_share(&mut self, channel: ChannelId, device: DeviceId, now: Now) -> DeviceId {
+        let found = self.registry.note_share(Seat { connection: self.id, channel }, device, now);
+        if found != device {
+            self.seats.remove(channel, device);
+            self.seats.add(channel, found);
+        }
+        found
+    }
+
+    fn leave(&mut self, channel: ChannelId, device: DeviceId) {
+        // Forgotten first: if the registry is broken, this must not be tried once more on the way out.
+        self.seats.remove(channel, device);
+        self.registry.leave(Seat { connection: self.id, channel }, device);
     }
 
     fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted> {
@@ -140,6 +210,9 @@ impl Drop for Holdings {
         self.count_version_rolling(VersionRolling::NotNegotiated);
         for reserved in std::mem::take(&mut self.reserved) {
             self.registry.recover_reserved(reserved);
+        }
+        for (channel, device) in self.seats.take() {
+            self.registry.recover_seat(Seat { connection: self.id, channel }, device);
         }
         let farewell = self.farewell();
         if farewell.is_empty() {

@@ -174,7 +174,7 @@ async fn serve_sv2(
                 continue;
             }
             _ = tick.tick() => {
-                log_withheld(&context);
+                tidy(&context);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -409,6 +409,12 @@ fn log_notice(id: ConnectionId, notice: &str, counts: &ConnectionCounts, clock: 
     if counts.log.admit(LineKind::Notice, clock.now().monotonic) {
         tracing::info!(connection = id.0, "{notice}");
     }
+}
+
+/// What is looked after from time to time, beside the connections.
+fn tidy(context: &Context) {
+    log_withheld(context);
+    context.registry.flush();
 }
 
 fn log_withheld(context: &Context) {

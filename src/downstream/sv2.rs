@@ -45,7 +45,7 @@ pub(super) async fn drive(
             return;
         }
     };
-    let holdings = Holdings::new(id, &context, |counts| &counts.sv2);
+    let holdings = Holdings::new(id, peer.ip(), &context, |counts| &counts.sv2);
     let connection = Sv2Connection::new(Arc::clone(&context.settings), id, context.clock.now());
     let mut driver = Driver {
         connection,

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mining_server::{Event, Registry, Settings, ShareUse, VersionRolling};
+use mining_server::{Event, Introduction, Registry, Settings, ShareUse, VersionRolling};
 use stratum::vardiff::VardiffConfig;
-use stratum::{ChannelId, ConnectionId, HashRate};
+use stratum::{ChannelId, ConnectionId, DeviceId, HashRate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -51,7 +51,7 @@ pub(super) fn context(channel_per_device: bool) -> (Context, OwnerInbox) {
 }
 
 fn holdings(context: &Context) -> Holdings {
-    Holdings::new(ConnectionId(7), context, |counts| &counts.sv1)
+    Holdings::new(ConnectionId(7), [10, 0, 0, 7].into(), context, |counts| &counts.sv1)
 }
 
 fn open(channel: u32) -> Event {
@@ -72,11 +72,19 @@ async fn a_panic_leaves_nothing_behind() {
         held.take_reserved().expect("there is room");
         held.take_reserved().expect("there is room");
         held.note(&[open(1), open(2), rate(2, 1e12), rate(3, 1e12), rate(4, 1e12), rate(4, 0.0)]);
+        for channel in [1, 2, 3] {
+            let introduction = Introduction { worker_name: "farm.one", ..Introduction::default() };
+            assert_eq!(held.join(ChannelId(channel), &introduction), DeviceId(0));
+        }
+        held.leave(ChannelId(2), DeviceId(0));
         panic!("a bug of ours");
     });
     assert!(connection.await.is_err());
     assert_eq!(context.counts.sv1.load(Ordering::Relaxed), 0);
     assert_eq!(context.registry.live_reserved(), 1, "another connection's value is not touched");
+    let devices = context.sink.snapshot(context.clock.now()).await.expect("the sink runs").devices;
+    let [device] = &devices[..] else { panic!("one name is one device: {devices:?}") };
+    assert_eq!((device.connections, &*device.address), (0, "10.0.0.7"), "nobody mines any more");
     context.registry.clone().give_back_reserved(other);
     let mut told = Vec::new();
     for _ in 0..4 {
@@ -162,7 +170,7 @@ async fn a_broken_registry_ends_its_listener_by_a_panic() {
 async fn break_registry(registry: &SharedRegistry) {
     assert!(!registry.is_broken());
     let panicked = tokio::spawn({
-        let mut registry = registry.clone();
+        let registry = registry.clone();
         async move { registry.give_back_reserved([9; 4]) }
     });
     assert!(panicked.await.is_err(), "nobody held that value");

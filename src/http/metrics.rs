@@ -37,6 +37,9 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_version_rolling(&mut page, status);
     page.gauge("checkweigh_devices", "Devices seen since the start.");
     page.value(overview.devices);
+    let help = "Worker names under which several machines mine at present; each machine is a device.";
+    page.gauge("checkweigh_shared_worker_names", help);
+    page.value(status.shared_worker_names);
     render_rates(&mut page, &overview.rates);
     render_energy(&mut page, overview);
     render_groups(&mut page, &overview.groups);

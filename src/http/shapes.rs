@@ -217,7 +217,9 @@ impl EnergyShape {
 #[derive(Serialize)]
 pub(super) struct DeviceShape<'a> {
     name: &'a str,
+    worker_name: &'a str,
     number: u32,
+    connections: u32,
     groups: Vec<&'a str>,
     address: Option<&'a str>,
     user_agent: Option<&'a str>,
@@ -243,7 +245,9 @@ impl<'a> DeviceShape<'a> {
         let power = device.power_w.map(|(power, source)| (power, Some(source)));
         DeviceShape {
             name: &device.name,
+            worker_name: &device.worker_name,
             number: device.id.0,
+            connections: device.connections,
             groups: device.groups.iter().map(|group| &**group).collect(),
             address: device.address.as_deref(),
             user_agent: device.user_agent.as_deref(),

@@ -105,6 +105,10 @@ pub struct Device {
     pub id: DeviceId,
     /// Its name.
     pub name: Arc<str>,
+    /// The worker name that it last mined under: nearly always its name.
+    pub worker_name: Arc<str>,
+    /// How many connections it has.
+    pub connections: u32,
     /// Names of its groups.
     pub groups: Vec<Arc<str>>,
     /// The address that it last came from.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use accounting::entry::{DeviceEntry, Entry, Gap, MAX_GAP_SUBJECTS, microseconds};
+use accounting::entry::{ConnectionEntry, DeviceEntry, Entry, Gap, MAX_GAP_SUBJECTS, microseconds};
 use accounting::{ShareSums, Sums, Totals};
 use stratum::{DeviceId, UpstreamId};
 
@@ -13,7 +13,7 @@ use super::{Message, Record};
 
 /// Devices that folded sums keep apart. A connection has one or a few; the task of an upstream has many, and those
 /// beyond lose their name but not their work.
-const MAX_FOLDED_DEVICES: usize = 256;
+pub(super) const MAX_FOLDED_DEVICES: usize = 256;
 
 /// Entries that are kept as they are, because they cannot be summed: jobs and the like. Further ones are lost: shares
 /// of such a job cannot be hashed again.
@@ -27,6 +27,8 @@ pub(super) struct Fold {
     /// What upstreams had to do with it.
     upstream_shares: BTreeMap<UpstreamId, ShareSums>,
     named: BTreeMap<DeviceId, DeviceEntry>,
+    /// The latest of each device, which says how many it has.
+    connections: BTreeMap<DeviceId, ConnectionEntry>,
     entries: Vec<Entry>,
     /// The times of the first and the last record, in unix microseconds; none yet while the first is the later.
     times_us: (u64, u64),
@@ -47,6 +49,7 @@ impl Fold {
             devices: BTreeMap::new(),
             upstream_shares: BTreeMap::new(),
             named: BTreeMap::new(),
+            connections: BTreeMap::new(),
             entries: Vec::new(),
             times_us: (u64::MAX, 0),
             most_devices,
@@ -57,6 +60,7 @@ impl Fold {
         match message {
             Message::Record(record) => self.add_record(&record),
             Message::Device(entry) => self.name(entry),
+            Message::Connection(entry) => self.add_connection(entry),
             Message::Entry(entry) => {
                 if self.entries.len() < MAX_FOLDED_ENTRIES {
                     self.entries.push(*entry);
@@ -115,6 +119,7 @@ impl Fold {
             self.upstream_shares.entry(upstream).or_default().add(&sums);
         }
         other.named.into_values().for_each(|entry| self.name(entry));
+        other.connections.into_values().for_each(|entry| self.add_connection(entry));
         let room = MAX_FOLDED_ENTRIES.saturating_sub(self.entries.len());
         self.entries.extend(other.entries.into_iter().take(room));
         self.times_us.0 = self.times_us.0.min(other.times_us.0);
@@ -122,12 +127,16 @@ impl Fold {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.totals.folded == 0 && self.named.is_empty() && self.entries.is_empty()
+        self.totals.folded == 0
+            && self.named.is_empty()
+            && self.connections.is_empty()
+            && self.entries.is_empty()
     }
 
     /// What is to be applied and written in its stead, in this order.
     pub(super) fn into_entries(self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = self.named.into_values().map(Entry::Device).collect();
+        entries.extend(self.connections.into_values().map(Entry::Connection));
         entries.extend(self.entries);
         if self.totals.folded == 0 {
             return entries;
@@ -164,6 +173,13 @@ impl Fold {
     fn device(&mut self, id: Option<DeviceId>) -> &mut ShareSums {
         let has_room = self.devices.len() < self.most_devices || self.devices.contains_key(&id);
         self.devices.entry(if has_room { id } else { None }).or_default()
+    }
+
+    /// A machine that comes and goes a thousand times while there is no room is one entry.
+    pub(super) fn add_connection(&mut self, entry: ConnectionEntry) {
+        if self.connections.len() < self.most_devices || self.connections.contains_key(&entry.device) {
+            self.connections.insert(entry.device, entry);
+        }
     }
 
     /// A name beyond the bound is forgotten: the device shows by its number until it authorises again.

@@ -119,6 +119,7 @@ impl Keeper {
             Message::Record(Record::Share(share)) => self.share(&share),
             Message::Record(Record::Answer(answer)) => self.entry(&Entry::Answer(answer)),
             Message::Device(entry) => self.device(entry),
+            Message::Connection(entry) => self.entry(&Entry::Connection(entry)),
             Message::Entry(entry) => self.entry(&entry),
             Message::Folded(fold) => self.fold(*fold),
             // An asker that has gone away in the meantime needs no answer.
@@ -150,11 +151,13 @@ impl Keeper {
 
     /// A device that authorises as it did before is no news for the ledger.
     fn device(&mut self, mut entry: DeviceEntry) {
-        let belongs = |(_, pattern): &&(String, String)| matches(pattern, &entry.name);
+        // Where several machines share a worker name, a pattern for it is for all of them.
+        let fits = |pattern: &str| matches(pattern, &entry.name) || matches(pattern, &entry.worker_name);
+        let belongs = |(_, pattern): &&(String, String)| fits(pattern);
         let groups = self.rules.groups.iter().filter(belongs).take(MAX_GROUPS);
         entry.groups = groups.filter_map(|(name, _)| self.books.group(name)).collect();
         let (id, at_us) = (entry.id, entry.at_us);
-        let nameplate = self.rules.nameplates.iter().find(|(pattern, _)| matches(pattern, &entry.name));
+        let nameplate = self.rules.nameplates.iter().find(|(pattern, _)| fits(pattern));
         let nameplate = nameplate.map(|(_, milliwatts)| *milliwatts);
         if !self.books.notes_device(&entry) {
             self.entry(&Entry::Device(entry));

@@ -162,6 +162,7 @@ impl Scribe {
                 Entry::Answer(answer) => gap.add_record(&Record::Answer(answer)),
                 // The gap was taken back with its batch.
                 Entry::Gap(earlier) => gap.add_gap(&earlier),
+                Entry::Connection(connection) => gap.add_connection(connection),
                 other if self.payload.len() < MAX_KEPT_BYTES => self.entry(&other),
                 _ => {}
             }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use mining_server::{DropReason, Fate, LossReason, RejectReason, UpstreamVerdict, Verdict};
-use stratum::{ChannelId, ConnectionId, Difficulty, SequenceNumber, UpstreamChannelId, UpstreamId, Work};
+use stratum::{
+    ChannelId, ConnectionId, DeviceId, Difficulty, SequenceNumber, UpstreamChannelId, UpstreamId, Work,
+};
 
 use super::*;
 
@@ -62,7 +64,7 @@ fn one_of_each(device: u32) -> Vec<ShareRecord> {
 async fn records_add_up() {
     let (sink, _task) = RecordSink::start();
     let mut writer = sink.writer();
-    writer.device(DeviceId(3), "farm.rig3", at(90));
+    writer.device(DeviceEntry::named(DeviceId(3), "farm.rig3", us(90)));
     for device in [2, 3, 3] {
         one_of_each(device).into_iter().for_each(|share| writer.share(share));
     }
@@ -139,7 +141,27 @@ async fn a_full_queue_costs_detail_and_no_totals() {
         code,
         work: Work(5000),
     }));
-    writer.device(DeviceId(5), "named.late", at(100));
+    writer.device(DeviceEntry::named(DeviceId(5), "named.late", us(100)));
+    // A storm of reconnections.
+    for number in 0..2000 {
+        writer.connection(ConnectionEntry {
+            id: ConnectionId(number / 2),
+            channel: ChannelId(0),
+            device: DeviceId(number as u32 / 2 % 100),
+            at_us: us(100),
+            is_open: number % 2 == 0,
+            connections: u32::from(number % 2 == 0),
+        });
+    }
+    let last = ConnectionEntry {
+        id: ConnectionId(5),
+        channel: ChannelId(0),
+        device: DeviceId(5),
+        at_us: us(100),
+        is_open: true,
+        connections: 3,
+    };
+    writer.connection(last);
 
     // Another writer goes away with what it could not send.
     let mut leaving = sink.writer();
@@ -160,6 +182,8 @@ async fn a_full_queue_costs_detail_and_no_totals() {
     let by_device: u64 = devices.iter().map(|device| device.sums.shares.submitted).sum();
     assert!(by_device < totals.shares.submitted && by_device > QUEUE as u64, "{by_device}");
     assert_eq!(devices[5].name.as_deref(), Some("named.late"));
+    // Of what devices have, the last word counts.
+    assert_eq!([5, 6].map(|device| devices[device].connections), [3, 0]);
 
     // With room again, detail is kept again.
     writer.share(share(1, Verdict::Accepted, Fate::Kept));

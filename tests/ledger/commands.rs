@@ -56,6 +56,7 @@ fn device(id: u32, name: &str) -> DeviceRow {
     DeviceRow {
         id: DeviceId(id),
         name: name.into(),
+        worker_name: "".into(),
         groups: Vec::new(),
         first_seen_us: TEN * 1_000_000,
         last_seen_us: (TEN + 7200) * 1_000_000,
@@ -63,6 +64,7 @@ fn device(id: u32, name: &str) -> DeviceRow {
         best_difficulty: 0.0,
         address: "10.0.0.7".to_owned(),
         user_agent: String::new(),
+        device_id: String::new(),
     }
 }
 

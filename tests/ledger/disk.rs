@@ -186,6 +186,7 @@ fn a_ledger_opens_as_the_configuration_says() {
         retention: chain::KEEP_ALL,
         signing_key_file: None,
         rules: Default::default(),
+        identities: Vec::new(),
     };
     let mut head = Head::NONE;
     for life in 0..2 {

@@ -161,9 +161,7 @@ fn day(ledger: LedgerId, head: Head, day: u64, shares: u32) -> SealedBatch {
     let mut payload = Vec::new();
     let at_us = TEN + day * DAY;
     let (id, number) = (DeviceId(1), JobNumber(day + 1));
-    let (address, user_agent) = (String::new(), String::new());
-    let name = "farm.rig7".to_owned();
-    let device = DeviceEntry { id, at_us, name, groups: Vec::new(), address, user_agent };
+    let device = DeviceEntry::named(id, "farm.rig7", at_us);
     let job = JobEntry {
         number,
         at_us,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::{Identities, Introduction, Seat};
 use mining_proxy::DownstreamKey;
 use mining_server::sv1::{SV1_CHANNEL, Sv1Connection};
 use mining_server::sv2::Sv2Connection;
@@ -39,20 +40,49 @@ pub(crate) enum Delivery {
     OpenFailed(String),
 }
 
-/// Who holds which reserved extranonce, checked a second time by a plain set.
+/// Who is who and holds which reserved extranonce, checked a second time by plain sets.
 #[derive(Debug)]
 pub(crate) struct TestRegistry {
     reserved: ReservedExtranonces,
     held: BTreeSet<[u8; RESERVED_SIZE]>,
-    devices: BTreeMap<String, DeviceId>,
+    identities: Identities,
+    /// Who mines where.
+    seats: BTreeSet<(Seat, DeviceId)>,
+    /// When the last good share of each came, in seconds.
+    last_shares: BTreeMap<DeviceId, u32>,
+    names: BTreeSet<String>,
+    /// Whose turn it is.
+    link: LinkId,
     pub(crate) oldest_live_job: JobNumber,
     now: Now,
 }
 
 impl Registry for TestRegistry {
-    fn device(&mut self, worker_name: &str) -> DeviceId {
-        let next = DeviceId(self.devices.len() as u32);
-        *self.devices.entry(worker_name.to_owned()).or_insert(next)
+    fn join(&mut self, channel: ChannelId, introduction: &Introduction<'_>) -> DeviceId {
+        let seat = self.seat(channel);
+        self.names.insert(introduction.worker_name.to_owned());
+        let last_share = |id| self.last_shares.get(&id).copied().unwrap_or(0);
+        let now = self.now.monotonic.as_secs() as u32;
+        let device = self.identities.join(introduction, seat, now, last_share).device;
+        assert!(self.seats.insert((seat, device)), "a machine joins once: {seat:?}");
+        device
+    }
+
+    fn note_share(&mut self, channel: ChannelId, device: DeviceId, now: Now) -> DeviceId {
+        let (seat, now) = (self.seat(channel), now.monotonic.as_secs() as u32);
+        assert!(self.seats.contains(&(seat, device)), "who mines has joined: {seat:?}");
+        self.last_shares.insert(device, now);
+        let last_share = |id| self.last_shares.get(&id).copied().unwrap_or(0);
+        let Some(parted) = self.identities.note_share(device, seat, now, last_share) else { return device };
+        self.seats.remove(&(seat, device));
+        self.seats.insert((seat, parted.joined.device));
+        parted.joined.device
+    }
+
+    fn leave(&mut self, channel: ChannelId, device: DeviceId) {
+        let seat = self.seat(channel);
+        assert!(self.seats.remove(&(seat, device)), "who leaves has joined: {seat:?}");
+        self.identities.leave(device, seat);
     }
 
     fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted> {
@@ -67,6 +97,12 @@ impl Registry for TestRegistry {
     fn give_back_reserved(&mut self, reserved: [u8; RESERVED_SIZE]) {
         assert!(self.held.remove(&reserved), "who gives an extranonce back held it: {reserved:?}");
         self.reserved.give_back(reserved, JobNumber::first(self.now));
+    }
+}
+
+impl TestRegistry {
+    fn seat(&self, channel: ChannelId) -> Seat {
+        Seat { connection: ConnectionId(self.link), channel }
     }
 }
 
@@ -120,7 +156,11 @@ impl Server {
             registry: TestRegistry {
                 reserved: ReservedExtranonces::new(1 << 32),
                 held: BTreeSet::new(),
-                devices: BTreeMap::new(),
+                identities: Identities::default(),
+                seats: BTreeSet::new(),
+                last_shares: BTreeMap::new(),
+                names: BTreeSet::new(),
+                link: 0,
                 oldest_live_job: JobNumber(0),
                 now,
             },
@@ -211,6 +251,7 @@ impl Server {
     /// One turn of a connection's loop, or as many as there is something to do for.
     pub(crate) fn wake(&mut self, link: LinkId, net: &mut Net) {
         self.registry.now = net.now;
+        self.registry.link = link;
         loop {
             if !self.write(link, net) {
                 return;
@@ -277,6 +318,11 @@ impl Server {
         });
         let live: usize = live.sum();
         assert!(held >= live, "every live downstream holds an extranonce: {held} held by {live}");
+        let TestRegistry { identities, seats, names, .. } = &self.registry;
+        let gone = seats.iter().find(|(seat, _)| !self.conns.contains_key(&seat.connection.0));
+        assert_eq!(gone, None, "who has gone mines no more");
+        assert_eq!(identities.len(), names.len(), "however often machines come back, each is one device");
+        assert_eq!(identities.shared_names(), 0);
     }
 
     /// True when the connection may go on: everything was written, and it lives.
@@ -370,6 +416,7 @@ impl Server {
 
     fn finish(&mut self, link: LinkId, net: &mut Net) {
         self.registry.now = net.now;
+        self.registry.link = link;
         let Some(mut conn) = self.conns.remove(&link) else { return };
         let mut out = Output::default();
         match &mut conn.machine {

@@ -246,8 +246,8 @@ impl Session {
             endpoint_port: options.server.port(),
             vendor: vendor.to_owned(),
             hardware_version: hardware_version.to_owned(),
-            firmware: String::new(),
-            device_id: String::new(),
+            firmware: "v2.15".to_owned(),
+            device_id: options.user.clone(),
         };
         self.send(setup).await?;
         let (first, rest) = self.next_messages().await?;

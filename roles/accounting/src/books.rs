@@ -6,6 +6,7 @@
 
 mod account;
 mod answers;
+mod identity;
 mod power;
 mod restore;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use stratum::{DeviceId, UpstreamId};
 
 use self::account::Account;
 use self::answers::Sender;
+use self::identity::Odd;
 pub use self::restore::Restored;
 use crate::batch::BatchNumber;
 use crate::energy::Readings;
@@ -76,6 +78,9 @@ struct Device {
     groups: Vec<GroupId>,
     address: Arc<str>,
     user_agent: Arc<str>,
+    /// What only some devices have.
+    odd: Option<Box<Odd>>,
+    connections: u32,
     first_seen_us: u64,
     last_seen_us: u64,
     last_share_us: u64,
@@ -102,8 +107,12 @@ pub struct DeviceView {
     pub id: DeviceId,
     /// Its name, once it was said.
     pub name: Option<Arc<str>>,
+    /// The worker name, where the name is another; empty where it is the name.
+    pub worker_name: Arc<str>,
     /// Its groups.
     pub groups: Vec<GroupId>,
+    /// How many connections it has.
+    pub connections: u32,
     /// The address that it last came from; empty when unknown.
     pub address: Arc<str>,
     /// What it last called itself; empty when unknown.
@@ -151,10 +160,12 @@ impl Books {
                 self.turn_to(event.at_us);
                 if event.kind == EventKind::Started {
                     self.end_life();
+                    self.forget_connections();
                 }
             }
             Entry::Power(power) => self.apply_power(power),
-            Entry::Job(_) | Entry::Connection(_) => {}
+            Entry::Connection(connection) => self.apply_connection(connection),
+            Entry::Job(_) => {}
         }
     }
 
@@ -196,7 +207,8 @@ impl Books {
         let is_known = device.name.as_deref() == Some(&*entry.name)
             && device.groups == entry.groups
             && (entry.address.is_empty() || *device.address == *entry.address)
-            && (entry.user_agent.is_empty() || *device.user_agent == *entry.user_agent);
+            && (entry.user_agent.is_empty() || *device.user_agent == *entry.user_agent)
+            && Odd::parts(&device.odd) == (&*entry.worker_name, &*entry.device_id);
         if is_known {
             device.last_seen_us = device.last_seen_us.max(entry.at_us);
             device.account.rates.begin(entry.at_us);
@@ -305,7 +317,9 @@ impl Books {
         Some(DeviceView {
             id,
             name: device.name.clone(),
+            worker_name: Odd::worker_name(&device.odd),
             groups: device.groups.clone(),
+            connections: device.connections,
             address: device.address.clone(),
             user_agent: device.user_agent.clone(),
             first_seen_us: device.first_seen_us,
@@ -373,6 +387,7 @@ impl Books {
         if !entry.user_agent.is_empty() && *device.user_agent != *entry.user_agent {
             device.user_agent = entry.user_agent.as_str().into();
         }
+        device.odd = Odd::of(&entry.worker_name, &entry.device_id);
         device.last_seen_us = device.last_seen_us.max(entry.at_us);
         device.account.rates.begin(entry.at_us);
         self.note_change(Subject::Device(entry.id));
@@ -551,6 +566,8 @@ impl Books {
             best_difficulty: device.best_difficulty,
             address: device.address.to_string(),
             user_agent: device.user_agent.to_string(),
+            worker_name: Odd::worker_name(&device.odd),
+            device_id: Odd::parts(&device.odd).1.to_owned(),
         })
     }
 }
@@ -563,6 +580,8 @@ impl Device {
             groups: Vec::new(),
             address: Arc::default(),
             user_agent: Arc::default(),
+            odd: None,
+            connections: 0,
             first_seen_us: now_us,
             last_seen_us: now_us,
             last_share_us: 0,

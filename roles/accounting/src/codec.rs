@@ -11,7 +11,8 @@ mod tests;
 
 use stratum::hash::Hash;
 use stratum::{
-    ConnectionId, DeviceId, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId, UpstreamJobId,
+    ChannelId, ConnectionId, DeviceId, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId,
+    UpstreamJobId,
 };
 
 use self::fields::{Reader, write_number, write_text};
@@ -70,8 +71,10 @@ pub fn write_entry(out: &mut Vec<u8>, entry: &Entry) {
             begin(out, Tag::Connection);
             write_number(out, connection.at_us);
             write_number(out, connection.id.0);
+            write_number(out, connection.channel.0);
             write_number(out, connection.device.0);
             out.push(u8::from(connection.is_open));
+            write_number(out, connection.connections);
         }
         Entry::Upstream(upstream) => {
             begin(out, Tag::Upstream);
@@ -221,23 +224,26 @@ fn write_device(out: &mut Vec<u8>, device: &DeviceEntry) {
     write_number(out, device.at_us);
     write_number(out, device.id.0);
     write_text(out, &device.name);
+    write_text(out, &device.worker_name);
     let groups = &device.groups[..device.groups.len().min(MAX_GROUPS)];
     out.push(groups.len() as u8);
     groups.iter().for_each(|group| write_number(out, group.0));
     write_text(out, &device.address);
     write_text(out, &device.user_agent);
+    write_text(out, &device.device_id);
 }
 
 fn read_device(from: &mut Reader<'_>) -> Result<DeviceEntry, CodecError> {
     let at_us = from.number("a device's time")?;
     let id = DeviceId(from.number("a device's number")?);
-    let name = from.text()?;
+    let (name, worker_name) = (from.text()?, from.text()?);
     let count = usize::from(from.byte()?);
     if count > MAX_GROUPS {
         return Err(CodecError::Field("a device's groups"));
     }
     let groups = (0..count).map(|_| from.number("a group").map(GroupId)).collect::<Result<_, _>>()?;
-    Ok(DeviceEntry { id, at_us, name, groups, address: from.text()?, user_agent: from.text()? })
+    let (address, user_agent, device_id) = (from.text()?, from.text()?, from.text()?);
+    Ok(DeviceEntry { id, at_us, name, worker_name, groups, address, user_agent, device_id })
 }
 
 fn write_subject(out: &mut Vec<u8>, subject: Subject) {
@@ -312,8 +318,10 @@ fn read_entry(from: &mut Reader<'_>) -> Result<Entry, CodecError> {
         tag if tag == Tag::Connection as u8 => Entry::Connection(ConnectionEntry {
             at_us: from.number("a connection's time")?,
             id: ConnectionId(from.number("a connection's number")?),
+            channel: ChannelId(from.number("a connection's channel")?),
             device: DeviceId(from.number("a connection's device")?),
             is_open: from.byte()? != 0,
+            connections: from.number("a device's connections")?,
         }),
         tag if tag == Tag::Upstream as u8 => Entry::Upstream(UpstreamEntry {
             at_us: from.number("an upstream's time")?,

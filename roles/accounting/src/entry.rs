@@ -5,7 +5,8 @@
 
 use stratum::hash::Hash;
 use stratum::{
-    ConnectionId, DeviceId, Job, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId, UpstreamJobId,
+    ChannelId, ConnectionId, DeviceId, Job, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId,
+    UpstreamJobId,
 };
 
 use crate::power::PowerSource;
@@ -101,27 +102,44 @@ pub struct DeviceEntry {
     pub id: DeviceId,
     /// When this was known, in unix microseconds.
     pub at_us: u64,
-    /// Its name: the worker name, with an addition where several machines share it.
+    /// Its name: the worker name, with a number where several machines share it, or what a rule made of it.
     pub name: String,
+    /// The worker name, where the name is another; empty where it is the name.
+    pub worker_name: String,
     /// Its groups; at most [`MAX_GROUPS`].
     pub groups: Vec<GroupId>,
     /// The address that it comes from; empty when unknown.
     pub address: String,
     /// What it calls itself; empty when it does not say.
     pub user_agent: String,
+    /// `device_id` of SV2's `SetupConnection`; empty when it does not say.
+    pub device_id: String,
+}
+
+impl DeviceEntry {
+    /// A device of which nothing but its name is known.
+    pub fn named(id: DeviceId, name: impl Into<String>, at_us: u64) -> Self {
+        let (worker_name, address, user_agent, device_id) = Default::default();
+        let (name, groups) = (name.into(), Vec::new());
+        DeviceEntry { id, at_us, name, worker_name, groups, address, user_agent, device_id }
+    }
 }
 
 /// The start of a connection's mining for a device, or its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionEntry {
-    /// The connection.
+    /// The connection. Numbers begin again with each process.
     pub id: ConnectionId,
+    /// Its channel; 0 on SV1 connections.
+    pub channel: ChannelId,
     /// The device.
     pub device: DeviceId,
     /// When, in unix microseconds.
     pub at_us: u64,
-    /// False when it ended.
+    /// False when it ended, or goes on for another device.
     pub is_open: bool,
+    /// How many the device has from then on: a later entry makes good for one that was lost.
+    pub connections: u32,
 }
 
 /// An upstream.

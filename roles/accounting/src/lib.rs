@@ -6,6 +6,7 @@
 //! - [`batch`]: the stream in pieces, chained by hashes.
 //! - [`books`], [`rates`]: what the entries add up to.
 //! - [`entry`], [`codec`]: what the stream is made of, and its bytes.
+//! - [`identity`]: which device a machine is.
 //! - [`power`]: energy, and how well it is known.
 //! - [`rollup`]: sums for spans of time.
 //! - [`statement`], [`merkle`]: signed statements of work, with a sample that strangers can hash again.
@@ -16,6 +17,7 @@ pub mod books;
 pub mod codec;
 mod energy;
 pub mod entry;
+pub mod identity;
 pub mod merkle;
 pub mod pattern;
 pub mod power;
@@ -30,6 +32,7 @@ pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
 pub use books::{Books, DeviceView, Restored, SubjectView};
 pub use codec::{CodecError, decode_sums, encode_sums};
 pub use entry::Entry;
+pub use identity::{Identities, Introduction, Seat};
 pub use power::{EnergySums, PowerSource};
 pub use rates::{RateEstimate, RatePair, Window};
 pub use record::{

@@ -99,8 +99,10 @@ pub struct Point {
 pub struct DeviceRow {
     /// Its number.
     pub id: DeviceId,
-    /// Its name: the worker name, with an addition where several machines share it.
+    /// Its name: the worker name, with a number where several machines share it, or what a rule made of it.
     pub name: Arc<str>,
+    /// The worker name, where the name is another; empty where it is the name.
+    pub worker_name: Arc<str>,
     /// Its groups.
     pub groups: Vec<GroupId>,
     /// When it was first seen, in unix microseconds.
@@ -113,8 +115,10 @@ pub struct DeviceRow {
     pub best_difficulty: f64,
     /// The address that it last came from; empty when unknown.
     pub address: String,
-    /// What it last called itself (SV1 user agent, SV2 vendor and hardware); empty when unknown.
+    /// What it last called itself (SV1 user agent; SV2 vendor, hardware and firmware); empty when unknown.
     pub user_agent: String,
+    /// What it last sent as SV2's `device_id`; empty when unknown.
+    pub device_id: String,
 }
 
 /// What a store keeps beside the batches. All of it holds for the stream up to and with the batch `watermark`.

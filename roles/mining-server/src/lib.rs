@@ -19,7 +19,8 @@ pub mod work;
 
 pub use accounting::record;
 pub use accounting::{
-    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+    DropReason, Fate, Introduction, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict,
+    Verdict,
 };
 pub use output::{CloseReason, Event, Fault, ForwardShare, Output, Registry, ShareEvent, VersionRolling};
 pub use settings::{Settings, ShareUse};

@@ -1,10 +1,10 @@
 //! What a connection hands back to the program that drives it.
 
-use accounting::ShareRecord;
+use accounting::{Introduction, ShareRecord};
 use stratum::extranonce::Exhausted;
 use stratum::hash::Hash;
 use stratum::job::{JobOrigin, RESERVED_SIZE};
-use stratum::{ChannelId, DeviceId, Epoch, HashRate};
+use stratum::{ChannelId, DeviceId, Epoch, HashRate, Now};
 
 pub use stratum::{CloseReason, Fault};
 
@@ -96,11 +96,19 @@ pub struct ForwardShare {
     pub is_block: bool,
 }
 
-/// What connections share: who is who, and who holds which extranonce. Asked when a connection or channel opens,
-/// never for a share.
+/// What connections share: who is who, and who holds which extranonce. Asked when a connection or channel opens or
+/// closes, never for a share.
 pub trait Registry {
-    /// The device that mines under this worker name.
-    fn device(&mut self, worker_name: &str) -> DeviceId;
+    /// The device that a machine is which begins to mine on this channel. The address in `introduction` is what only the
+    /// connection itself can know, that of a PROXY header.
+    fn join(&mut self, channel: ChannelId, introduction: &Introduction<'_>) -> DeviceId;
+
+    /// A share of a device on this channel was accepted; said from time to time. Returns the device that later ones
+    /// are of: another one where two machines were taken for one. Takes no lock unless that is in question.
+    fn note_share(&mut self, channel: ChannelId, device: DeviceId, now: Now) -> DeviceId;
+
+    /// A device no longer mines on this channel.
+    fn leave(&mut self, channel: ChannelId, device: DeviceId);
 
     /// A reserved extranonce value that no other live downstream holds.
     fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted>;

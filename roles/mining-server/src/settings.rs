@@ -42,3 +42,7 @@ pub const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How often a connection looks at its difficulty when no share makes it look.
 pub const VARDIFF_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often the registry hears that a device's shares are accepted: often enough to find out within a minute that two
+/// machines mine under one name.
+pub(crate) const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_secs(10);

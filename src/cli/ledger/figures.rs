@@ -111,8 +111,10 @@ pub(super) fn device_json(device: &DeviceRow) -> Map<String, Value> {
     let known = json!({
         "id": device.id.0,
         "name": &*device.name,
+        "worker_name": if device.worker_name.is_empty() { &*device.name } else { &*device.worker_name },
         "address": text(&device.address),
         "user_agent": text(&device.user_agent),
+        "device_id": text(&device.device_id),
         "first_seen": time(device.first_seen_us),
         "last_seen": time(device.last_seen_us),
         "last_accepted_share": time(device.last_share_us),

@@ -87,8 +87,14 @@ const fn words(level: Level) -> &'static str {
 fn print_device(device: &DeviceRow, sums: &Sums, output: &mut Output<'_>) -> std::io::Result<()> {
     let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { plain(text) };
     writeln!(output, "{}", plain(&device.name))?;
+    if !device.worker_name.is_empty() {
+        writeln!(output, "  worker name           {}", plain(&device.worker_name))?;
+    }
     writeln!(output, "  address               {}", known(&device.address))?;
     writeln!(output, "  user agent            {}", known(&device.user_agent))?;
+    if !device.device_id.is_empty() {
+        writeln!(output, "  device id             {}", plain(&device.device_id))?;
+    }
     writeln!(output, "  first seen            {}", times::microseconds(device.first_seen_us))?;
     writeln!(output, "  last seen             {}", times::microseconds(device.last_seen_us))?;
     writeln!(output, "  best difficulty       {}", device.best_difficulty)?;
@@ -177,6 +183,7 @@ mod tests {
         DeviceRow {
             id: stratum::DeviceId(0),
             name: name.into(),
+            worker_name: "".into(),
             groups: Vec::new(),
             first_seen_us: 0,
             last_seen_us: 0,
@@ -184,6 +191,7 @@ mod tests {
             best_difficulty: 0.0,
             address: String::new(),
             user_agent: String::new(),
+            device_id: String::new(),
         }
     }
 

@@ -8,11 +8,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use accounting::entry::{DeviceEntry, microseconds};
 use mining_server::sv1::Sv1Connection;
 use mining_server::{CloseReason, Event, Registry, Work};
 use mio::net::TcpStream;
-use stratum::{ConnectionId, DeviceId, HashRate, JobNumber, Now};
+use stratum::{ConnectionId, HashRate, JobNumber, Now};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::holdings::Holdings;
@@ -58,8 +57,6 @@ pub(super) struct Connection {
     peer: SocketAddr,
     machine: Sv1Connection,
     holdings: Holdings,
-    /// The device whose address and software the ledger was told.
-    introduced: Option<DeviceId>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -72,7 +69,7 @@ impl Connection {
         now: Now,
     ) -> Result<Self, CloseReason> {
         let Newcomer { stream, peer, id, slot } = newcomer;
-        let mut holdings = Holdings::new(id, context, |counts| &counts.sv1);
+        let mut holdings = Holdings::new(id, peer.ip(), context, |counts| &counts.sv1);
         let reserved = holdings.take_reserved().map_err(|exhausted| CloseReason::ours(exhausted.to_string()));
         let reserved = reserved.inspect_err(|reason| {
             log_close(LineKind::StrangerClosed, peer, id, "", reason, context);
@@ -93,7 +90,6 @@ impl Connection {
             peer,
             machine: Sv1Connection::new(Arc::clone(&context.settings), id, reserved, now),
             holdings,
-            introduced: None,
             _slot: slot,
         })
     }
@@ -211,9 +207,6 @@ impl Connection {
         if !desk.out.events.is_empty() {
             self.note_events(desk);
         }
-        if self.machine.device() != self.introduced {
-            self.introduce(desk);
-        }
         if !desk.out.bytes.is_empty() {
             self.write(desk)?;
             if shares_read.is_some() || clean_job_received.is_some() {
@@ -227,21 +220,6 @@ impl Connection {
             }
         }
         close.map_or(Ok(()), Err)
-    }
-
-    /// Tells the ledger where the device comes from and what it calls itself.
-    fn introduce(&mut self, desk: &mut Desk) {
-        self.introduced = self.machine.device();
-        let Some(id) = self.introduced else { return };
-        let peer = self.machine.proxied_source().unwrap_or(self.peer);
-        desk.writer.device_entry(DeviceEntry {
-            id,
-            at_us: microseconds(desk.clock.now().utc),
-            name: self.holdings.name(id).to_string(),
-            groups: Vec::new(),
-            address: peer.ip().to_string(),
-            user_agent: self.machine.user_agent().unwrap_or_default().to_owned(),
-        });
     }
 
     fn note_events(&mut self, desk: &mut Desk) {

@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::{CLOSE_GRACE, Context, TCP_USER_TIMEOUT, limiter, log_withheld};
+use super::{CLOSE_GRACE, Context, TCP_USER_TIMEOUT, limiter, log_withheld, tidy};
 use crate::shutdown::Shutdown;
 use inbox::Inbox;
 use worker::{Loads, Worker};
@@ -59,7 +59,7 @@ pub(super) async fn serve(listener: TcpListener, context: Context, mut shutdown:
             biased;
             () = shutdown.requested() => break,
             ended = workers.join_next() => check(ended),
-            _ = tick.tick() => log_withheld(&context),
+            _ = tick.tick() => tidy(&context),
         }
     }
     inboxes.iter().for_each(|inbox| inbox.end());

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use accounting::entry::{DeviceEntry, microseconds};
 use accounting::{Fate, RejectReason, ShareRecord, Verdict};
 use serde_json::{Value, json};
 use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, Now, UpstreamChannelId, Work};
@@ -75,7 +76,7 @@ async fn what_the_sink_counts_is_what_the_api_shows() {
     let running = running();
     let now = running.clock.now();
     let mut writer = running.sink.writer();
-    writer.device(DeviceId(0), "farm.one", now);
+    writer.device(DeviceEntry::named(DeviceId(0), "farm.one", microseconds(now.utc)));
     writer.share(share(0, now, Verdict::Accepted));
     writer.share(share(0, now, Verdict::BlockFound));
     writer.share(share(0, now, Verdict::Rejected(RejectReason::Stale)));
@@ -121,7 +122,8 @@ async fn what_a_great_fleet_costs() {
     let mut writer = running.sink.writer();
     for device in 0..GREAT_FLEET {
         let now = running.clock.now();
-        writer.device(DeviceId(device), &format!("account.hall{}.rig{device}", device % 20), now);
+        let name = format!("account.hall{}.rig{device}", device % 20);
+        writer.device(DeviceEntry::named(DeviceId(device), name, microseconds(now.utc)));
         writer.share(share(device, now, Verdict::Accepted));
         while writer.is_behind() {
             tokio::task::yield_now().await;

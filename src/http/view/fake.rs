@@ -86,6 +86,8 @@ pub(crate) fn fleet(count: usize) -> Fleet {
     let devices = (0..count).map(|number| Device {
         id: DeviceId(number as u32),
         name: format!("farm.rig{number}").into(),
+        worker_name: if number == 1 { "farm.all".into() } else { format!("farm.rig{number}").into() },
+        connections: number as u32 % 3,
         groups: if number % 2 == 0 { vec!["hall a/1".into()] } else { Vec::new() },
         address: (number % 2 == 0).then(|| "10.0.0.7:40000".into()),
         user_agent: (number % 2 == 0).then(|| "cgminer/4.12".into()),

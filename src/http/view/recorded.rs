@@ -278,9 +278,12 @@ async fn cached<T>(
 fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
     let names = view.groups.iter().filter_map(|id| groups.get(usize::from(id.0)).cloned());
     let known = |text: Arc<str>| Some(text).filter(|text| !text.is_empty());
+    let name = view.name.unwrap_or_else(|| format!("(device {})", view.id.0).into());
     Device {
         id: view.id,
-        name: view.name.unwrap_or_else(|| format!("(device {})", view.id.0).into()),
+        worker_name: known(view.worker_name).unwrap_or_else(|| Arc::clone(&name)),
+        name,
+        connections: view.connections,
         groups: names.collect(),
         address: known(view.address),
         user_agent: known(view.user_agent),

@@ -35,7 +35,8 @@ const META: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL
 const LEDGER_TABLES: &str = "
     CREATE TABLE device (id INTEGER PRIMARY KEY, name TEXT NOT NULL, groups BLOB NOT NULL,
         first_seen_us INTEGER NOT NULL, last_seen_us INTEGER NOT NULL, last_share_us INTEGER NOT NULL,
-        best_difficulty REAL NOT NULL, address TEXT NOT NULL, user_agent TEXT NOT NULL);
+        best_difficulty REAL NOT NULL, address TEXT NOT NULL, user_agent TEXT NOT NULL, worker_name TEXT NOT NULL,
+        device_id TEXT NOT NULL);
     CREATE TABLE device_group (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
     CREATE TABLE upstream (id INTEGER PRIMARY KEY, name TEXT NOT NULL, account TEXT NOT NULL);
     CREATE TABLE sums (subject INTEGER PRIMARY KEY, sums BLOB NOT NULL);

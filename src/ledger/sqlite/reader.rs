@@ -224,7 +224,7 @@ impl Reader for SqliteReader {
     fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
         self.rows(
             "SELECT id, name, groups, first_seen_us, last_seen_us, last_share_us, best_difficulty, address,
-             user_agent FROM device ORDER BY id",
+             user_agent, worker_name, device_id FROM device ORDER BY id",
             [],
             |row| {
                 let groups: Vec<u8> = row.get(2)?;
@@ -240,6 +240,8 @@ impl Reader for SqliteReader {
                     best_difficulty: row.get(6)?,
                     address: row.get(7)?,
                     user_agent: row.get(8)?,
+                    worker_name: row.get::<_, String>(9)?.into(),
+                    device_id: row.get(10)?,
                 })
             },
         )

@@ -173,7 +173,8 @@ fn rollups_are_kept_whole_with_their_watermark() {
     fill(&mut store, Head::NONE, &[START, START + 1]);
     let device = DeviceRow {
         id: DeviceId(7),
-        name: "farm.seven".into(),
+        name: "farm.all~7".into(),
+        worker_name: "farm.all".into(),
         groups: vec![GroupId(1), GroupId(300)],
         first_seen_us: 5,
         last_seen_us: 6,
@@ -181,6 +182,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
         best_difficulty: 1.5,
         address: "10.0.0.7".to_owned(),
         user_agent: "cgminer/4.11".to_owned(),
+        device_id: "0a1b".to_owned(),
     };
     let subjects =
         [Subject::Fleet, Subject::Untracked, Subject::Upstream(UpstreamId(2)), Subject::Group(GroupId(1))];

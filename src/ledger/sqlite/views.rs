@@ -167,7 +167,8 @@ fn write_device(transaction: &Transaction<'_>, device: &DeviceRow) -> rusqlite::
     let groups: Vec<u8> = device.groups.iter().flat_map(|group| group.0.to_le_bytes()).collect();
     let mut insert = transaction.prepare_cached(
         "INSERT OR REPLACE INTO device (id, name, groups, first_seen_us, last_seen_us, last_share_us,
-         best_difficulty, address, user_agent) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+         best_difficulty, address, user_agent, worker_name, device_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
     insert
         .execute(params![
@@ -179,7 +180,9 @@ fn write_device(transaction: &Transaction<'_>, device: &DeviceRow) -> rusqlite::
             device.last_share_us as i64,
             device.best_difficulty,
             device.address,
-            device.user_agent
+            device.user_agent,
+            &*device.worker_name,
+            device.device_id
         ])
         .map(drop)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use stratum::UpstreamId;
 
+use super::identity::Odd;
 use super::{Books, Device, Group, MAX_DEVICES, MAX_GROUPS};
 use crate::rollup::{DeviceRow, GroupId, Level, Point, Subject};
 use crate::sums::Sums;
@@ -74,6 +75,7 @@ impl Books {
             groups: row.groups.clone(),
             address: row.address.as_str().into(),
             user_agent: row.user_agent.as_str().into(),
+            odd: Odd::of(&row.worker_name, &row.device_id),
             last_seen_us: row.last_seen_us,
             last_share_us: row.last_share_us,
             best_difficulty: row.best_difficulty,

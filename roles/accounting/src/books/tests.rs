@@ -270,9 +270,11 @@ fn device(id: u32, groups: &[GroupId]) -> Entry {
         id: DeviceId(id),
         at_us: START * 1_000_000,
         name: format!("farm.{id}"),
+        worker_name: if id == 2 { "farm.shared".to_owned() } else { String::new() },
         groups: if id % 2 == 1 { groups.to_vec() } else { Vec::new() },
         address: String::new(),
         user_agent: String::new(),
+        device_id: String::new(),
     })
 }
 

@@ -89,16 +89,20 @@ fn one_of_each_rare() -> Vec<Entry> {
         Entry::Device(DeviceEntry {
             id: DeviceId(1),
             at_us: 2,
-            name: "farm.rig".to_owned(),
+            name: "farm.rig~2".to_owned(),
+            worker_name: "farm.rig".to_owned(),
             groups: vec![GroupId(3)],
             address: "10.0.0.7".to_owned(),
             user_agent: "cgminer/4.11".to_owned(),
+            device_id: "0123".to_owned(),
         }),
         Entry::Connection(ConnectionEntry {
             id: ConnectionId(9),
+            channel: ChannelId(4),
             device: DeviceId(1),
             at_us: 3,
             is_open: true,
+            connections: 2,
         }),
         Entry::Upstream(UpstreamEntry {
             id: UpstreamId(0),

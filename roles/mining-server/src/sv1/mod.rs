@@ -18,6 +18,7 @@ mod submit;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::Introduction;
 use stratum::job::{EXTRANONCE2_SIZE, RESERVED_SIZE, SV1_VERSION_MASK};
 use stratum::sv1::line::{LineBuffer, MAX_LINE_BYTES};
 use stratum::sv1::render::{self, ErrorCode, Grant};
@@ -71,6 +72,8 @@ pub struct Sv1Connection {
     /// The first job went out under an id of its own.
     first_job: Option<(Box<str>, JobNumber)>,
     told_rate: HashRate,
+    /// When the registry hears of an accepted share next.
+    next_sign: Duration,
     opened: Duration,
     last_sent: Duration,
 }
@@ -101,6 +104,7 @@ impl Sv1Connection {
             reported_minimum: false,
             first_job: None,
             told_rate: HashRate(0.0),
+            next_sign: now.monotonic,
             opened: now.monotonic,
             last_sent: now.monotonic,
         }
@@ -121,6 +125,7 @@ impl Sv1Connection {
         }
         self.lines = lines;
         if out.close.is_none() {
+            self.join(registry, out);
             self.start_mining(now, out);
         }
         self.note_sent(before, now, out);
@@ -177,6 +182,9 @@ impl Sv1Connection {
     /// Gives back what the connection held. The last call.
     pub fn handle_closed(&mut self, registry: &mut dyn Registry, out: &mut Output) {
         registry.give_back_reserved(self.judge.reserved());
+        if let Some(device) = self.device {
+            registry.leave(SV1_CHANNEL, device);
+        }
         if self.settings.channel_per_device && self.device.is_some() {
             out.events.push(Event::CloseUpstream { channel: SV1_CHANNEL });
         }
@@ -195,7 +203,7 @@ impl Sv1Connection {
         self.user_agent.as_deref()
     }
 
-    /// The device, once authorised.
+    /// The device, once authorised and subscribed.
     pub fn device(&self) -> Option<DeviceId> {
         self.device
     }
@@ -241,11 +249,11 @@ impl Sv1Connection {
     ) {
         let id = request.id;
         match &request.call {
-            Call::Submit(submit) => self.handle_submit(id, submit, now, out),
+            Call::Submit(submit) => self.handle_submit(id, submit, now, registry, out),
             Call::Configure(configure) => self.handle_configure(id, configure, out),
             Call::Subscribe { user_agent, .. } => self.handle_subscribe(id, user_agent, out),
             Call::Authorize { user, password } => {
-                self.handle_authorize(user, password, now, registry, out);
+                self.handle_authorize(user, password, now);
                 render::boolean(&mut out.bytes, id, true);
             }
             Call::SuggestDifficulty(difficulty) => {
@@ -296,23 +304,26 @@ impl Sv1Connection {
     }
 
     /// Everybody may mine: the worker name says whose work it is, and the password only carries options.
-    fn handle_authorize(
-        &mut self,
-        user: &str,
-        password: &str,
-        now: Now,
-        registry: &mut dyn Registry,
-        out: &mut Output,
-    ) {
+    fn handle_authorize(&mut self, user: &str, password: &str, now: Now) {
         if let Some(difficulty) = password_options(password).difficulty {
             self.suggest(Difficulty(difficulty), now);
         }
-        if self.device.is_some() {
-            return;
-        }
         let name = if user.is_empty() { UNNAMED } else { user };
-        self.user = Some(name.into());
-        self.device = Some(registry.device(name));
+        self.user.get_or_insert_with(|| name.into());
+    }
+
+    /// Asks which device it is, once all is said that a miner says of itself: some authorise before they subscribe.
+    fn join(&mut self, registry: &mut dyn Registry, out: &mut Output) {
+        let Some(name) = self.user.as_deref().filter(|_| self.subscribed && self.device.is_none()) else {
+            return;
+        };
+        let introduction = Introduction {
+            worker_name: name,
+            address: self.proxied_source().map(|source| source.ip()),
+            device_id: "",
+            user_agent: self.user_agent.as_deref().unwrap_or_default(),
+        };
+        self.device = Some(registry.join(SV1_CHANNEL, &introduction));
         if self.settings.channel_per_device {
             let work = Target::from_difficulty_exponent(self.judge.own_exponent()).work();
             let rate = HashRate::of_shares(work, self.settings.vardiff.shares_per_minute);

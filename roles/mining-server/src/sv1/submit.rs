@@ -8,12 +8,20 @@ use stratum::sv1::request::{RawId, Submit};
 
 use super::{SV1_CHANNEL, Sv1Connection};
 use crate::judge::{Submission, refusal};
-use crate::output::{Event, Output, ShareEvent};
+use crate::output::{Event, Output, Registry, ShareEvent};
 use crate::record::{RejectReason, Verdict};
+use crate::settings::SIGN_OF_LIFE_INTERVAL;
 use crate::work::JobLookup;
 
 impl Sv1Connection {
-    pub(super) fn handle_submit(&mut self, id: RawId<'_>, submit: &Submit<'_>, now: Now, out: &mut Output) {
+    pub(super) fn handle_submit(
+        &mut self,
+        id: RawId<'_>,
+        submit: &Submit<'_>,
+        now: Now,
+        registry: &mut dyn Registry,
+        out: &mut Output,
+    ) {
         let event = if !self.subscribed {
             self.refused(submit, RejectReason::NotSubscribed, now)
         } else if self.device.is_none() {
@@ -25,7 +33,15 @@ impl Sv1Connection {
         if event.record.verdict == Verdict::Rejected(RejectReason::BadVersionBits) {
             self.report_bits(submit.version_bits.unwrap_or(0), out);
         }
+        let is_rejected = matches!(event.record.verdict, Verdict::Rejected(_));
         out.shares.push(event);
+        if now.monotonic >= self.next_sign
+            && !is_rejected
+            && let Some(device) = self.device
+        {
+            self.next_sign = now.monotonic + SIGN_OF_LIFE_INTERVAL;
+            self.device = Some(registry.note_share(SV1_CHANNEL, device, now));
+        }
         self.check_difficulty(now, out);
         if self.judge.wants_job() {
             out.events.push(Event::NewJobWanted { channel: SV1_CHANNEL });

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use stratum::hash::Hash;
 use stratum::sv2::messages::SubmitSharesSuccess;
-use stratum::{ChannelId, DeviceId, HashRate, Job, Now, SequenceNumber, Target, Work as WorkSum};
+use stratum::{ChannelId, HashRate, Job, Now, SequenceNumber, Target, Work as WorkSum};
 
 use super::send;
-use super::workers::Workers;
+use super::workers::{Worker, Workers};
 use crate::judge::Judge;
 use crate::output::{Event, Output};
 use crate::work::Work;
@@ -33,7 +33,8 @@ pub(super) struct Channel {
     pub(super) group: Group,
     pub(super) is_standard: bool,
     pub(super) user_identity: String,
-    pub(super) device: DeviceId,
+    /// What mines on it.
+    pub(super) own: Worker,
     /// The devices behind it, where it is a proxy's that names them.
     pub(super) workers: Workers,
     pub(super) judge: Judge,

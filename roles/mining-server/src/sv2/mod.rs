@@ -31,7 +31,7 @@ use stratum::sv2::messages::{
     UpdateChannelError,
 };
 use stratum::sv2::{DecodeError, FrameHeader, Message};
-use stratum::{ChannelId, ConnectionId, HashRate, Now};
+use stratum::{ChannelId, ConnectionId, DeviceId, HashRate, Now};
 
 use crate::output::{CloseReason, Event, Output, Registry};
 use crate::settings::{HANDSHAKE_DEADLINE, Settings, VARDIFF_INTERVAL};
@@ -71,6 +71,10 @@ pub struct Sv2Connection {
     flags: Option<u32>,
     vendor: String,
     hardware_version: String,
+    /// Vendor, hardware and firmware: what SV1 calls the user agent.
+    user_agent: String,
+    /// What the peer calls itself among others of its kind.
+    device_id: String,
     /// The next channel's id. Channels have even ids and groups odd ones, so that the two never meet.
     next_id: u32,
     /// The one group of all channels while they share their work; made with the first channel.
@@ -81,6 +85,8 @@ pub struct Sv2Connection {
     /// Reserved values of channels that ended while the registry was out of reach. At most one for each
     /// request or channel, because the next frame gives them back before it is read.
     released: Vec<[u8; RESERVED_SIZE]>,
+    /// Devices that left their channels meanwhile, which the registry is told then.
+    left: Vec<(ChannelId, DeviceId)>,
     /// The work that all channels share.
     work: Option<Arc<Work>>,
     /// When the connection is closed unless a channel is open or wanted by then.
@@ -113,11 +119,14 @@ impl Sv2Connection {
             flags: None,
             vendor: String::new(),
             hardware_version: String::new(),
+            user_agent: String::new(),
+            device_id: String::new(),
             next_id: 2,
             group: None,
             channels: BTreeMap::new(),
             pending: VecDeque::new(),
             released: Vec::new(),
+            left: Vec::new(),
             work: None,
             idle_deadline: now.monotonic + HANDSHAKE_DEADLINE,
             acknowledge_at: None,
@@ -298,6 +307,10 @@ impl Sv2Connection {
             self.flags = Some(setup.flags);
             self.vendor = printable(&setup.vendor);
             self.hardware_version = printable(&setup.hardware_version);
+            let said = format!("{} {} {}", self.vendor, self.hardware_version, printable(&setup.firmware));
+            // Many leave some of it out.
+            self.user_agent = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            self.device_id = printable(&setup.device_id);
             // The answer's flags are what we require, not an echo: bit 0 would forbid version rolling.
             send(SetupConnectionSuccess { used_version: codes::PROTOCOL_VERSION, flags: 0 }, out);
         }
@@ -372,6 +385,8 @@ impl Sv2Connection {
     fn remove_channel(&mut self, id: ChannelId, now: Now, out: &mut Output) {
         let Some(mut channel) = self.channels.remove(&id) else { return };
         self.released.push(channel.judge.reserved());
+        let devices = std::iter::once(channel.own.device()).chain(channel.workers.devices());
+        self.left.extend(devices.map(|device| (id, device)));
         if self.settings.channel_per_device {
             out.events.push(Event::CloseUpstream { channel: id });
         } else {
@@ -385,6 +400,7 @@ impl Sv2Connection {
 
     fn give_back_released(&mut self, registry: &mut dyn Registry) {
         self.released.drain(..).for_each(|reserved| registry.give_back_reserved(reserved));
+        self.left.drain(..).for_each(|(channel, device)| registry.leave(channel, device));
     }
 
     fn is_idle(&self) -> bool {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::Introduction;
 use stratum::job::{MAX_EXTRANONCE_SIZE, RESERVED_SIZE};
 use stratum::sv2::codes::{close_channel, open_channel, setup_flags};
 use stratum::sv2::messages::{
@@ -17,7 +18,7 @@ use stratum::vardiff::HARDEST_EXPONENT;
 use stratum::{ChannelId, DeviceId, HashRate, Now, RequestId, Target};
 
 use super::channel::{Channel, Group, Unacknowledged};
-use super::workers::Workers;
+use super::workers::{Worker, Workers};
 use super::{MAX_CHANNELS, MAX_PENDING_OPENS, OPEN_DEADLINE, Sv2Connection, printable, send};
 use crate::judge::Judge;
 use crate::output::{CloseReason, Event, Output, Registry};
@@ -228,7 +229,7 @@ impl Sv2Connection {
             group,
             is_standard: open.kind == ChannelKind::Standard,
             user_identity: open.user_identity,
-            device: open.device,
+            own: Worker::new(open.device),
             workers: Workers::default(),
             judge,
             work: Arc::clone(work),
@@ -256,6 +257,7 @@ impl Sv2Connection {
     pub(super) fn abandon(&mut self, open: &PendingOpen, now: Now, out: &mut Output) {
         self.idle_deadline = now.monotonic + HANDSHAKE_DEADLINE;
         self.released.push(open.reserved);
+        self.left.push((open.channel, open.device));
         if self.settings.channel_per_device {
             out.events.push(Event::CloseUpstream { channel: open.channel });
         }
@@ -299,12 +301,18 @@ impl Sv2Connection {
         };
         let channel = ChannelId(self.next_id);
         self.next_id = next_id;
+        let introduction = Introduction {
+            worker_name: &request.user_identity,
+            address: None,
+            device_id: &self.device_id,
+            user_agent: &self.user_agent,
+        };
         Ok(PendingOpen {
             deadline: now.monotonic + OPEN_DEADLINE,
             channel,
             own_group: ChannelId(channel.0 + 1),
             request_id: request.request_id,
-            device: registry.device(&request.user_identity),
+            device: registry.join(channel, &introduction),
             user_identity: request.user_identity,
             reserved,
             declared: Declared::of(request.nominal_hash_rate, &self.settings),

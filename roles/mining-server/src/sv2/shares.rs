@@ -89,13 +89,14 @@ impl Sv2Connection {
             return refuse(submit, submit_shares::INVALID_CHANNEL_ID, out);
         };
         let worker = submit.worker.filter(|_| self.worker_names);
-        let worker = worker.and_then(|name| channel.workers.device(&channel.user_identity, name, registry));
-        let device = Some(worker.unwrap_or(channel.device));
-        let submitter = Submitter { connection, channel: id, device };
+        let worker = worker.and_then(|name| channel.workers.find(id, &channel.user_identity, name, registry));
+        let worker = worker.unwrap_or(&mut channel.own);
+        let submitter = Submitter { connection, channel: id, device: Some(worker.device()) };
         let submission = submit.submission(channel.work.job_by_id(submit.job));
         let event = channel.judge.judge(&self.settings, &channel.work, submitter, &submission, now);
         match event.record.verdict {
             Verdict::Accepted | Verdict::BlockFound => {
+                worker.note_share(id, now, registry);
                 channel.accept(submit.sequence_number, event.record.credited());
                 if channel.unacknowledged.count >= self.settings.share_batch_size {
                     channel.acknowledge(out);

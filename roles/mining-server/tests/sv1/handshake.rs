@@ -364,6 +364,8 @@ fn a_device_with_an_upstream_channel_of_its_own_opens_and_closes_it() {
         (settings.channel_per_device, settings.vardiff_enabled) = (true, vardiff_enabled);
         let mut rig = Rig::new(settings);
         rig.send(AUTHORIZE);
+        assert!(rig.events.is_empty(), "it has not subscribed");
+        rig.send(SUBSCRIBE);
         let Some(Event::OpenUpstream { user_identity, hash_rate, .. }) = rig.events.pop() else {
             panic!("no channel is asked for");
         };

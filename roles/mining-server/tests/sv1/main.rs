@@ -2,6 +2,7 @@
 
 mod difficulty;
 mod handshake;
+mod identity;
 mod ids;
 mod jobs;
 mod minimum;

@@ -1,13 +1,14 @@
 //! A source of work, a registry, and a miner that grinds its shares from what it was sent and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mining_server::record::{RejectReason, Verdict};
 use mining_server::sv1::Sv1Connection;
 use mining_server::{
-    CloseReason, Event, JobBook, Output, Registry, Settings, ShareEvent, ShareRecord, ShareUse, Work,
+    CloseReason, Event, Introduction, JobBook, Output, Registry, Settings, ShareEvent, ShareRecord, ShareUse,
+    Work,
 };
 use serde_json::Value;
 use stratum::extranonce::Exhausted;
@@ -15,8 +16,8 @@ use stratum::job::{JobParts, RESERVED_SIZE};
 use stratum::sv1::client::{self, Notify, RolledVersion, ServerLine, Solution};
 use stratum::vardiff::VardiffConfig;
 use stratum::{
-    ConnectionId, DeviceId, Epoch, JobNumber, JobOrigin, Now, Target, Tip, TipNumber, UpstreamChannelId,
-    UpstreamId, UpstreamJobId,
+    ChannelId, ConnectionId, DeviceId, Epoch, JobNumber, JobOrigin, Now, Target, Tip, TipNumber,
+    UpstreamChannelId, UpstreamId, UpstreamJobId,
 };
 
 /// The difficulty exponent that devices of unknown speed start at: 256 hashes a share.
@@ -179,13 +180,38 @@ impl Source {
 #[derive(Default)]
 pub(crate) struct FakeRegistry {
     devices: HashMap<String, DeviceId>,
+    /// Who mines on what.
+    pub(crate) seats: HashSet<(ChannelId, DeviceId)>,
+    /// What was said by those who joined: worker name, address, device id, user agent.
+    pub(crate) introductions: Vec<[String; 4]>,
+    /// How often a share was noted.
+    pub(crate) signs: usize,
+    /// The device that the next share is found to be of.
+    pub(crate) switch: Option<DeviceId>,
     pub(crate) given_back: Vec<[u8; RESERVED_SIZE]>,
 }
 
 impl Registry for FakeRegistry {
-    fn device(&mut self, worker_name: &str) -> DeviceId {
+    fn join(&mut self, channel: ChannelId, introduction: &Introduction<'_>) -> DeviceId {
+        let Introduction { worker_name, address, device_id, user_agent } = *introduction;
         let next = DeviceId(self.devices.len() as u32 + 40);
-        *self.devices.entry(worker_name.to_owned()).or_insert(next)
+        let device = *self.devices.entry(worker_name.to_owned()).or_insert(next);
+        assert!(self.seats.insert((channel, device)), "a machine joins once");
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        self.introductions.push([worker_name, &address, device_id, user_agent].map(str::to_owned));
+        device
+    }
+
+    fn note_share(&mut self, channel: ChannelId, device: DeviceId, _: Now) -> DeviceId {
+        self.signs += 1;
+        let Some(other) = self.switch.take() else { return device };
+        assert!(self.seats.remove(&(channel, device)), "who mines has joined");
+        self.seats.insert((channel, other));
+        other
+    }
+
+    fn leave(&mut self, channel: ChannelId, device: DeviceId) {
+        assert!(self.seats.remove(&(channel, device)), "who leaves has joined");
     }
 
     fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted> {

@@ -2,6 +2,7 @@
 
 mod devices;
 mod handshake;
+mod identity;
 mod jobs;
 mod opening;
 mod random;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use mining_server::record::Verdict;
 use mining_server::sv2::Sv2Connection;
-use mining_server::{CloseReason, Event, JobBook, Output, Registry, Settings, ShareEvent, ShareUse, Work};
+use mining_server::{
+    CloseReason, Event, Introduction, JobBook, Output, Registry, Settings, ShareEvent, ShareUse, Work,
+};
 use stratum::extranonce::Exhausted;
 use stratum::hash::{Hash, sha256d};
 use stratum::job::{JobParts, RESERVED_SIZE};
@@ -149,12 +151,37 @@ pub(crate) struct FakeRegistry {
     pub(crate) held: HashSet<[u8; RESERVED_SIZE]>,
     pub(crate) limit: Option<usize>,
     devices: HashMap<String, DeviceId>,
+    /// Who mines on what.
+    pub(crate) seats: HashSet<(ChannelId, DeviceId)>,
+    /// What was said by those who joined: worker name, address, device id, user agent.
+    pub(crate) introductions: Vec<[String; 4]>,
+    /// How often a share was noted.
+    pub(crate) signs: usize,
+    /// The device that the next share is found to be of.
+    pub(crate) switch: Option<DeviceId>,
 }
 
 impl Registry for FakeRegistry {
-    fn device(&mut self, worker_name: &str) -> DeviceId {
+    fn join(&mut self, channel: ChannelId, introduction: &Introduction<'_>) -> DeviceId {
+        let Introduction { worker_name, address, device_id, user_agent } = *introduction;
         let next = DeviceId(self.devices.len() as u32);
-        *self.devices.entry(worker_name.to_owned()).or_insert(next)
+        let device = *self.devices.entry(worker_name.to_owned()).or_insert(next);
+        assert!(self.seats.insert((channel, device)), "a machine joins once");
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        self.introductions.push([worker_name, &address, device_id, user_agent].map(str::to_owned));
+        device
+    }
+
+    fn note_share(&mut self, channel: ChannelId, device: DeviceId, _: Now) -> DeviceId {
+        self.signs += 1;
+        let Some(other) = self.switch.take() else { return device };
+        assert!(self.seats.remove(&(channel, device)), "who mines has joined");
+        self.seats.insert((channel, other));
+        other
+    }
+
+    fn leave(&mut self, channel: ChannelId, device: DeviceId) {
+        assert!(self.seats.remove(&(channel, device)), "who leaves has joined");
     }
 
     fn take_reserved(&mut self) -> Result<[u8; RESERVED_SIZE], Exhausted> {
