@@ -9,11 +9,12 @@ mod fold;
 mod keeper;
 mod scribe;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use accounting::entry::{DeviceEntry, Entry, EventEntry, JobEntry, PowerEntry, UpstreamEntry, microseconds};
-use accounting::{GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer};
+use accounting::{AckSums, BlockRow, EventRow, GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer, Worth};
 use stratum::{DeviceId, Job, Now, UpstreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -22,7 +23,7 @@ use fold::Fold;
 use keeper::Keeper;
 use scribe::Scribe;
 
-pub use accounting::books::MAX_DEVICES;
+pub use accounting::books::{MAX_BLOCKS, MAX_DEVICES, MAX_EVENTS};
 pub use accounting::sums::is_consistent;
 pub use accounting::{
     AnswerSums, Books, DeviceView, OTHER_CODES, RateEstimate, ShareSums, SubjectView, Totals,
@@ -37,12 +38,6 @@ pub const QUEUE: usize = 16_384;
 
 /// The latest records that the sink keeps, for those who ask what happened just now.
 pub const RECENT: usize = 4096;
-
-/// Events that are kept in memory: more than happens in a day that is worth remembering.
-pub const EVENTS: usize = 1024;
-
-/// Shares that were blocks that are kept in memory.
-pub const BLOCKS: usize = 256;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +63,10 @@ pub struct Snapshot {
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
     /// What belongs to no device, or to devices beyond [`MAX_DEVICES`]; part of `totals`.
     pub untracked: Sums,
+    /// What work is worth, by the latest job that was recorded.
+    pub worth: Option<Worth>,
+    /// How fast each upstream answers.
+    pub acks: BTreeMap<UpstreamId, AckSums>,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.
@@ -89,6 +88,10 @@ pub struct Overview {
     pub groups: Vec<(GroupId, Arc<str>, usize, SubjectView)>,
     /// The upstreams, with name and account.
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
+    /// What work is worth, by the latest job that was recorded.
+    pub worth: Option<Worth>,
+    /// How fast each upstream answers.
+    pub acks: BTreeMap<UpstreamId, AckSums>,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.
@@ -98,10 +101,10 @@ pub struct Overview {
 /// What happened, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Happened {
-    /// The latest [`EVENTS`] events.
-    pub events: Vec<EventEntry>,
-    /// The latest [`BLOCKS`] shares that were blocks.
-    pub blocks: Vec<ShareRecord>,
+    /// The latest [`MAX_EVENTS`] events of the ledger, or of the process where none is kept.
+    pub events: Vec<EventRow>,
+    /// The latest [`MAX_BLOCKS`] blocks.
+    pub blocks: Vec<BlockRow>,
 }
 
 /// The sink's task has ended: it panicked, or the program is going down.
@@ -199,7 +202,7 @@ impl RecordSink {
         self.ask(Message::Recent).await
     }
 
-    /// What happened since the process started, as far as it is kept in memory.
+    /// What happened, as far as it is kept in memory.
     pub async fn happened(&self) -> Result<Happened, SinkEnded> {
         self.ask(Message::Happened).await
     }

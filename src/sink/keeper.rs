@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, MAX_GROUPS, PowerEntry, microseconds};
 use accounting::pattern::matches;
-use accounting::{Books, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
+use accounting::{BlockRow, Books, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
 use stratum::Now;
 use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{BLOCKS, DeviceRules, EVENTS, Happened, Message, Overview, RECENT, Record, Snapshot};
+use super::{DeviceRules, Happened, Message, Overview, RECENT, Record, Snapshot};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
@@ -32,9 +32,8 @@ pub(super) struct Keeper {
     rules: DeviceRules,
     scribe: Option<Scribe>,
     recent: VecDeque<Record>,
-    events: VecDeque<EventEntry>,
-    blocks: VecDeque<ShareRecord>,
     orphans: Arc<Mutex<Fold>>,
+    has_ended: bool,
 }
 
 impl Keeper {
@@ -44,15 +43,7 @@ impl Keeper {
         scribe: Option<Scribe>,
         orphans: Arc<Mutex<Fold>>,
     ) -> Self {
-        Keeper {
-            books,
-            rules,
-            scribe,
-            recent: VecDeque::new(),
-            events: VecDeque::new(),
-            blocks: VecDeque::new(),
-            orphans,
-        }
+        Keeper { books, rules, scribe, recent: VecDeque::new(), orphans, has_ended: false }
     }
 
     pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
@@ -112,6 +103,12 @@ impl Keeper {
             panic!("the accounts of devices do not add up: {violation}");
         }
         if let Some(scribe) = &mut self.scribe {
+            // The stream says where the minute ends, so that whoever reads it counts as was counted here.
+            if let Some(minute) = self.books.minute_to_end() {
+                let ended = Entry::MinuteEnded(minute);
+                self.books.apply(&ended);
+                scribe.entry(&ended);
+            }
             scribe.seal();
             self.books.begin_batch(scribe.open_batch());
             self.books.turn_to(at_us);
@@ -134,8 +131,8 @@ impl Keeper {
             Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
             Message::Recent(answer) => drop(answer.send(self.recent.iter().cloned().collect())),
             Message::Happened(answer) => {
-                let events = self.events.iter().cloned().collect();
-                let blocks = self.blocks.iter().cloned().collect();
+                let events = self.books.events().cloned().collect();
+                let blocks = self.books.blocks().cloned().collect();
                 drop(answer.send(Happened { events, blocks }));
             }
             Message::Finish(_) => unreachable!("the caller sees to it"),
@@ -158,8 +155,8 @@ impl Keeper {
             scribe.share(share, at_us);
         }
         if share.verdict == Verdict::BlockFound {
-            keep_latest(&mut self.blocks, share.clone(), BLOCKS);
-            let (kind, device, text) = (EventKind::BlockFound, share.device, String::new());
+            let text = self.books.blocks().next_back().map(words_of).unwrap_or_default();
+            let (kind, device) = (EventKind::BlockFound, share.device);
             self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
         }
         self.seal_if_full();
@@ -176,25 +173,36 @@ impl Keeper {
         if !self.books.notes_device(&entry) {
             self.entry(&Entry::Device(entry));
         }
-        if let Some(milliwatts) = nameplate
-            && !self.books.has_nameplate(id)
-        {
+        // What an earlier configuration said is in the stream: this one's word takes its place, also where it says nothing.
+        if self.books.nameplate(id, at_us) != nameplate {
             let (subject, source) = (Subject::Device(id), PowerSource::Nameplate);
-            let power = PowerEntry { subject, at_us, valid_for_s: u32::MAX, milliwatts, source };
-            self.entry(&Entry::Power(power));
+            let valid_for_s = if nameplate.is_some() { u32::MAX } else { 0 };
+            let milliwatts = nameplate.unwrap_or(0);
+            self.entry(&Entry::Power(PowerEntry { subject, at_us, valid_for_s, milliwatts, source }));
         }
     }
 
     fn entry(&mut self, entry: &Entry) {
+        if matches!(entry, Entry::Event(event) if event.kind == EventKind::Started) {
+            return self.begin_life(entry);
+        }
         self.turn_to(entry.at_us());
         self.books.apply(entry);
-        if let Entry::Event(event) = entry {
-            keep_latest(&mut self.events, event.clone(), EVENTS);
-        }
         if let Some(scribe) = &mut self.scribe {
             scribe.entry(entry);
         }
         self.seal_if_full();
+    }
+
+    /// The minute that an earlier process left open did not end as others do: the books see to it.
+    fn begin_life(&mut self, started: &Entry) {
+        self.books.apply(started);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.entry(started);
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+            scribe.roll_up(&mut self.books);
+        }
     }
 
     fn seal_if_full(&mut self) {
@@ -207,7 +215,6 @@ impl Keeper {
     }
 
     fn fold(&mut self, fold: Fold) {
-        self.books.add_refusals(&fold.totals.refused_by_code);
         for entry in fold.into_entries() {
             match entry {
                 Entry::Device(device) => self.device(device),
@@ -227,6 +234,13 @@ impl Keeper {
     /// what is not handed over by then is lost.
     async fn finish(&mut self) {
         self.adopt_orphans();
+        if let Some(scribe) = &self.scribe
+            && !std::mem::replace(&mut self.has_ended, true)
+        {
+            let at_us = microseconds(scribe.clock.now().utc);
+            let (kind, device, text) = (EventKind::Ended, None, String::new());
+            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
+        }
         let Some(scribe) = &mut self.scribe else { return };
         let give_up = scribe.clock.now().monotonic + FINISH_GRACE;
         scribe.seal();
@@ -256,6 +270,8 @@ impl Keeper {
             totals: self.books.totals().clone(),
             devices: self.books.device_count(),
             power_milliwatts: self.books.power_of_devices(microseconds(now.utc)),
+            worth: self.books.worth(None),
+            acks: self.books.upstreams().map(|(id, ..)| (id, self.books.acks(id))).collect(),
             groups: groups.collect(),
             upstreams: upstreams.collect(),
             hash_rate_1m: fleet.rates[Window::Minute as usize].accepted,
@@ -265,9 +281,11 @@ impl Keeper {
     }
 
     fn snapshot(&mut self, now: Now) -> Snapshot {
-        let Overview { totals, fleet, groups, upstreams, hash_rate_1m, hash_rate_10m, .. } =
+        let Overview { totals, fleet, groups, upstreams, worth, acks, hash_rate_1m, hash_rate_10m, .. } =
             self.overview(now);
         Snapshot {
+            worth,
+            acks,
             totals,
             fleet,
             groups,
@@ -281,6 +299,19 @@ impl Keeper {
 
     fn view(&self, subject: Subject, now: Now) -> SubjectView {
         self.books.view(subject, microseconds(now.utc)).expect("only known subjects are looked at")
+    }
+}
+
+/// A block in words, as far as its job is known.
+fn words_of(block: &BlockRow) -> String {
+    let hash = block.hash.map(|mut hash| {
+        hash.reverse();
+        hex::encode(hash)
+    });
+    match (block.height, hash) {
+        (Some(height), Some(hash)) => format!("height {height}, {hash}"),
+        (None, Some(hash)) => hash,
+        _ => String::new(),
     }
 }
 

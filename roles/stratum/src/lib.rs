@@ -3,6 +3,7 @@
 //! This crate never reads a clock, a socket, a file or a random source: time, bytes and seeds are arguments.
 //! It is also the only crate that names a type of the SV2 wire crates (`stratum-core`).
 
+pub mod coinbase;
 pub mod extranonce;
 pub mod hash;
 pub mod ids;

@@ -4,10 +4,13 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use accounting::{BatchNumber, DeviceRow, GroupId, LedgerId, Level, Point, SealedBatch, Subject, Sums};
+use accounting::{
+    BatchNumber, BlockRow, DeviceRow, EventRow, GroupId, LedgerId, Level, Point, SealedBatch, Subject, Sums,
+};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use stratum::{DeviceId, UpstreamId};
 
+use super::facts;
 use super::file::{self, DayFile};
 use super::pages::{self, Points};
 use super::{REMOVED, WAITING_FROM, WATERMARK, find_head, subject_key, subject_of};
@@ -198,6 +201,7 @@ impl Reader for SqliteReader {
                 upstreams,
                 open_points: self.open_points()?,
                 damage: self.damage()?,
+                facts: facts::read(&self.ledger, &self.path)?,
             })
         })
     }
@@ -243,6 +247,14 @@ impl Reader for SqliteReader {
                 })
             },
         )
+    }
+
+    fn events(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+        facts::events(&self.ledger, before_us, limit).map_err(self.failed("read events"))
+    }
+
+    fn blocks(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<BlockRow>, StoreError> {
+        facts::blocks(&self.ledger, before_us, limit).map_err(self.failed("read blocks"))
     }
 
     fn sums(&self) -> Result<Vec<(Subject, Sums)>, StoreError> {

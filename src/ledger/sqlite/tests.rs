@@ -10,6 +10,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::ledger::store::{Removed, Views};
 
+mod facts;
+
 /// 2026-11-25T00:00:00Z.
 const START: u64 = 1_795_564_800;
 
@@ -192,6 +194,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
         devices: vec![device.clone()],
         groups: vec![(GroupId(1), "hall".into())],
         upstreams: vec![(UpstreamId(2), "pool:3333".into(), "account".into())],
+        facts: facts::facts(),
     };
     views.roll_up(&roll_up).expect("it is written");
     let too_far = RollUp { watermark: BatchNumber(3), ..RollUp::default() };
@@ -204,6 +207,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
     assert_eq!(opening.devices, [device]);
     assert_eq!((opening.groups, opening.upstreams), (roll_up.groups, roll_up.upstreams));
     assert_eq!(opening.open_points, roll_up.points);
+    assert_eq!(opening.facts, roll_up.facts);
 }
 
 #[test]

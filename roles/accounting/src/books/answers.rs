@@ -27,6 +27,8 @@ pub(super) struct Waiting {
     number: SequenceNumber,
     device: Option<DeviceId>,
     work: Work,
+    /// When it was judged, in unix microseconds.
+    judged_us: u64,
     /// The batch that it is in.
     batch: BatchNumber,
 }
@@ -47,7 +49,9 @@ impl Books {
         if waiting.len() == MAX_WAITING {
             waiting.pop_front();
         }
-        waiting.push_back(Waiting { number, device, work: share.upstream_work, batch: self.batch });
+        let judged_us = microseconds(share.judged.utc);
+        let work = share.upstream_work;
+        waiting.push_back(Waiting { number, device, work, judged_us, batch: self.batch });
     }
 
     /// Takes an entry that is in the sums already, but may be of a share that waits: see [`crate::RollUp::waiting_from`].
@@ -59,6 +63,7 @@ impl Books {
             }
             Entry::Answer(answer) => drop(self.answered(answer)),
             Entry::Event(event) if event.kind == EventKind::Started => self.waiting.clear(),
+            Entry::Job(job) => self.note_job(job),
             _ => {}
         }
     }
@@ -78,7 +83,11 @@ impl Books {
         self.touch(Subject::Fleet, &mut { add });
         self.touch(Subject::Upstream(answer.upstream), &mut { add });
         let mut left = sums.clone();
+        let is_answered = !matches!(answer.verdict, UpstreamVerdict::Lost { .. });
         for share in self.answered(answer) {
+            if is_answered && let Some(upstream) = self.upstreams.get_mut(&answer.upstream) {
+                upstream.acks.add(at_us.saturating_sub(share.judged_us));
+            }
             let part = part_of(&answer.verdict, share.work);
             subtract(&mut left, &part);
             self.touch_devices(share.device, &part);
