@@ -41,7 +41,7 @@ pub fn start(
     if config.upstreams.len() > 1 {
         tracing::warn!("only the first upstream is used: failover to the others is not built yet");
     }
-    let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref())?;
+    let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref(), config.rules.clone())?;
     let (owner, inbox) = owner();
     let upstream_status = Arc::new(UpstreamStatus::default());
     let name = format!("{}:{}", preferred.url.host, preferred.url.port);

@@ -165,7 +165,12 @@ impl RecordSink {
     /// Starts the sink's task in the current runtime, which keeps everything in memory alone. It ends when all handles
     /// and writers are gone; supervise it, because it panics when its sums do not hold.
     pub fn start() -> (RecordSink, JoinHandle<()>) {
-        Self::start_with(Books::default(), DeviceRules::default(), None)
+        Self::start_in_memory(DeviceRules::default())
+    }
+
+    /// As [`RecordSink::start`], with what the configuration says of devices.
+    pub fn start_in_memory(rules: DeviceRules) -> (RecordSink, JoinHandle<()>) {
+        Self::start_with(Books::default(), rules, None)
     }
 
     /// As [`RecordSink::start`], with a ledger behind it.

@@ -3,6 +3,7 @@
 //! Results go to standard output, as tables for people or as JSON for scripts; everything else goes to standard
 //! error.
 
+mod cost;
 mod devices;
 mod export;
 mod figures;

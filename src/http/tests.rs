@@ -2,6 +2,7 @@
 
 mod api;
 mod contract;
+mod history;
 mod recorded;
 mod schema;
 

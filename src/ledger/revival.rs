@@ -11,7 +11,7 @@ use super::{LedgerThreads, OpenLedger, Opening, Reader, StoreError};
 use crate::clock::Clock;
 use crate::config::LedgerConfig;
 use crate::error::RunError;
-use crate::sink::ToLedger;
+use crate::sink::{DeviceRules, ToLedger};
 
 /// How long before a share's own word a job may have been written: a queue and a batch lie between, and a clock may have
 /// been set.
@@ -31,7 +31,7 @@ pub struct Revived {
 }
 
 /// Opens the ledger that the configuration names, or begins one, and reads what it holds.
-pub fn revive(config: &LedgerConfig, clock: Clock) -> Result<Revived, RunError> {
+pub fn revive(config: &LedgerConfig, rules: DeviceRules, clock: Clock) -> Result<Revived, RunError> {
     let OpenLedger { opening, writer, threads, reader } = super::open(config, clock)?;
     let failed = |error: StoreError| RunError::Failed(format!("ledger.path: {error}"));
     let (mut books, replayed) = books(&opening, &reader).map_err(failed)?;
@@ -44,7 +44,6 @@ pub fn revive(config: &LedgerConfig, clock: Clock) -> Result<Revived, RunError> 
     let head = opening.head;
     books.begin_batch(head.number.next());
     let commit_interval = config.commit_interval;
-    let rules = config.rules.clone();
     let to_ledger = ToLedger { id: opening.ledger, head, books, writer, rules, commit_interval };
     Ok(Revived { to_ledger, threads, devices, began_us })
 }

@@ -264,6 +264,9 @@ pub trait Reader: Send {
         to: u64,
     ) -> Result<Vec<(u64, Sums)>, StoreError>;
 
+    /// The points of all subjects, as [`Reader::points`] has those of one, in no order.
+    fn all_points(&self, level: Level, from: u64, to: u64) -> Result<Vec<Point>, StoreError>;
+
     /// Devices, in the order of their numbers.
     fn devices(&self) -> Result<Vec<DeviceRow>, StoreError>;
 

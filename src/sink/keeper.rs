@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, MAX_GROUPS, PowerEntry, microseconds};
 use accounting::pattern::matches;
-use accounting::{BlockRow, Books, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
+use accounting::{BlockRow, Books, Level, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
 use stratum::Now;
 use tokio::sync::mpsc;
 
@@ -43,6 +43,11 @@ impl Keeper {
         scribe: Option<Scribe>,
         orphans: Arc<Mutex<Fold>>,
     ) -> Self {
+        let mut books = books;
+        // The first rollup has them: entries have numbers alone.
+        for (name, _) in &rules.groups {
+            books.group(name);
+        }
         Keeper { books, rules, scribe, recent: VecDeque::new(), orphans, has_ended: false }
     }
 
@@ -150,6 +155,7 @@ impl Keeper {
     fn share(&mut self, share: &ShareRecord) {
         let at_us = microseconds(share.judged.utc);
         self.turn_to(at_us);
+        self.tell_minute(at_us);
         self.books.apply_share(share);
         if let Some(scribe) = &mut self.scribe {
             scribe.share(share, at_us);
@@ -187,11 +193,22 @@ impl Keeper {
             return self.begin_life(entry);
         }
         self.turn_to(entry.at_us());
+        self.tell_minute(entry.at_us());
         self.books.apply(entry);
         if let Some(scribe) = &mut self.scribe {
             scribe.entry(entry);
         }
         self.seal_if_full();
+    }
+
+    /// What comes late counts for the open minute: the stream must say which one that is, if nothing else did.
+    fn tell_minute(&mut self, at_us: u64) {
+        let Some(scribe) = &mut self.scribe else { return };
+        let minute = self.books.open_minute();
+        let is_late = Level::Minute.start(at_us / 1_000_000) < minute;
+        if is_late && scribe.told_minute() < minute {
+            scribe.entry(&Entry::MinuteEnded(minute - Level::Minute.seconds()));
+        }
     }
 
     /// The minute that an earlier process left open did not end as others do: the books see to it.

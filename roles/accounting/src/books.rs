@@ -170,6 +170,7 @@ impl Books {
             Entry::MinuteEnded(start) => drop(self.turn_to(end_of_minute(*start))),
             Entry::Connection(_) => {}
         }
+        self.latest_us = self.latest_us.max(entry.at_us());
     }
 
     fn apply_event(&mut self, event: &EventEntry) {
@@ -197,6 +198,7 @@ impl Books {
         assert!(crate::sums::is_consistent(share), "verdict and fate belong together: {share:?}");
         let at_us = microseconds(share.judged.utc);
         self.turn_to(at_us);
+        self.latest_us = self.latest_us.max(at_us);
         self.totals.add_share(share);
         let (submitted, credited) = (share.submitted.0 as f64, share.credited().0 as f64);
         let add = |account: &mut Account| {
@@ -238,6 +240,11 @@ impl Books {
         is_known
     }
 
+    /// The start of the minute that is open, in unix seconds; 0 before the first entry.
+    pub fn open_minute(&self) -> u64 {
+        self.minute
+    }
+
     /// The minute that is open and has something in it, which its end must be told of in the stream: see
     /// [`Entry::MinuteEnded`].
     pub fn minute_to_end(&self) -> Option<u64> {
@@ -258,7 +265,6 @@ impl Books {
             self.minute = minute;
             self.part_from_us = minute.saturating_mul(1_000_000);
         }
-        self.latest_us = self.latest_us.max(now_us);
         !self.points.is_empty()
     }
 

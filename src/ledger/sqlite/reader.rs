@@ -1,6 +1,6 @@
 //! Reads a ledger folder without ever writing into it, also while another process does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -152,6 +152,31 @@ impl SqliteReader {
         Ok(found)
     }
 
+    /// As [`SqliteReader::encoded`], for all subjects.
+    fn all_encoded(&self, level: Level, from: u64, to: u64) -> Result<AllPoints, StoreError> {
+        let mut found = AllPoints::new();
+        let first_page = pages::page_start(level, from);
+        let packed = self.rows(
+            "SELECT subject, start, points FROM page WHERE level = ?1 AND start >= ?2 AND start < ?3",
+            params![level as i64, first_page as i64, clamp(to)],
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, Vec<u8>>(2)?)),
+        )?;
+        for (subject, start, bytes) in packed {
+            let points = pages::unpack(level, start, &bytes);
+            let points = points.ok_or_else(|| StoreError::damaged(&self.path, "a page cannot be read"))?;
+            let wanted = points.into_iter().filter(|(start, _)| (from..to).contains(start));
+            found.extend(wanted.map(|(start, sums)| ((subject, start), sums)));
+        }
+        // What is not packed yet, or came late, is the later word.
+        let points = self.rows(
+            "SELECT subject, start, sums FROM point WHERE level = ?1 AND start >= ?2 AND start < ?3",
+            params![level as i64, clamp(from), clamp(to)],
+            |row| Ok(((row.get(0)?, row.get::<_, i64>(1)? as u64), row.get(2)?)),
+        )?;
+        found.extend(points);
+        Ok(found)
+    }
+
     fn selection(&self, wanted: Wanted) -> Result<Batches<'_>, StoreError> {
         let ledger = self.ledger()?;
         let files = file::day_files(&self.folder)?.into();
@@ -159,6 +184,9 @@ impl SqliteReader {
         Ok(Box::new(Selection { ledger, wanted, files, current, numbers, has_ended }))
     }
 }
+
+/// Encoded sums by subject and start.
+type AllPoints = BTreeMap<(i64, u64), Vec<u8>>;
 
 /// A time that the engine's signed integers can hold.
 fn clamp(time: u64) -> i64 {
@@ -223,6 +251,16 @@ impl Reader for SqliteReader {
     ) -> Result<Vec<(u64, Sums)>, StoreError> {
         let encoded = self.in_one_view(|| self.encoded(subject_key(subject), level, from, to))?;
         encoded.into_iter().map(|(start, bytes)| Ok((start, self.sums_of(&bytes)?))).collect()
+    }
+
+    fn all_points(&self, level: Level, from: u64, to: u64) -> Result<Vec<Point>, StoreError> {
+        let encoded = self.in_one_view(|| self.all_encoded(level, from, to))?;
+        let unknown = || StoreError::damaged(&self.path, "a subject is of an unknown kind");
+        let point = |((subject, start), bytes): ((i64, u64), Vec<u8>)| {
+            let subject = subject_of(subject).ok_or_else(unknown)?;
+            Ok(Point { subject, level, start, sums: self.sums_of(&bytes)? })
+        };
+        encoded.into_iter().map(point).collect()
     }
 
     fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {

@@ -229,16 +229,23 @@ fn points_are_the_same_before_and_after_they_are_packed() {
         let device = Subject::Device(DeviceId(3));
         reader.points(device, Level::Minute, from, to).expect("they can be read")
     };
+    let all = |from, to| {
+        let mut points = reader.all_points(Level::Minute, from, to).expect("they can be read");
+        points.retain(|point| point.subject == Subject::Device(DeviceId(3)));
+        points.into_iter().map(|point| (point.start, point.sums)).collect::<Vec<_>>()
+    };
     let ranges = [(0, u64::MAX), (START + 61, START + 3600), (START + 3540, START + 7260), (5, 6)];
     let before = ranges.map(|(from, to)| read(from, to));
     assert_eq!(before[0].len(), (0..minutes).filter(|minute| minute % 7 != 3).count());
     assert_eq!(before[1].first().map(|(start, _)| *start), Some(START + 120));
     while views.tidy().expect("it can be packed") {
         assert_eq!(ranges.map(|(from, to)| read(from, to)), before, "half-way");
+        assert_eq!(ranges.map(|(from, to)| all(from, to)), before, "half-way");
     }
     let pages: i64 = reader_count(&folder, "page");
     assert_eq!(pages, 4 * 2, "two hours are over");
     assert_eq!(ranges.map(|(from, to)| read(from, to)), before);
+    assert_eq!(ranges.map(|(from, to)| all(from, to)), before);
     // A point that comes late goes over the one in the page.
     let late = point(3, Level::Minute, START + 60, 1_000_000);
     let roll_up = RollUp { watermark: BatchNumber(1), points: vec![late.clone()], ..RollUp::default() };
