@@ -134,7 +134,7 @@ impl PointCheck {
             return Ok(());
         }
         let stored = reader.all_points(level, from, to)?.into_iter();
-        let stored = stored.chain(open.iter().map(|point| Point::clone(point)));
+        let stored = stored.chain(open.iter().copied().cloned());
         let stored = stored.filter(|point| point.start >= from);
         let stored: BTreeMap<_, _> = stored.map(|point| ((point.subject, point.start), point.sums)).collect();
         let keys: BTreeSet<(Subject, u64)> = stored.keys().chain(counted.keys()).copied().collect();
