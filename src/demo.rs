@@ -32,6 +32,7 @@ use crate::pool::{self, Pool, PoolParts};
 use crate::proxy;
 use crate::role::Role;
 use crate::shutdown::{Shutdown, shutdown};
+use crate::sink::DeviceRules;
 use summary::Summary;
 
 /// Shares of all miners together, per minute: enough to see something at once, few enough for any machine.
@@ -125,6 +126,7 @@ impl Demo {
             vardiff,
             share_batch_size: 10,
             ledger: None,
+            device_rules: DeviceRules::default(),
             http: HttpConfig::default(),
         };
         let pool = pool::start(
@@ -148,6 +150,7 @@ impl Demo {
             aggregate: true,
             vardiff,
             ledger: options.ledger.clone().map(LedgerConfig::in_folder),
+            rules: DeviceRules::default(),
             metrics_listen: None,
             http: HttpConfig { api: options.api.map(ApiConfig::open), ..HttpConfig::default() },
             log: LogConfig::default(),

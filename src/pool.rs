@@ -26,6 +26,7 @@ use crate::node::{
 use crate::owner::owner;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
+use crate::sink::DeviceRules;
 use jobs::{EXTRANONCE_SIZE, PoolJobs};
 use task::{PoolStatus, PoolTask};
 
@@ -51,6 +52,8 @@ pub struct PoolParts {
     pub share_batch_size: u32,
     /// Where the accounts are kept; in memory only when absent.
     pub ledger: Option<LedgerConfig>,
+    /// What is said of devices by their names.
+    pub device_rules: DeviceRules,
     /// What is served over HTTP.
     pub http: HttpConfig,
 }
@@ -87,6 +90,7 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         vardiff: config.vardiff,
         share_batch_size: config.share_batch_size,
         ledger: config.ledger,
+        device_rules: config.rules,
         http: config.http,
     };
     start(parts, listeners, clock, shutdown)?.role.run().await
@@ -99,7 +103,7 @@ pub fn start(
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<Pool, RunError> {
-    let mut role = Role::start(clock, shutdown.clone(), parts.ledger.as_ref())?;
+    let mut role = Role::start(clock, shutdown.clone(), parts.ledger.as_ref(), parts.device_rules)?;
     role.observed.sink.writer().upstream(UpstreamId(0), &parts.source_name, "", clock.now());
     let (owner, inbox) = owner();
     let status = Arc::new(PoolStatus::default());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mining_proxy::UpstreamConfig as UpstreamRules;
 use mining_server::{Settings, ShareUse, Work};
-use stratum::{JobNumber, UpstreamId};
+use stratum::{JobNumber, UpstreamId, coinbase};
 
 use crate::clock::Clock;
 use crate::config::{Listeners, ProxyConfig, UpstreamConfig};
@@ -41,7 +41,7 @@ pub fn start(
     if config.upstreams.len() > 1 {
         tracing::warn!("only the first upstream is used: failover to the others is not built yet");
     }
-    let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref())?;
+    let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref(), config.rules.clone())?;
     let (owner, inbox) = owner();
     let upstream_status = Arc::new(UpstreamStatus::default());
     let name = format!("{}:{}", preferred.url.host, preferred.url.port);
@@ -82,6 +82,7 @@ pub fn start(
 /// What the API shows of the job that all devices work on.
 fn job(work: &Work, upstream: &Arc<str>) -> Job {
     let job = &work.active().job;
+    let facts = coinbase::read(&job.coinbase_prefix, job.rollable_size, &job.coinbase_suffix);
     let mut previous_hash = job.tip.previous_hash;
     previous_hash.reverse();
     Job {
@@ -89,9 +90,12 @@ fn job(work: &Work, upstream: &Arc<str>) -> Job {
         number: Some(job.number.0),
         received_us: u64::try_from(job.received.utc.as_micros()).ok(),
         previous_hash: Some(hex::encode(previous_hash)),
+        height: facts.and_then(|facts| facts.height),
         version: Some(job.version),
         nbits: Some(job.tip.nbits),
-        ..Job::default()
+        value_sats: facts.map(|facts| facts.value_sats),
+        // A pool says no more of them than the merkle path.
+        transactions: None,
     }
 }
 

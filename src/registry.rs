@@ -401,9 +401,9 @@ mod tests {
         assert_eq!((connections().await, registry.shared_names()), (vec![1, 0], 0));
         let events = sink.happened().await.expect("the sink runs").events;
         let [event] = &events[..] else { panic!("one is said of it: {events:?}") };
-        assert_eq!((event.kind, event.device), (EventKind::SharedName, Some(other)));
+        assert_eq!((event.event.kind, event.event.device), (EventKind::SharedName, Some(other)));
         let text = "10.0.0.1 and 10.0.0.2 both mine as farm.one; the second is farm.one~2";
-        assert_eq!(event.text, text);
+        assert_eq!(event.event.text, text);
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ use crate::ledger::revival::{revive, started};
 use crate::owner::Owner;
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
-use crate::sink::RecordSink;
+use crate::sink::{DeviceRules, RecordSink};
 
 /// How long all tasks of a role have to end once the end was asked for.
 const END_GRACE: Duration = Duration::from_secs(4);
@@ -80,11 +80,17 @@ pub struct Role {
 
 impl Role {
     /// A role with nothing but its sink, and the ledger behind it if one is configured.
-    pub fn start(clock: Clock, shutdown: Shutdown, ledger: Option<&LedgerConfig>) -> Result<Self, RunError> {
-        let revived = ledger.map(|config| revive(config, clock)).transpose()?;
+    pub fn start(
+        clock: Clock,
+        shutdown: Shutdown,
+        ledger: Option<&LedgerConfig>,
+        mut rules: DeviceRules,
+    ) -> Result<Self, RunError> {
+        let identities = std::mem::take(&mut rules.identities);
+        let revived = ledger.map(|config| revive(config, rules.clone(), clock)).transpose()?;
         let (mut threads, mut devices, mut history) = (None, Vec::new(), None);
         let (sink, sink_task) = match revived {
-            None => RecordSink::start(),
+            None => RecordSink::start_in_memory(rules),
             Some(revived) => {
                 let folder = ledger.map(|config| config.path.clone()).unwrap_or_default();
                 let status = Arc::clone(revived.to_ledger.writer.status());
@@ -95,8 +101,7 @@ impl Role {
             }
         };
         sink.writer().event(started(microseconds(clock.now().utc)));
-        let rules = ledger.map(|config| config.identities.clone()).unwrap_or_default();
-        let registry = SharedRegistry::with_rules(rules, clock, sink.writer_of_devices());
+        let registry = SharedRegistry::with_rules(identities, clock, sink.writer_of_devices());
         registry.restore(&devices);
         let observed = Observed { sink, registry, latencies: Arc::default(), counts: Arc::default(), clock };
         let tasks = JoinSet::new();

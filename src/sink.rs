@@ -9,13 +9,15 @@ mod fold;
 mod keeper;
 mod scribe;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use accounting::entry::{
     ConnectionEntry, DeviceEntry, Entry, EventEntry, JobEntry, PowerEntry, UpstreamEntry, microseconds,
 };
-use accounting::{GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer};
+use accounting::identity::IdentityRule;
+use accounting::{AckSums, BlockRow, EventRow, GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer, Worth};
 use stratum::{Job, Now, UpstreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -24,7 +26,7 @@ use fold::{Fold, MAX_FOLDED_DEVICES};
 use keeper::Keeper;
 use scribe::Scribe;
 
-pub use accounting::books::MAX_DEVICES;
+pub use accounting::books::{MAX_BLOCKS, MAX_DEVICES, MAX_EVENTS};
 pub use accounting::sums::is_consistent;
 pub use accounting::{
     AnswerSums, Books, DeviceView, OTHER_CODES, RateEstimate, ShareSums, SubjectView, Totals,
@@ -36,12 +38,6 @@ use crate::ledger::{Head, LedgerWriter};
 /// Records that wait for the sink: almost a second of the fastest stream that one process is built for, in four
 /// megabytes. When it is full, writers fold.
 pub const QUEUE: usize = 16_384;
-
-/// Events that are kept in memory: more than happens in a day that is worth remembering.
-pub const EVENTS: usize = 1024;
-
-/// Shares that were blocks that are kept in memory.
-pub const BLOCKS: usize = 256;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +63,10 @@ pub struct Snapshot {
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
     /// What belongs to no device, or to devices beyond [`MAX_DEVICES`]; part of `totals`.
     pub untracked: Sums,
+    /// What work is worth, by the latest job that was recorded.
+    pub worth: Option<Worth>,
+    /// How fast each upstream answers.
+    pub acks: BTreeMap<UpstreamId, AckSums>,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.
@@ -88,6 +88,10 @@ pub struct Overview {
     pub groups: Vec<(GroupId, Arc<str>, usize, SubjectView)>,
     /// The upstreams, with name and account.
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
+    /// What work is worth, by the latest job that was recorded.
+    pub worth: Option<Worth>,
+    /// How fast each upstream answers.
+    pub acks: BTreeMap<UpstreamId, AckSums>,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.
@@ -97,10 +101,10 @@ pub struct Overview {
 /// What happened, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Happened {
-    /// The latest [`EVENTS`] events.
-    pub events: Vec<EventEntry>,
-    /// The latest [`BLOCKS`] shares that were blocks.
-    pub blocks: Vec<ShareRecord>,
+    /// The latest [`MAX_EVENTS`] events of the ledger, or of the process where none is kept.
+    pub events: Vec<EventRow>,
+    /// The latest [`MAX_BLOCKS`] blocks.
+    pub blocks: Vec<BlockRow>,
 }
 
 /// The sink's task has ended: it panicked, or the program is going down.
@@ -115,6 +119,8 @@ pub struct DeviceRules {
     pub groups: Vec<(String, String)>,
     /// Nameplates: a pattern, and the power of those that match it, in milliwatts. The first that matches counts.
     pub nameplates: Vec<(String, u64)>,
+    /// Which device a machine is, where the worker name does not say it. The registry's business.
+    pub identities: Vec<IdentityRule>,
 }
 
 /// The way from the sink to the disk.
@@ -161,7 +167,12 @@ impl RecordSink {
     /// Starts the sink's task in the current runtime, which keeps everything in memory alone. It ends when all handles
     /// and writers are gone; supervise it, because it panics when its sums do not hold.
     pub fn start() -> (RecordSink, JoinHandle<()>) {
-        Self::start_with(Books::default(), DeviceRules::default(), None)
+        Self::start_in_memory(DeviceRules::default())
+    }
+
+    /// As [`RecordSink::start`], with what the configuration says of devices.
+    pub fn start_in_memory(rules: DeviceRules) -> (RecordSink, JoinHandle<()>) {
+        Self::start_with(Books::default(), rules, None)
     }
 
     /// As [`RecordSink::start`], with a ledger behind it.
@@ -202,7 +213,7 @@ impl RecordSink {
         self.ask(|answer| Message::Snapshot(now, answer)).await
     }
 
-    /// What happened since the process started, as far as it is kept in memory.
+    /// What happened, as far as it is kept in memory.
     pub async fn happened(&self) -> Result<Happened, SinkEnded> {
         self.ask(Message::Happened).await
     }

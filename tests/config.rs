@@ -550,11 +550,11 @@ fn groups_and_nameplates_are_read_and_printed() {
                  [[ledger.nameplate]]\ndevices = \"*\"\npower_w = 3500.5\n";
     let text = example("mining-proxy.toml").replace("[metrics]\n", &format!("{rules}[metrics]\n"));
     let config = read::<ProxyConfig>(&text, &path).expect("it is right").config;
-    let read_rules = config.ledger.as_ref().expect("accounts are kept").rules.clone();
+    let read_rules = config.rules.clone();
     assert_eq!(read_rules.groups, [("hall".to_owned(), "farm.a-*".to_owned())]);
     assert_eq!(read_rules.nameplates, [("*".to_owned(), 3_500_500)]);
     let again = read::<ProxyConfig>(&config.effective(), &path).expect("what was printed loads");
-    assert_eq!(again.config.ledger.expect("accounts are kept").rules, read_rules);
+    assert_eq!(again.config.rules, read_rules);
     let wrong = text.replace("3500.5", "-1.0").replace("devices = \"farm.a-*\"\n", "");
     let problems = read::<ProxyConfig>(&wrong, &path).expect_err("two mistakes").to_string();
     assert!(problems.contains("ledger.group[0].devices: is missing"), "{problems}");
@@ -570,12 +570,12 @@ fn rules_of_identity_are_read_and_printed() {
                  [[ledger.identity]]\nworkers = \"*.rented\"\nby = \"worker_name\"\ntell_apart = false\n";
     let text = example("mining-proxy.toml").replace("[metrics]\n", &format!("{rules}[metrics]\n"));
     let config = read::<ProxyConfig>(&text, &path).expect("it is right").config;
-    let read_rules = config.ledger.as_ref().expect("accounts are kept").identities.clone();
+    let read_rules = config.rules.identities.clone();
     let names: Vec<String> = read_rules.iter().map(|rule| rule.name.to_string()).collect();
     assert_eq!(names, ["{worker}@{address}", "asic-{device_id}", "{worker}"]);
     assert!(read_rules.iter().all(|rule| !rule.tells_apart));
     let again = read::<ProxyConfig>(&config.effective(), &path).expect("what was printed loads");
-    assert_eq!(again.config.ledger.expect("accounts are kept").identities, read_rules);
+    assert_eq!(again.config.rules.identities, read_rules);
     let wrong = text
         .replace("by = \"address\"\n", "by = \"mac\"\n")
         .replace("asic-{device_id}", "{rack}")
@@ -596,4 +596,23 @@ fn rules_of_identity_are_read_and_printed() {
     let found = problems::<ProxyConfig>(&senseless, &path).join("\n");
     assert!(found.contains("ledger.identity[0].tell_apart: is for rules by"), "{found}");
     assert!(found.contains("ledger.identity[1].name: has no {device_id}"), "{found}");
+}
+
+/// Who keeps the accounts in memory has groups and nameplates as well; whatever is about a disk needs a folder.
+#[test]
+fn groups_and_nameplates_need_no_folder() {
+    let folder = folder();
+    let path = folder.path().join("p.toml");
+    let text = example("mining-proxy.toml").replace("path = \"ledger\"\n", "");
+    let nothing = read::<ProxyConfig>(&text, &path).expect_err("it is empty").to_string();
+    assert!(nothing.contains("ledger.path: is missing"), "{nothing}");
+    let rules = "[[ledger.nameplate]]\ndevices = \"*\"\npower_w = 3500.0\n";
+    let with_rules = text.replace("[metrics]\n", &format!("{rules}[metrics]\n"));
+    let config = read::<ProxyConfig>(&with_rules, &path).expect("it is right").config;
+    assert_eq!((config.ledger.is_none(), config.rules.nameplates.len()), (true, 1));
+    let again = read::<ProxyConfig>(&config.effective(), &path).expect("what was printed loads").config;
+    assert_eq!((again.ledger.is_none(), again.rules), (true, config.rules));
+    let days = with_rules.replace("[ledger]\n", "[ledger]\nkeep_records_days = 3\n");
+    let problems = read::<ProxyConfig>(&days, &path).expect_err("there is no folder").to_string();
+    assert!(problems.contains("ledger.path: is missing"), "{problems}");
 }

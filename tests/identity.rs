@@ -19,7 +19,7 @@ use checkweigh::node::BlockSource;
 use checkweigh::pool::{self, PoolParts};
 use checkweigh::role::Observed;
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
-use checkweigh::sink::DeviceView;
+use checkweigh::sink::{DeviceRules, DeviceView};
 use farm::{DEADLINE, chain, fixed, listen};
 use serde_json::Value;
 use stratum::sv1::client::{self, Notify, ServerLine, Solution};
@@ -69,7 +69,8 @@ impl Running {
             },
             vardiff: fixed(EXPONENT),
             share_batch_size: 10,
-            ledger: Some(LedgerConfig { identities, ..LedgerConfig::in_folder(folder.to_owned()) }),
+            ledger: Some(LedgerConfig::in_folder(folder.to_owned())),
+            device_rules: DeviceRules { identities, ..DeviceRules::default() },
             http: HttpConfig { api: Some(api), ..HttpConfig::default() },
         };
         let listeners =
@@ -262,6 +263,6 @@ async fn a_rule_makes_a_device_of_each_address() {
     }
     pool.wait_for(&[("farm.rig7@127.0.0.1", ONE, 2, 2), ("farm.rig7@127.0.0.2", OTHER, 1, 1)]).await;
     let events = pool.observed.sink.happened().await.expect("the sink runs").events;
-    assert!(events.iter().all(|event| event.kind != EventKind::SharedName), "{events:?}");
+    assert!(events.iter().all(|event| event.event.kind != EventKind::SharedName), "{events:?}");
     pool.stop().await;
 }

@@ -208,6 +208,7 @@ impl RunningPool {
             vardiff: VardiffSettings { enabled: true, config },
             share_batch_size: 4,
             ledger: None,
+            device_rules: Default::default(),
             http: HttpConfig::default(),
         };
         let listeners = Listeners { sv2: Some(bind(listen).expect("a free port")), ..Listeners::default() };

@@ -64,6 +64,7 @@ fn pool_with_profile() -> (Role, ShutdownTrigger) {
         vardiff: vardiff(EXPONENT),
         share_batch_size: 10,
         ledger: None,
+        device_rules: Default::default(),
         http: HttpConfig::default(),
     };
     let pool = pool::start(parts, listeners(), Clock::start(), end).expect("the pool starts");
@@ -83,6 +84,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         aggregate: true,
         vardiff: vardiff(EXPONENT),
         ledger: None,
+        rules: Default::default(),
         metrics_listen: None,
         http: HttpConfig::default(),
         log: LogConfig::default(),

@@ -4,6 +4,7 @@
 //! error.
 
 mod check_statement;
+mod cost;
 mod devices;
 mod export;
 mod figures;

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use accounting::identity::IdentityRule;
 use accounting::pattern::MAX_PATTERN;
 
 use super::reader::{Findings, Section};
@@ -40,6 +39,18 @@ const MOST_DAYS: u32 = 36_500;
 /// A petabyte.
 const MOST_GIB: u32 = 1024 * 1024;
 
+/// Keys that mean nothing without a folder.
+const OF_THE_DISK: [&str; 8] = [
+    "path",
+    "commit_interval_ms",
+    "keep_records_days",
+    "max_records_gib",
+    "keep_minutes_days",
+    "keep_ten_minutes_days",
+    "keep_hours_days",
+    "signing_key_file",
+];
+
 /// `[ledger]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LedgerConfig {
@@ -51,10 +62,6 @@ pub struct LedgerConfig {
     pub retention: Retention,
     /// The file with the key that statements are signed with.
     pub signing_key_file: Option<PathBuf>,
-    /// Groups and nameplates.
-    pub rules: DeviceRules,
-    /// Which device a machine is, where the worker name does not say it.
-    pub identities: Vec<IdentityRule>,
 }
 
 impl LedgerConfig {
@@ -71,15 +78,20 @@ impl LedgerConfig {
                 hours_days: DEFAULT_HOURS_DAYS,
             },
             signing_key_file: None,
-            rules: DeviceRules::default(),
-            identities: Vec::new(),
         }
     }
 
-    /// `None` without the section: accounts are then kept in memory only.
-    pub(super) fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
+    /// `None` without the section, or with nothing but what is said of devices in it: accounts are then kept in memory only.
+    /// What is said of devices holds for both.
+    pub(super) fn read(
+        document: &mut Section<'_>,
+        findings: &mut Findings<'_>,
+    ) -> (Option<Self>, DeviceRules) {
         let mut section = document.section(findings, "ledger");
-        section.require(findings, "path");
+        let has_rules = ["group", "nameplate", "identity"].iter().any(|key| section.has(key));
+        if !has_rules || OF_THE_DISK.iter().any(|key| section.has(key)) {
+            section.require(findings, "path");
+        }
         let path = read_folder(&mut section, findings);
         let interval = section.integer(findings, "commit_interval_ms", COMMIT_INTERVALS_MS);
         let days = 1..=MOST_DAYS;
@@ -92,11 +104,11 @@ impl LedgerConfig {
         let rules = DeviceRules {
             groups: read_groups(&mut section, findings),
             nameplates: read_nameplates(&mut section, findings),
+            identities: identity::read(&mut section, findings),
         };
-        let identities = identity::read(&mut section, findings);
         section.finish(findings);
-        Some(LedgerConfig {
-            path: path?,
+        let ledger = path.map(|path| LedgerConfig {
+            path,
             commit_interval: Duration::from_millis(interval.unwrap_or(DEFAULT_COMMIT_INTERVAL_MS).into()),
             retention: Retention {
                 records_days: records_days.unwrap_or(DEFAULT_RECORDS_DAYS),
@@ -106,9 +118,8 @@ impl LedgerConfig {
                 hours_days: hours_days.unwrap_or(DEFAULT_HOURS_DAYS),
             },
             signing_key_file,
-            rules,
-            identities,
-        })
+        });
+        (ledger, rules)
     }
 
     pub(super) fn render(&self, page: &mut Page) {
@@ -126,17 +137,21 @@ impl LedgerConfig {
             "signing_key_file",
             self.signing_key_file.as_ref().map(|file| file.display().to_string()),
         );
-        identity::render(&self.identities, page);
-        for (name, pattern) in &self.rules.groups {
-            page.section("[[ledger.group]]");
-            page.key("name", name.clone());
-            page.key("devices", pattern.clone());
-        }
-        for (pattern, milliwatts) in &self.rules.nameplates {
-            page.section("[[ledger.nameplate]]");
-            page.key("devices", pattern.clone());
-            page.key("power_w", *milliwatts as f64 / 1e3);
-        }
+    }
+}
+
+/// What is said of devices, with or without a ledger on a disk.
+pub(super) fn render_rules(rules: &DeviceRules, page: &mut Page) {
+    identity::render(&rules.identities, page);
+    for (name, pattern) in &rules.groups {
+        page.section("[[ledger.group]]");
+        page.key("name", name.clone());
+        page.key("devices", pattern.clone());
+    }
+    for (pattern, milliwatts) in &rules.nameplates {
+        page.section("[[ledger.nameplate]]");
+        page.key("devices", pattern.clone());
+        page.key("power_w", *milliwatts as f64 / 1e3);
     }
 }
 

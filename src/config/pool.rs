@@ -11,11 +11,12 @@ use secrecy::SecretString;
 
 use super::api::{HttpConfig, read_metrics, render_metrics};
 use super::file;
-use super::ledger::LedgerConfig;
+use super::ledger::{LedgerConfig, render_rules};
 use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
+use crate::sink::DeviceRules;
 
 /// The coinbase input's script has 100 bytes (consensus). Height, extranonce and their lengths take up to 40; the
 /// rest stays free for what later versions add.
@@ -59,6 +60,8 @@ pub struct PoolConfig {
     pub vardiff: VardiffSettings,
     /// Where the accounts are kept; in memory only when absent.
     pub ledger: Option<LedgerConfig>,
+    /// What is said of devices by their names.
+    pub rules: DeviceRules,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What else is served over HTTP.
@@ -292,7 +295,7 @@ impl RoleConfig for PoolConfig {
         let share_batch_size = section.integer(findings, "share_batch_size", 1..=MAX_SHARE_BATCH_SIZE);
         section.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
-        let ledger = LedgerConfig::read(document, findings);
+        let (ledger, rules) = LedgerConfig::read(document, findings);
         let (metrics_listen, max_device_series) = read_metrics(document, findings);
         let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
@@ -305,6 +308,7 @@ impl RoleConfig for PoolConfig {
             share_batch_size: share_batch_size.unwrap_or(DEFAULT_SHARE_BATCH_SIZE),
             vardiff,
             ledger,
+            rules,
             metrics_listen,
             http,
             log,
@@ -329,6 +333,7 @@ impl RoleConfig for PoolConfig {
         if let Some(ledger) = &self.ledger {
             ledger.render(&mut page);
         }
+        render_rules(&self.rules, &mut page);
         render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
         self.http.render(&mut page);
         self.log.render(&mut page);

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use stratum::sv2::PoolUrl;
 
 use super::api::{HttpConfig, read_metrics, render_metrics};
-use super::ledger::LedgerConfig;
+use super::ledger::{LedgerConfig, render_rules};
 use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
+use crate::sink::DeviceRules;
 
 /// More upstreams than any farm has contracts for; each costs a connection and a set of metrics.
 const MAX_UPSTREAMS: usize = 16;
@@ -30,6 +31,8 @@ pub struct ProxyConfig {
     pub vardiff: VardiffSettings,
     /// Where the accounts are kept; in memory only when absent.
     pub ledger: Option<LedgerConfig>,
+    /// What is said of devices by their names.
+    pub rules: DeviceRules,
     /// Where `/metrics` and `/healthz` are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What else is served over HTTP.
@@ -60,7 +63,7 @@ impl RoleConfig for ProxyConfig {
         let aggregate = channels.boolean(findings, "aggregate").unwrap_or(true);
         channels.finish(findings);
         let vardiff = VardiffSettings::read(document, findings);
-        let ledger = LedgerConfig::read(document, findings);
+        let (ledger, rules) = LedgerConfig::read(document, findings);
         let (metrics_listen, max_device_series) = read_metrics(document, findings);
         let http = HttpConfig::read(document, findings, max_device_series);
         let log = LogConfig::read(document, findings);
@@ -70,6 +73,7 @@ impl RoleConfig for ProxyConfig {
             aggregate,
             vardiff,
             ledger,
+            rules,
             metrics_listen,
             http,
             log,
@@ -91,6 +95,7 @@ impl RoleConfig for ProxyConfig {
         if let Some(ledger) = &self.ledger {
             ledger.render(&mut page);
         }
+        render_rules(&self.rules, &mut page);
         render_metrics(self.metrics_listen, self.http.max_device_series, &mut page);
         self.http.render(&mut page);
         self.log.render(&mut page);

@@ -7,7 +7,7 @@ mod devices;
 use std::sync::Arc;
 use std::time::Duration;
 
-use accounting::{Level, PowerSource};
+use accounting::{Cause, DropReason, Level, LossReason, PowerSource, RejectReason};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -36,6 +36,9 @@ const MAX_LIST: usize = 1000;
 
 /// Blocks or events of an answer when the asker does not say.
 const DEFAULT_LIST: usize = 100;
+
+/// The time that is meant when only one end of a period is given: a day.
+const DEFAULT_PERIOD: Duration = Duration::from_secs(86_400);
 
 /// Readings in one request: one for each device of the greatest farms takes a few requests.
 const MAX_READINGS: usize = 10_000;
@@ -147,7 +150,8 @@ pub(super) async fn groups(State(served): State<Served>, RawQuery(query): RawQue
     }
     Params::read(query.as_deref(), &[])?;
     let overview = served.view.overview().await?;
-    let groups = overview.groups.iter().map(GroupShape::of).collect();
+    let sats_per_hash = overview.sats_per_hash();
+    let groups = overview.groups.iter().map(|group| GroupShape::of(group, sats_per_hash)).collect();
     Ok(Json(Shape { since: Time(overview.since_us), groups }).into_response())
 }
 
@@ -175,39 +179,41 @@ pub(super) async fn jobs(State(served): State<Served>, RawQuery(query): RawQuery
     Ok(Json(Shape { jobs: jobs.iter().map(JobShape::from).collect() }).into_response())
 }
 
-/// What bad work cost, by cause.
+/// What bad work cost, by cause: since counting began, or over a period.
 pub(super) async fn rejects(State(served): State<Served>, RawQuery(query): RawQuery) -> Answered<Response> {
     #[derive(Serialize)]
     struct Shape<'a> {
         since: Time,
+        period: Option<SpanShape>,
         rejected: Vec<CostShape<'a>>,
         dropped: Vec<CostShape<'a>>,
         lost: Vec<CostShape<'a>>,
         rejected_by_upstream: CostShape<'a>,
-        rejected_by_upstream_code: Vec<CostShape<'a>>,
+        rejected_by_upstream_code: Option<Vec<CostShape<'a>>>,
     }
-    Params::read(query.as_deref(), &[])?;
+    let params = Params::read(query.as_deref(), &["from", "to"])?;
     let overview = &*served.view.overview().await?;
-    let (shares, answers) = (&overview.totals.shares, &overview.totals.answers);
-    let cost = |reason, count, work: Option<stratum::Work>| {
-        CostShape::of(reason, count, work.map(|work| work.0), overview)
+    let (period, sums) = match params.text("from").or(params.text("to")) {
+        None => (None, overview.sums()),
+        Some(_) => {
+            let span = params.span(now_us(&served), DEFAULT_PERIOD)?;
+            let (span, sums) = served.view.sums(Subject::Fleet, span).await?;
+            (Some(span), sums)
+        }
     };
-    let rejected = shares.rejected_by_reason().zip(shares.rejected_work);
-    let dropped = shares.dropped_by_reason().zip(shares.dropped_work);
-    let lost = answers.lost_by_reason().zip(answers.lost_work);
+    let cost = |cause| CostShape::of(cause, &sums, overview.sats_per_hash());
+    // Codes are counted since the ledger began; their work is not kept apart.
+    let codes = overview.totals.refused_by_code.iter();
+    let by_code =
+        period.is_none().then(|| codes.map(|(code, count)| CostShape::counted(code, *count)).collect());
     let shape = Shape {
         since: Time(overview.since_us),
-        rejected: rejected.map(|((reason, count), work)| cost(reason.name(), count, Some(work))).collect(),
-        dropped: dropped.map(|((reason, count), work)| cost(reason.name(), count, Some(work))).collect(),
-        lost: lost.map(|((reason, count), work)| cost(reason.name(), count, Some(work))).collect(),
-        rejected_by_upstream: cost("rejected_by_upstream", answers.refused, Some(answers.refused_work)),
-        // Codes are counted, their work is not kept apart.
-        rejected_by_upstream_code: overview
-            .totals
-            .refused_by_code
-            .iter()
-            .map(|(code, count)| cost(code, *count, None))
-            .collect(),
+        period: period.map(SpanShape::from),
+        rejected: RejectReason::ALL.into_iter().map(|reason| cost(Cause::Rejected(reason))).collect(),
+        dropped: DropReason::ALL.into_iter().map(|reason| cost(Cause::Dropped(reason))).collect(),
+        lost: LossReason::ALL.into_iter().map(|reason| cost(Cause::Lost(reason))).collect(),
+        rejected_by_upstream: cost(Cause::RefusedByUpstream),
+        rejected_by_upstream_code: by_code,
     };
     Ok(Json(shape).into_response())
 }
@@ -219,9 +225,9 @@ pub(super) async fn blocks(State(served): State<Served>, RawQuery(query): RawQue
         is_complete: bool,
         blocks: Vec<BlockShape<'a>>,
     }
-    let params = Params::read(query.as_deref(), &["limit"])?;
+    let params = Params::read(query.as_deref(), &["limit", "before"])?;
     let limit = params.integer("limit", 1..=MAX_LIST, DEFAULT_LIST)?;
-    let blocks = served.view.blocks(limit).await?;
+    let blocks = served.view.blocks(limit, params.time("before")?).await?;
     let shapes = blocks.items.iter().take(limit).map(BlockShape::from).collect();
     Ok(Json(Shape { is_complete: blocks.is_complete, blocks: shapes }).into_response())
 }

@@ -41,6 +41,7 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     page.gauge("checkweigh_shared_worker_names", help);
     page.value(status.shared_worker_names);
     render_rates(&mut page, &overview.rates);
+    render_worth(&mut page, overview);
     render_energy(&mut page, overview);
     render_groups(&mut page, &overview.groups);
     let latency = "Time from a share read to its answer written.";
@@ -50,6 +51,11 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     page.histogram("checkweigh_new_block_latency_seconds", latency, &latencies.new_block.snapshot());
     let latency = "Time from a share sent upstream to the upstream's answer.";
     page.histogram("checkweigh_upstream_ack_latency_seconds", latency, &latencies.upstream_ack.snapshot());
+    let latency = "Time from a share judged to the upstream's answer, since the ledger began, by upstream.";
+    page.start_histogram("checkweigh_upstream_ack_seconds", latency);
+    for upstream in &overview.upstreams {
+        page.acks_of("upstream", &upstream.name, &upstream.acks);
+    }
     page.text
 }
 
@@ -170,6 +176,15 @@ fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
 fn by_upstream(page: &mut Page, upstreams: &[Upstream], value: fn(&AnswerSums) -> u128) {
     for upstream in upstreams {
         page.labelled("upstream", &upstream.name, value(&upstream.answers));
+    }
+}
+
+fn render_worth(page: &mut Page, overview: &Overview) {
+    let help = "What a terahash is worth by the latest job: its block's value over the work of a block; absent when \
+                unknown.";
+    page.gauge("checkweigh_work_value_sats_per_terahash", help);
+    if let Some(sats) = overview.sats_per_terahash {
+        page.value(sats);
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use accounting::AckSums;
 use metrics_exporter_prometheus::{LabelSet, formatting};
 
 use crate::latency::LatencySnapshot;
@@ -64,6 +65,35 @@ impl Page {
         self.line(Some("bucket"), Some(("le", "+Inf")), latency.count());
         self.line(Some("sum"), None::<(&'static str, &str)>, latency.sum().as_secs_f64());
         self.line(Some("count"), None::<(&'static str, &str)>, latency.count());
+    }
+
+    /// The histogram of one label's value; [`Page::start_histogram`] comes before the first.
+    pub(super) fn acks_of(&mut self, label: &'static str, text: &str, acks: &AckSums) {
+        let key = metrics::Key::from_parts(self.family, vec![metrics::Label::new(label, text.to_owned())]);
+        let labels = LabelSet::from_key_and_global(&key, &Default::default());
+        let mut line = |suffix, limit: Option<&str>, value: &dyn Display| {
+            let limit = limit.map(|limit| ("le", limit));
+            formatting::write_metric_line(
+                &mut self.text,
+                self.family,
+                Some(suffix),
+                &labels,
+                limit,
+                value,
+                None,
+            );
+        };
+        for (limit, count) in acks.up_to() {
+            line("bucket", Some(&limit.to_string()), &count);
+        }
+        line("bucket", Some("+Inf"), &acks.count());
+        line("sum", None, &(acks.total_us as f64 / 1e6));
+        line("count", None, &acks.count());
+    }
+
+    /// Begins a family of histograms.
+    pub(super) fn start_histogram(&mut self, name: &'static str, help: &str) {
+        self.start(name, help, "histogram");
     }
 
     fn line(

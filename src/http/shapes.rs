@@ -3,12 +3,16 @@
 //! Work is shown in expected hashes, as exact whole numbers of up to 39 digits. Nothing here computes more than a
 //! quotient of two sums.
 
-use accounting::{AnswerSums, EnergySums, LossReason, PowerSource, ShareSums, Sums};
+mod cost;
+
+use accounting::{AckSums, AnswerSums, EnergySums, LossReason, PowerSource, ShareSums, Sums};
 use serde::{Serialize, Serializer};
 
 use super::view::{
     Block, Device, Event, Group, Job, Ledger, Overview, Point, Protocol, Rate, Rates, Span, Upstream, WINDOWS,
 };
+
+pub(super) use cost::{CostShape, CostsShape};
 
 /// The last microsecond of the year 9999: RFC 3339 has no later one.
 const LAST_US: u64 = 253_402_300_799_999_999;
@@ -235,6 +239,9 @@ pub(super) struct DeviceShape<'a> {
     /// What the device proved in the period that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     period_hash_rate: Option<Option<RateShape>>,
+    /// Only where a single device is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<CostsShape>,
 }
 
 impl<'a> DeviceShape<'a> {
@@ -261,7 +268,13 @@ impl<'a> DeviceShape<'a> {
             hash_rate: RatesShape::of(&device.rates),
             energy: EnergyShape::of(&sums.energy, &sums.shares, power),
             period_hash_rate: period.map(|(span, sums)| rate_of(sums, seconds_of(span))),
+            cost: None,
         }
+    }
+
+    /// With what its bad work cost.
+    pub(super) fn with_cost(self, cost: CostsShape) -> Self {
+        DeviceShape { cost: Some(cost), ..self }
     }
 }
 
@@ -299,6 +312,8 @@ pub(super) struct FleetShape<'a> {
     work: WorkShape,
     hash_rate: RatesShape,
     energy: EnergyShape,
+    cost: CostsShape,
+    value_sats_per_th: Option<f64>,
     rejected_by_upstream_code: &'a std::collections::BTreeMap<String, u64>,
     records_without_detail: u64,
 }
@@ -318,6 +333,8 @@ impl<'a> FleetShape<'a> {
                 &totals.shares,
                 overview.power_w.map(|power| (power, None)),
             ),
+            cost: CostsShape::of(&overview.sums(), overview.sats_per_hash()),
+            value_sats_per_th: overview.sats_per_terahash,
             rejected_by_upstream_code: &totals.refused_by_code,
             records_without_detail: totals.folded,
         }
@@ -333,10 +350,11 @@ pub(super) struct GroupShape<'a> {
     work: WorkShape,
     hash_rate: RatesShape,
     energy: EnergyShape,
+    cost: CostsShape,
 }
 
 impl<'a> GroupShape<'a> {
-    pub(super) fn of(group: &'a Group) -> Self {
+    pub(super) fn of(group: &'a Group, sats_per_hash: Option<f64>) -> Self {
         let sums = &group.sums;
         GroupShape {
             name: &group.name,
@@ -345,6 +363,7 @@ impl<'a> GroupShape<'a> {
             work: WorkShape::of(&sums.shares, Some(&sums.answers)),
             hash_rate: RatesShape::of(&group.rates),
             energy: EnergyShape::of(&sums.energy, &sums.shares, None),
+            cost: CostsShape::of(sums, sats_per_hash),
         }
     }
 }
@@ -357,6 +376,25 @@ pub(super) struct UpstreamShape<'a> {
     is_live: bool,
     shares: UpstreamShares,
     work: UpstreamTargetWork,
+    ack_latency: AckShape,
+}
+
+/// Time from a share judged to the upstream's answer.
+#[derive(Serialize)]
+struct AckShape {
+    answers: u64,
+    mean_seconds: Option<f64>,
+    longest_seconds: Option<f64>,
+}
+
+impl AckShape {
+    fn of(acks: &AckSums) -> Self {
+        AckShape {
+            answers: acks.count(),
+            mean_seconds: acks.mean_seconds(),
+            longest_seconds: acks.longest_seconds(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -398,6 +436,7 @@ impl<'a> UpstreamShape<'a> {
                 lost_hashes: by_loss(answers.lost_work.map(|work| work.0)),
                 pending_hashes: answers.pending_work().0,
             },
+            ack_latency: AckShape::of(&upstream.acks),
         }
     }
 }
@@ -425,38 +464,10 @@ impl PointShape {
     }
 }
 
-/// What work of one cause was lost, and what that cost.
-#[derive(Serialize)]
-pub(super) struct CostShape<'a> {
-    reason: &'a str,
-    shares: u64,
-    /// Unknown where only shares are counted.
-    work_hashes: Option<u128>,
-    work_th: Option<f64>,
-    energy_kwh: Option<f64>,
-    value_sats: Option<f64>,
-}
-
-impl<'a> CostShape<'a> {
-    pub(super) fn of(reason: &'a str, shares: u64, work: Option<u128>, overview: &Overview) -> Self {
-        let terahashes = work.map(|work| work as f64 / 1e12);
-        let efficiency = overview.energy.joules_per_terahash();
-        CostShape {
-            reason,
-            shares,
-            work_hashes: work,
-            work_th: terahashes,
-            energy_kwh: terahashes.zip(efficiency).map(|(terahashes, joules)| terahashes * joules / 3.6e6),
-            value_sats: terahashes
-                .zip(overview.sats_per_terahash)
-                .map(|(terahashes, sats)| terahashes * sats),
-        }
-    }
-}
-
 /// A found block.
 #[derive(Serialize)]
 pub(super) struct BlockShape<'a> {
+    number: u64,
     found: Time,
     device: Option<&'a str>,
     upstream: Option<&'a str>,
@@ -469,6 +480,7 @@ pub(super) struct BlockShape<'a> {
 impl<'a> From<&'a Block> for BlockShape<'a> {
     fn from(block: &'a Block) -> Self {
         BlockShape {
+            number: block.number,
             found: Time(block.found_us),
             device: block.device.as_deref(),
             upstream: block.upstream.as_deref(),
@@ -483,6 +495,7 @@ impl<'a> From<&'a Block> for BlockShape<'a> {
 /// Something that happened.
 #[derive(Serialize)]
 pub(super) struct EventShape<'a> {
+    number: u64,
     at: Time,
     kind: &'static str,
     subject: Option<&'a str>,
@@ -492,6 +505,7 @@ pub(super) struct EventShape<'a> {
 impl<'a> From<&'a Event> for EventShape<'a> {
     fn from(event: &'a Event) -> Self {
         EventShape {
+            number: event.number,
             at: Time(event.at_us),
             kind: event.kind,
             subject: event.subject.as_deref(),

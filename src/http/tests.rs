@@ -2,13 +2,14 @@
 
 mod api;
 mod contract;
+mod history;
 mod recorded;
 mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use accounting::{AnswerSums, Totals};
+use accounting::{AckSums, AnswerSums, Totals};
 use mining_server::{DropReason, RejectReason};
 use stratum::UpstreamId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,8 +38,12 @@ fn overview() -> Overview {
     totals.answers = AnswerSums { forwarded: 10, refused: 1, ..AnswerSums::default() };
     totals.upstreams.insert(UpstreamId(0), totals.answers.clone());
     totals.refused_by_code.insert("stale-share".to_owned(), 1);
-    let upstream =
-        |name: &str, is_live, answers| Upstream { name: name.into(), account: None, is_live, answers };
+    let mut acks = AckSums::default();
+    acks.add(3_000);
+    let upstream = |name: &str, is_live, answers| {
+        let acks = acks.clone();
+        Upstream { name: name.into(), account: None, is_live, answers, acks }
+    };
     let upstreams = vec![
         upstream("pool.example:34254", true, totals.answers.clone()),
         upstream("other.example:1", false, AnswerSums::default()),

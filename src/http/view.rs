@@ -43,8 +43,11 @@ pub trait View: Send + Sync + 'static {
     fn points(&self, subject: Subject, level: Level, span: Span) -> Answer<'_, Vec<Point>>;
     /// The jobs that miners work on.
     fn jobs(&self) -> Answer<'_, Vec<Job>>;
-    /// Blocks found, latest first, at most `limit`.
-    fn blocks(&self, limit: usize) -> Answer<'_, Known<Block>>;
+    /// Sums of one subject over a time, and the time that they cover: the one that was asked for, widened to whole spans of
+    /// what is kept.
+    fn sums(&self, subject: Subject, span: Span) -> Answer<'_, (Span, Sums)>;
+    /// Blocks found, latest first, at most `limit`, none later than `before_us`.
+    fn blocks(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Block>>;
     /// What happened, latest first, at most `limit`, none later than `before_us`.
     fn events(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Event>>;
     /// How the ledger is.
@@ -78,6 +81,19 @@ pub struct Overview {
     pub upstreams: Vec<Upstream>,
     /// What a terahash is worth at the current template, in satoshis.
     pub sats_per_terahash: Option<f64>,
+}
+
+impl Overview {
+    /// What an expected hash is worth at the current template, in satoshis.
+    pub fn sats_per_hash(&self) -> Option<f64> {
+        self.sats_per_terahash.map(|sats| sats / 1e12)
+    }
+
+    /// All sums of the fleet.
+    pub fn sums(&self) -> Sums {
+        let (shares, answers) = (self.totals.shares.clone(), self.totals.answers.clone());
+        Sums { shares, answers, energy: self.energy.clone(), ..Sums::default() }
+    }
 }
 
 /// An overview and all devices.
@@ -166,6 +182,8 @@ pub struct Upstream {
     pub is_live: bool,
     /// What it was sent and answered.
     pub answers: accounting::AnswerSums,
+    /// How long its answers took.
+    pub acks: accounting::AckSums,
 }
 
 /// Windows of hash rates, in the order in which [`Rates`] has them: the name in the API, and seconds.
@@ -268,6 +286,8 @@ pub struct Known<T> {
 /// A share that met the network's target.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
+    /// Counts the blocks since counting began, from 1.
+    pub number: u64,
     /// When it was found; unix microseconds.
     pub found_us: u64,
     /// Who found it.
@@ -287,6 +307,8 @@ pub struct Block {
 /// Something that an operator may want to know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
+    /// Counts the events since counting began, from 1.
+    pub number: u64,
     /// When; unix microseconds.
     pub at_us: u64,
     /// Which kind of event, as `disk_alarm`.

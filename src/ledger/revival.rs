@@ -5,13 +5,17 @@
 
 use accounting::codec;
 use accounting::entry::{Entry, EventEntry, EventKind, microseconds};
-use accounting::{Books, DeviceRow, Restored, SealedBatch};
+use accounting::{Books, DeviceRow, Restored, SealedBatch, Verdict};
 
 use super::{LedgerThreads, OpenLedger, Opening, Reader, StoreError};
 use crate::clock::Clock;
 use crate::config::LedgerConfig;
 use crate::error::RunError;
-use crate::sink::ToLedger;
+use crate::sink::{DeviceRules, ToLedger};
+
+/// How long before a share's own word a job may have been written: a queue and a batch lie between, and a clock may have
+/// been set.
+const JOB_SLACK_US: u64 = 10_000_000;
 
 /// A ledger that goes on.
 #[derive(Debug)]
@@ -27,7 +31,7 @@ pub struct Revived {
 }
 
 /// Opens the ledger that the configuration names, or begins one, and reads what it holds.
-pub fn revive(config: &LedgerConfig, clock: Clock) -> Result<Revived, RunError> {
+pub fn revive(config: &LedgerConfig, rules: DeviceRules, clock: Clock) -> Result<Revived, RunError> {
     let OpenLedger { opening, writer, threads, reader } = super::open(config, clock)?;
     let failed = |error: StoreError| RunError::Failed(format!("ledger.path: {error}"));
     let (mut books, replayed) = books(&opening, &reader).map_err(failed)?;
@@ -40,7 +44,6 @@ pub fn revive(config: &LedgerConfig, clock: Clock) -> Result<Revived, RunError> 
     let head = opening.head;
     books.begin_batch(head.number.next());
     let commit_interval = config.commit_interval;
-    let rules = config.rules.clone();
     let to_ledger = ToLedger { id: opening.ledger, head, books, writer, rules, commit_interval };
     Ok(Revived { to_ledger, threads, devices, began_us })
 }
@@ -67,6 +70,7 @@ fn restored(opening: &Opening) -> Books {
         groups: &opening.groups,
         upstreams: &opening.upstreams,
         open_points: &opening.open_points,
+        facts: &opening.facts,
     })
 }
 
@@ -93,10 +97,31 @@ fn replay(books: &mut Books, opening: &Opening, reader: &dyn Reader) -> Result<u
     for batch in reader.batches(opening.watermark.next())? {
         let batch = batch?;
         books.begin_batch(batch.number);
-        each_entry(&batch, |entry| books.apply(entry));
+        each_entry(&batch, |entry| {
+            find_job(books, reader, entry);
+            books.apply(entry);
+        });
         count += 1;
     }
     Ok(count)
+}
+
+/// A block whose job came before the watermark, which is rare: its job says its hash and its value.
+fn find_job(books: &mut Books, reader: &dyn Reader, entry: &Entry) {
+    let Entry::Share(share) = entry else { return };
+    let Some(number) = share.job.filter(|_| share.verdict == Verdict::BlockFound) else { return };
+    if books.knows_job(number) {
+        return;
+    }
+    let judged_us = microseconds(share.judged.utc);
+    let from_us = judged_us.saturating_sub(u64::from(share.job_age_ms) * 1000 + JOB_SLACK_US);
+    let Ok(batches) = reader.batches_between(from_us, judged_us + 1) else { return };
+    for batch in batches.map_while(Result::ok) {
+        let mut jobs = codec::entries(&batch.payload).map_while(Result::ok);
+        if let Some(job) = jobs.find(|entry| matches!(entry, Entry::Job(job) if job.number == number)) {
+            return books.recall(&job);
+        }
+    }
 }
 
 fn each_entry(batch: &SealedBatch, mut visit: impl FnMut(&Entry)) {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use accounting::{
-    BatchHash, BatchNumber, DeviceRow, GroupId, LedgerId, Level, NO_BATCH, Point, RollUp, SealedBatch,
-    Subject, Sums,
+    BatchHash, BatchNumber, BlockRow, DeviceRow, EventRow, Facts, GroupId, LedgerId, Level, NO_BATCH, Point,
+    RollUp, SealedBatch, Subject, Sums,
 };
 use stratum::UpstreamId;
 
@@ -49,6 +49,8 @@ pub struct Opening {
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>)>,
     /// At each level, the points of the span that the latest point of all lies in: they may go on growing.
     pub open_points: Vec<Point>,
+    /// Everything else up to the watermark: all readings of power, and the latest events and blocks, oldest first.
+    pub facts: Facts,
     /// What was found damaged, now and in earlier lives.
     pub damage: Vec<Damage>,
 }
@@ -100,7 +102,7 @@ pub struct Retention {
     pub minutes_days: u32,
     /// Days of ten-minute points.
     pub ten_minutes_days: u32,
-    /// Days of hour points. Day points are kept for ever.
+    /// Days of hour points, events and blocks. Day points are kept for ever.
     pub hours_days: u32,
 }
 
@@ -262,8 +264,19 @@ pub trait Reader: Send {
         to: u64,
     ) -> Result<Vec<(u64, Sums)>, StoreError>;
 
+    /// The points of all subjects, as [`Reader::points`] has those of one, in no order.
+    fn all_points(&self, level: Level, from: u64, to: u64) -> Result<Vec<Point>, StoreError>;
+
     /// Devices, in the order of their numbers.
     fn devices(&self) -> Result<Vec<DeviceRow>, StoreError>;
+
+    /// The latest events up to the watermark that are not later than `before_us` (unix microseconds), latest first. Old
+    /// ones are removed with the points of hours.
+    fn events(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<EventRow>, StoreError>;
+
+    /// The latest blocks up to the watermark that were not found later than `before_us`, latest first. Old ones are
+    /// removed with the points of hours.
+    fn blocks(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<BlockRow>, StoreError>;
 
     /// Sums since the ledger began up to the watermark, in the order of the subjects.
     fn sums(&self) -> Result<Vec<(Subject, Sums)>, StoreError>;

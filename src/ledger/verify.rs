@@ -3,11 +3,14 @@
 //!
 //! Nothing is repaired here, and nothing is believed: whatever can be computed again is.
 
+mod points;
+
 use std::collections::BTreeMap;
 
 use accounting::sums::is_consistent;
-use accounting::{BatchNumber, Books, Entry, LedgerId, Level, SealedBatch, Subject, Sums, codec};
+use accounting::{BatchNumber, BlockRow, Books, Entry, LedgerId, Level, SealedBatch, Subject, Sums, codec};
 
+use self::points::PointCheck;
 use super::store::{Head, Opening, Reader, StoreError};
 
 /// Faults that are told apart; beyond, they are only counted. A broken disk makes millions.
@@ -61,7 +64,7 @@ pub fn verify(reader: &dyn Reader, mut progress: impl FnMut(u64, u64)) -> Result
             opening.removed.number.0
         ));
     }
-    let mut recount = Recount::default();
+    let mut recount = Recount::new(&opening);
     let mut chain = Chain { ledger: opening.ledger, last: opening.removed };
     let total = opening.head.number.0 - opening.removed.number.0;
     for batch in reader.batches(opening.removed.number.next())? {
@@ -76,7 +79,7 @@ pub fn verify(reader: &dyn Reader, mut progress: impl FnMut(u64, u64)) -> Result
         findings.entries += u64::from(batch.count);
         findings.bytes += batch.payload.len() as u64;
         chain.follow(&batch, &opening, &mut findings);
-        recount.add(&batch, &opening, &mut findings);
+        recount.add(&batch, &opening, reader, &mut findings)?;
         progress(findings.batches, total);
     }
     if chain.last.number < opening.head.number {
@@ -178,19 +181,41 @@ impl Chain {
 }
 
 /// Counts all entries anew, and compares with what is stored.
-#[derive(Default)]
 struct Recount {
     books: Books,
+    points: PointCheck,
     /// Answers whose shares' detail was lost.
     has_gaps: bool,
     /// Something could not be counted: a comparison would say nothing.
     is_partial: bool,
+    /// Something is wrong with the batches themselves.
+    is_broken: bool,
+    /// The time of the latest entry, in unix microseconds.
+    latest_us: u64,
 }
 
 impl Recount {
-    fn add(&mut self, batch: &SealedBatch, opening: &Opening, findings: &mut Findings) {
+    fn new(opening: &Opening) -> Self {
+        let mut books = Books::default();
+        // The stream has the numbers of groups alone.
+        for (_, name) in &opening.groups {
+            books.group(name);
+        }
+        let is_partial = opening.removed.number > BatchNumber(0);
+        let points = PointCheck::new(!is_partial);
+        let (has_gaps, is_broken, latest_us) = Default::default();
+        Recount { books, points, has_gaps, is_partial, is_broken, latest_us }
+    }
+
+    fn add(
+        &mut self,
+        batch: &SealedBatch,
+        opening: &Opening,
+        reader: &dyn Reader,
+        findings: &mut Findings,
+    ) -> Result<(), StoreError> {
         let number = batch.number;
-        self.is_partial |= findings.faults_total > 0 || opening.removed.number > BatchNumber(0);
+        self.is_broken |= findings.faults_total > 0;
         self.books.begin_batch(number);
         let mut count = 0;
         for entry in codec::entries(&batch.payload) {
@@ -203,27 +228,63 @@ impl Recount {
         if count != batch.count {
             findings.fault(format!("batch {} has {count} entries, not {}", number.0, batch.count));
         }
-        if number == opening.watermark && !self.is_partial {
-            self.compare(opening, findings);
+        if self.is_broken || number > opening.watermark {
+            drop(self.books.take_points());
+            return Ok(());
         }
+        if number < opening.watermark {
+            return self.points.add(self.books.take_points(), reader);
+        }
+        let roll_up = self.books.roll_up(opening.watermark);
+        self.points.add(roll_up.points, reader)?;
+        if !self.is_partial {
+            self.compare(roll_up.sums, opening, findings);
+            self.compare_facts(opening, findings);
+        }
+        self.points.finish(opening, reader, findings)
     }
 
     fn apply(&mut self, entry: &Entry, number: BatchNumber, findings: &mut Findings) {
+        self.latest_us = self.latest_us.max(entry.at_us());
         match entry {
             Entry::Share(share) if !is_consistent(share) => {
                 let (verdict, fate) = (share.verdict, share.fate);
                 findings.fault(format!("batch {}: a share that is {verdict:?} and {fate:?}", number.0));
                 return;
             }
-            Entry::Gap(gap) => self.has_gaps |= !gap.upstreams.is_empty(),
+            Entry::Gap(gap) => {
+                self.has_gaps |= !gap.upstreams.is_empty();
+                self.points.gap(gap, self.latest_us);
+            }
+            Entry::MinuteEnded(start) => self.points.minute_ended(*start),
             _ => {}
         }
         self.books.apply(entry);
     }
 
-    fn compare(&mut self, opening: &Opening, findings: &mut Findings) {
-        let counted: BTreeMap<Subject, Sums> =
-            self.books.roll_up(opening.watermark).sums.into_iter().collect();
+    /// Refusals by code, and the latest events and blocks.
+    fn compare_facts(&self, opening: &Opening, findings: &mut Findings) {
+        let facts = &opening.facts;
+        if facts.refused_by_code != self.books.totals().refused_by_code {
+            findings.fault("the refusals by code are not those of the entries");
+        }
+        for (counted, stored) in self.books.events().rev().zip(facts.events.iter().rev()) {
+            if counted != stored {
+                findings.fault(format!("event {} is not that of the entries", stored.number));
+            }
+        }
+        for (counted, stored) in self.books.blocks().rev().zip(facts.blocks.iter().rev()) {
+            // The job of a block may have been known to one process and not to another one.
+            let is_other = counted.hash.is_some() && stored.hash.is_some() && counted != stored;
+            let key = |block: &BlockRow| (block.number, block.found_us, block.device, block.job);
+            if is_other || key(counted) != key(stored) {
+                findings.fault(format!("block {} is not that of the entries", stored.number));
+            }
+        }
+    }
+
+    fn compare(&self, counted: Vec<(Subject, Sums)>, opening: &Opening, findings: &mut Findings) {
+        let counted: BTreeMap<Subject, Sums> = counted.into_iter().collect();
         let stored: BTreeMap<Subject, &Sums> =
             opening.sums.iter().map(|(subject, sums)| (*subject, sums)).collect();
         let nothing = Sums::default();
@@ -235,8 +296,9 @@ impl Recount {
             // Whose share an answer in a gap was for is not in the stream, but was known when it was counted.
             let has_answers = !self.has_gaps || matches!(subject, Subject::Fleet | Subject::Upstream(_));
             let is_answered = !has_answers || counted.answers == stored.answers;
-            // Energy is counted when a minute ends, which no entry says.
-            if counted.shares != stored.shares || !is_answered {
+            // Who mined in which minute is not known where detail was lost.
+            let is_energy_same = self.has_gaps || counted.energy == stored.energy;
+            if counted.shares != stored.shares || !is_answered || !is_energy_same {
                 findings.fault(format!(
                     "the sums of {} are not those of the entries: {} shares of {} hashes beside {} of {}",
                     subject_name(*subject),

@@ -101,6 +101,9 @@ impl Fold {
             self.totals.shares.add(&sums.shares);
             self.device(*device).add(&sums.shares);
         }
+        for (code, count) in &gap.refused_by_code {
+            *self.totals.refused_by_code.entry(code.clone()).or_default() += count;
+        }
         for (upstream, sums) in &gap.upstreams {
             self.totals.answers.add(&sums.answers);
             self.totals.upstreams.entry(*upstream).or_default().add(&sums.answers);
@@ -154,14 +157,15 @@ impl Fold {
         let others = upstream_shares.into_iter();
         upstreams.extend(others.map(|(id, shares)| (id, Sums { shares, ..Sums::default() })));
         let mut records = self.totals.folded;
+        let mut codes: Vec<_> = self.totals.refused_by_code.into_iter().collect();
         loop {
             let devices: Vec<_> = devices.by_ref().take(MAX_GAP_SUBJECTS).collect();
             if devices.is_empty() && upstreams.is_empty() {
                 return entries;
             }
             let upstreams = std::mem::take(&mut upstreams);
-            let records = std::mem::take(&mut records);
-            entries.push(Entry::Gap(Gap { from_us, to_us, records, devices, upstreams }));
+            let (records, refused_by_code) = (std::mem::take(&mut records), std::mem::take(&mut codes));
+            entries.push(Entry::Gap(Gap { from_us, to_us, records, devices, upstreams, refused_by_code }));
         }
     }
 

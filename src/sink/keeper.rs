@@ -2,19 +2,18 @@
 //!
 //! It never waits for anything but its own queue and the clock.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, MAX_GROUPS, PowerEntry, microseconds};
 use accounting::pattern::matches;
-use accounting::{Books, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
+use accounting::{BlockRow, Books, Level, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
 use stratum::Now;
 use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{BLOCKS, DeviceRules, EVENTS, Happened, Message, Overview, Record, Snapshot};
+use super::{DeviceRules, Happened, Message, Overview, Record, Snapshot};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
@@ -31,9 +30,8 @@ pub(super) struct Keeper {
     books: Books,
     rules: DeviceRules,
     scribe: Option<Scribe>,
-    events: VecDeque<EventEntry>,
-    blocks: VecDeque<ShareRecord>,
     orphans: Arc<Mutex<Fold>>,
+    has_ended: bool,
 }
 
 impl Keeper {
@@ -43,7 +41,12 @@ impl Keeper {
         scribe: Option<Scribe>,
         orphans: Arc<Mutex<Fold>>,
     ) -> Self {
-        Keeper { books, rules, scribe, events: VecDeque::new(), blocks: VecDeque::new(), orphans }
+        let mut books = books;
+        // The first rollup has them: entries have numbers alone.
+        for (name, _) in &rules.groups {
+            books.group(name);
+        }
+        Keeper { books, rules, scribe, orphans, has_ended: false }
     }
 
     pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
@@ -103,6 +106,12 @@ impl Keeper {
             panic!("the accounts of devices do not add up: {violation}");
         }
         if let Some(scribe) = &mut self.scribe {
+            // The stream says where the minute ends, so that whoever reads it counts as was counted here.
+            if let Some(minute) = self.books.minute_to_end() {
+                let ended = Entry::MinuteEnded(minute);
+                self.books.apply(&ended);
+                scribe.entry(&ended);
+            }
             scribe.seal();
             self.books.begin_batch(scribe.open_batch());
             self.books.turn_to(at_us);
@@ -126,8 +135,8 @@ impl Keeper {
             Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
             Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
             Message::Happened(answer) => {
-                let events = self.events.iter().cloned().collect();
-                let blocks = self.blocks.iter().cloned().collect();
+                let events = self.books.events().cloned().collect();
+                let blocks = self.books.blocks().cloned().collect();
                 drop(answer.send(Happened { events, blocks }));
             }
             Message::Finish(_) => unreachable!("the caller sees to it"),
@@ -137,13 +146,14 @@ impl Keeper {
     fn share(&mut self, share: &ShareRecord) {
         let at_us = microseconds(share.judged.utc);
         self.turn_to(at_us);
+        self.tell_minute(at_us);
         self.books.apply_share(share);
         if let Some(scribe) = &mut self.scribe {
             scribe.share(share, at_us);
         }
         if share.verdict == Verdict::BlockFound {
-            keep_latest(&mut self.blocks, share.clone(), BLOCKS);
-            let (kind, device, text) = (EventKind::BlockFound, share.device, String::new());
+            let text = self.books.blocks().next_back().map(words_of).unwrap_or_default();
+            let (kind, device) = (EventKind::BlockFound, share.device);
             self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
         }
         self.seal_if_full();
@@ -162,25 +172,47 @@ impl Keeper {
         if !self.books.notes_device(&entry) {
             self.entry(&Entry::Device(entry));
         }
-        if let Some(milliwatts) = nameplate
-            && !self.books.has_nameplate(id)
-        {
+        // What an earlier configuration said is in the stream: this one's word takes its place, also where it says nothing.
+        if self.books.nameplate(id, at_us) != nameplate {
             let (subject, source) = (Subject::Device(id), PowerSource::Nameplate);
-            let power = PowerEntry { subject, at_us, valid_for_s: u32::MAX, milliwatts, source };
-            self.entry(&Entry::Power(power));
+            let valid_for_s = if nameplate.is_some() { u32::MAX } else { 0 };
+            let milliwatts = nameplate.unwrap_or(0);
+            self.entry(&Entry::Power(PowerEntry { subject, at_us, valid_for_s, milliwatts, source }));
         }
     }
 
     fn entry(&mut self, entry: &Entry) {
-        self.turn_to(entry.at_us());
-        self.books.apply(entry);
-        if let Entry::Event(event) = entry {
-            keep_latest(&mut self.events, event.clone(), EVENTS);
+        if matches!(entry, Entry::Event(event) if event.kind == EventKind::Started) {
+            return self.begin_life(entry);
         }
+        self.turn_to(entry.at_us());
+        self.tell_minute(entry.at_us());
+        self.books.apply(entry);
         if let Some(scribe) = &mut self.scribe {
             scribe.entry(entry);
         }
         self.seal_if_full();
+    }
+
+    /// What comes late counts for the open minute: the stream must say which one that is, if nothing else did.
+    fn tell_minute(&mut self, at_us: u64) {
+        let Some(scribe) = &mut self.scribe else { return };
+        let minute = self.books.open_minute();
+        let is_late = Level::Minute.start(at_us / 1_000_000) < minute;
+        if is_late && scribe.told_minute() < minute {
+            scribe.entry(&Entry::MinuteEnded(minute - Level::Minute.seconds()));
+        }
+    }
+
+    /// The minute that an earlier process left open did not end as others do: the books see to it.
+    fn begin_life(&mut self, started: &Entry) {
+        self.books.apply(started);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.entry(started);
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+            scribe.roll_up(&mut self.books);
+        }
     }
 
     fn seal_if_full(&mut self) {
@@ -193,7 +225,6 @@ impl Keeper {
     }
 
     fn fold(&mut self, fold: Fold) {
-        self.books.add_refusals(&fold.totals.refused_by_code);
         for entry in fold.into_entries() {
             match entry {
                 Entry::Device(device) => self.device(device),
@@ -213,6 +244,13 @@ impl Keeper {
     /// what is not handed over by then is lost.
     async fn finish(&mut self) {
         self.adopt_orphans();
+        if let Some(scribe) = &self.scribe
+            && !std::mem::replace(&mut self.has_ended, true)
+        {
+            let at_us = microseconds(scribe.clock.now().utc);
+            let (kind, device, text) = (EventKind::Ended, None, String::new());
+            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
+        }
         let Some(scribe) = &mut self.scribe else { return };
         let give_up = scribe.clock.now().monotonic + FINISH_GRACE;
         scribe.seal();
@@ -242,6 +280,8 @@ impl Keeper {
             totals: self.books.totals().clone(),
             devices: self.books.device_count(),
             power_milliwatts: self.books.power_of_devices(microseconds(now.utc)),
+            worth: self.books.worth(None),
+            acks: self.books.upstreams().map(|(id, ..)| (id, self.books.acks(id))).collect(),
             groups: groups.collect(),
             upstreams: upstreams.collect(),
             hash_rate_1m: fleet.rates[Window::Minute as usize].accepted,
@@ -251,9 +291,11 @@ impl Keeper {
     }
 
     fn snapshot(&mut self, now: Now) -> Snapshot {
-        let Overview { totals, fleet, groups, upstreams, hash_rate_1m, hash_rate_10m, .. } =
+        let Overview { totals, fleet, groups, upstreams, worth, acks, hash_rate_1m, hash_rate_10m, .. } =
             self.overview(now);
         Snapshot {
+            worth,
+            acks,
             totals,
             fleet,
             groups,
@@ -270,9 +312,15 @@ impl Keeper {
     }
 }
 
-fn keep_latest<T>(latest: &mut VecDeque<T>, one: T, most: usize) {
-    if latest.len() == most {
-        latest.pop_front();
+/// A block in words, as far as its job is known.
+fn words_of(block: &BlockRow) -> String {
+    let hash = block.hash.map(|mut hash| {
+        hash.reverse();
+        hex::encode(hash)
+    });
+    match (block.height, hash) {
+        (Some(height), Some(hash)) => format!("height {height}, {hash}"),
+        (None, Some(hash)) => hash,
+        _ => String::new(),
     }
-    latest.push_back(one);
 }

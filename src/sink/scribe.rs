@@ -8,7 +8,7 @@ use std::time::Duration;
 use accounting::books::MAX_DEVICES;
 use accounting::codec::{self, write_entry, write_share};
 use accounting::entry::Entry;
-use accounting::{BatchNumber, Books, LedgerId, SealedBatch, ShareRecord};
+use accounting::{BatchNumber, Books, LedgerId, Level, SealedBatch, ShareRecord};
 
 use super::Record;
 use super::fold::Fold;
@@ -32,6 +32,8 @@ pub(super) struct Scribe {
     payload: Vec<u8>,
     count: u32,
     times_us: (u64, u64),
+    /// The open minute as whoever reads the stream so far has it, in unix seconds.
+    told_minute: u64,
     /// When the open batch was begun, on the monotonic clock.
     begun: Option<Duration>,
     /// Sums of records for which the ledger had no room.
@@ -55,6 +57,7 @@ impl Scribe {
             payload: Vec::new(),
             count: 0,
             times_us: (u64::MAX, 0),
+            told_minute: 0,
             begun: None,
             gap: None,
         }
@@ -78,6 +81,14 @@ impl Scribe {
     pub(super) fn entry(&mut self, entry: &Entry) {
         write_entry(&mut self.payload, entry);
         self.note(entry.at_us());
+        if let Entry::MinuteEnded(start) = entry {
+            self.told_minute = self.told_minute.max(start + Level::Minute.seconds());
+        }
+    }
+
+    /// See the field.
+    pub(super) fn told_minute(&self) -> u64 {
+        self.told_minute
     }
 
     /// Whether there are records that the ledger had no room for.
@@ -146,6 +157,7 @@ impl Scribe {
     fn note(&mut self, at_us: u64) {
         self.count += 1;
         self.times_us = (self.times_us.0.min(at_us), self.times_us.1.max(at_us));
+        self.told_minute = self.told_minute.max(Level::Minute.start(at_us / 1_000_000));
         if self.begun.is_none() {
             self.begun = Some(self.clock.now().monotonic);
         }

@@ -206,3 +206,53 @@ async fn the_sink_ends_with_its_last_handle() {
     drop(other);
     task.await.expect("it ends in order");
 }
+
+/// The first configuration's nameplate is in the stream, and after a crash the second one reads it from there.
+#[tokio::test]
+async fn another_nameplate_counts_from_the_next_start_on() {
+    let rules = |milliwatts: Option<u64>| DeviceRules {
+        nameplates: milliwatts.map(|milliwatts| ("farm.*".to_owned(), milliwatts)).into_iter().collect(),
+        ..DeviceRules::default()
+    };
+    let stream = || {
+        let mut books = Books::default();
+        let device = DeviceEntry::named(DeviceId(0), "farm.one", us(100));
+        books.apply(&Entry::Device(device));
+        let (subject, source) =
+            (accounting::Subject::Device(DeviceId(0)), accounting::PowerSource::Nameplate);
+        let (at_us, valid_for_s, milliwatts) = (us(100), u32::MAX, 3_000_000);
+        books.apply(&Entry::Power(PowerEntry { subject, at_us, valid_for_s, milliwatts, source }));
+        books
+    };
+    for wanted in [Some(3_000_000), Some(2_000_000), None] {
+        let (sink, _task) = RecordSink::start_with(stream(), rules(wanted), None);
+        sink.writer().device(DeviceEntry::named(DeviceId(0), "farm.one", us(200)));
+        let devices = sink.snapshot(at(200)).await.expect("alive").devices;
+        let power = devices[0].power.map(|(milliwatts, _)| milliwatts);
+        assert_eq!(power, wanted);
+    }
+}
+
+/// Groups and nameplates need no disk.
+#[tokio::test]
+async fn rules_hold_in_memory_as_well() {
+    let rules = DeviceRules {
+        groups: vec![("hall".to_owned(), "farm.*".to_owned())],
+        nameplates: vec![("farm.*".to_owned(), 3_000_000)],
+        ..DeviceRules::default()
+    };
+    let (sink, _task) = RecordSink::start_in_memory(rules);
+    let mut writer = sink.writer();
+    writer.device(DeviceEntry::named(DeviceId(0), "farm.one", us(100)));
+    writer.share(share(0, Verdict::Accepted, Fate::Kept));
+    let mut later = share(0, Verdict::Accepted, Fate::Kept);
+    later.judged = at(200);
+    writer.share(later);
+    let Snapshot { groups, devices, .. } = sink.snapshot(at(200)).await.expect("alive");
+    let (_, name, count, group) = &groups[0];
+    assert_eq!((&**name, *count), ("hall", 1));
+    assert_eq!(devices[0].power, Some((3_000_000, accounting::PowerSource::Nameplate)));
+    // A minute begins at 60 and at 120: twenty seconds.
+    assert_eq!(group.sums.energy.joules(), 3000.0 * 20.0);
+    assert_eq!(group.sums.energy, devices[0].sums.energy);
+}

@@ -36,7 +36,8 @@ struct Bench {
 impl Bench {
     async fn start(max_connections: usize) -> Self {
         let (stop, end) = shutdown();
-        let role = Role::start(Clock::start(), end.clone(), None).expect("nothing is kept");
+        let role =
+            Role::start(Clock::start(), end.clone(), None, Default::default()).expect("nothing is kept");
         let (owner, inbox) = owner();
         let context = Context {
             settings: Arc::new(Settings {

@@ -6,12 +6,12 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use accounting::{
-    BatchNumber, DeviceRow, Entry, Level, Point, RejectReason, RollUp, SealedBatch, Subject, Sums, Verdict,
-    codec,
+    BatchNumber, DeviceRow, Entry, Fate, Level, Point, RejectReason, RollUp, SealedBatch, Subject, Sums,
+    UpstreamAnswer, UpstreamVerdict, Verdict, codec,
 };
 use checkweigh::ledger::{Head, SqliteStore, SqliteViews, Store, Views};
 use serde_json::Value;
-use stratum::{DeviceId, Now, Work};
+use stratum::{DeviceId, Now, SequenceNumber, UpstreamChannelId, UpstreamId, Work};
 
 use crate::chain;
 
@@ -68,15 +68,16 @@ fn device(id: u32, name: &str) -> DeviceRow {
     }
 }
 
-/// Twenty accepted shares of each of two devices, and two stale ones.
+/// Twenty accepted shares of each of two devices in two hours, and two stale ones.
 fn shares() -> (u32, Vec<u8>) {
     let (mut count, mut payload) = (0, Vec::new());
-    let now = Now { monotonic: Duration::ZERO, utc: Duration::from_secs(TEN) };
     let stale = Verdict::Rejected(RejectReason::Stale);
-    for device in [DeviceId(0), DeviceId(1)] {
-        for number in 0..22 {
+    for (device, hour) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+        let device = DeviceId(device);
+        let now = Now { monotonic: Duration::ZERO, utc: Duration::from_secs(TEN + hour * 3600) };
+        for number in 0..11 {
             let (verdict, work) =
-                if number < 20 { (Verdict::Accepted, Work(360_000_000_000_000)) } else { (stale, Work(0)) };
+                if number < 10 { (Verdict::Accepted, Work(360_000_000_000_000)) } else { (stale, Work(0)) };
             codec::write_entry(&mut payload, &Entry::Share(chain::share(now, device, verdict, work)));
             count += 1;
         }
@@ -138,9 +139,17 @@ fn devices_are_listed_and_shown_beside_the_process_that_writes() {
         text.contains("rejected, stale       2") && text.contains("user agent            unknown"),
         "{text}"
     );
+    assert!(
+        text.contains("bad work") && text.contains("rejected, stale       2  0.000  unknown  unknown"),
+        "{text}"
+    );
     let arguments = ["show", "farm.rig7", "--json", "--from", "2026-11-25T11:00:00Z"];
     let json: Value = serde_json::from_str(&succeeds(folder.path(), &arguments)).expect("JSON");
     assert_eq!(json["history"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        (&json["cost"]["by_cause"][0]["reason"], &json["cost"]["value_sats"]),
+        (&"stale".into(), &Value::Null)
+    );
     assert_eq!(json["history"][0]["sums"]["accepted_hash_rate_hs"], 1e12);
 
     let output = ledger(folder.path(), &["show", "farm.rgi7"]);
@@ -172,13 +181,13 @@ fn what_is_exported_has_every_row_of_its_period() {
 
     let shares = export("csv", &["--of", "shares", "--device", "farm.rig7"]);
     let lines: Vec<&str> = shares.lines().collect();
-    assert_eq!(lines.len(), 1 + 22, "{shares}");
+    assert_eq!(lines.len(), 1 + 11, "{shares}");
     assert!(lines[0].starts_with("batch,entry,time,device,device_id,connection,"), "{shares}");
     assert!(
         lines[1].starts_with("1,0,2026-11-25T10:00:00.000000Z,farm.rig7,0,0,0,,,,accepted,,kept,"),
         "{shares}"
     );
-    assert!(lines[21].contains(",rejected,stale,refused,"), "{shares}");
+    assert!(lines[11].contains(",rejected,stale,refused,"), "{shares}");
 
     let file = folder.path().join("rows.csv");
     let name = file.to_str().expect("a plain path");
@@ -189,6 +198,57 @@ fn what_is_exported_has_every_row_of_its_period() {
     assert_eq!(output.status.code(), Some(1), "nothing is written over");
     assert!(stderr(&output).contains(name), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(&file).expect("it is there"), csv);
+}
+
+/// Three shares that an upstream answers, two of them after the period, and one that it never does.
+#[test]
+fn exported_shares_say_how_long_their_answers_took() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut store, _views, opening) = SqliteStore::open(folder.path(), chain::KEEP_ALL).expect("it opens");
+    let at = |milliseconds: u64| {
+        let utc = Duration::from_millis(TEN * 1000 + milliseconds);
+        Now { monotonic: utc, utc }
+    };
+    let (upstream, channel) = (UpstreamId(0), UpstreamChannelId(7));
+    let share = |number: u32, milliseconds: u64| {
+        let mut share = chain::share(at(milliseconds), DeviceId(0), Verdict::Accepted, Work(5));
+        (share.fate, share.sequence_number) = (Fate::Forwarded, Some(SequenceNumber(number)));
+        (share.upstream, share.upstream_channel) = (Some(upstream), Some(channel));
+        Entry::Share(share)
+    };
+    let answer = |milliseconds: u64, verdict: UpstreamVerdict| {
+        Entry::Answer(UpstreamAnswer { received: at(milliseconds), upstream, channel, verdict })
+    };
+    let (last, work) = (SequenceNumber(1), Work(10));
+    let taken = UpstreamVerdict::Acknowledged { last, count: 2, claimed: 2, shares_sum: 2, work };
+    let code = "stale-share".to_owned();
+    let refused = UpstreamVerdict::Rejected { sequence_number: SequenceNumber(2), code, work };
+    let late = chain::share(at(1500), DeviceId(0), Verdict::Accepted, Work(5));
+    let batches = [
+        // Numbers wrap.
+        vec![share(u32::MAX, 0), share(1, 250), share(2, 500), share(3, 600)],
+        vec![answer(1000, taken), Entry::Share(late)],
+        vec![answer(2000, refused)],
+    ];
+    let mut head = Head::NONE;
+    for entries in batches {
+        let mut payload = Vec::new();
+        entries.iter().for_each(|entry| codec::write_entry(&mut payload, entry));
+        let times: Vec<u64> = entries.iter().map(Entry::at_us).collect();
+        let times = (times[0], times[times.len() - 1]);
+        let count = entries.len() as u32;
+        let batch = SealedBatch::seal(opening.ledger, head.number.next(), times, count, payload, head.hash);
+        store.append(&batch).expect("it is appended");
+        head = Head { number: batch.number, hash: batch.hash };
+    }
+    let period = ["--from", "2026-11-25T10:00:00Z", "--to", "2026-11-25T10:00:01Z"];
+    let csv =
+        succeeds(folder.path(), &[&["export", "--format", "csv", "--of", "shares"], &period[..]].concat());
+    let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let header = lines.next().expect("a header");
+    let column = header.iter().position(|name| *name == "ack_ms").expect("it is there");
+    let latencies: Vec<&str> = lines.map(|line| line[column]).collect();
+    assert_eq!(latencies, ["1000", "750", "1500", ""], "{csv}");
 }
 
 #[cfg(feature = "parquet")]

@@ -185,8 +185,6 @@ fn a_ledger_opens_as_the_configuration_says() {
         commit_interval: Duration::from_millis(100),
         retention: chain::KEEP_ALL,
         signing_key_file: None,
-        rules: Default::default(),
-        identities: Vec::new(),
     };
     let mut head = Head::NONE;
     for life in 0..2 {

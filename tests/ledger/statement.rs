@@ -173,13 +173,14 @@ fn day(ledger: LedgerId, head: Head, day: u64, shares: u32) -> SealedBatch {
         nbits: 0x1d00_ffff,
         upstream_target: Target::HARDEST,
         coinbase_prefix: vec![1; 40],
+        rollable_size: 8,
         coinbase_suffix: vec![2; 50],
         merkle_path: vec![[3; 32]],
     };
     let mut lost = Sums::default();
     (lost.shares.submitted, lost.shares.accepted, lost.shares.kept) = (9, 9, 9);
     let devices = vec![(Some(id), lost)];
-    let gap = Gap { from_us: at_us, to_us: at_us, records: 9, devices, upstreams: Vec::new() };
+    let gap = Gap { from_us: at_us, to_us: at_us, records: 9, devices, ..Gap::default() };
     for entry in [Entry::Device(device), Entry::Job(job), Entry::Gap(gap)] {
         codec::write_entry(&mut payload, &entry);
     }

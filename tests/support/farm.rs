@@ -123,6 +123,7 @@ pub(crate) fn start_pool_with_status(
         vardiff,
         share_batch_size: 10,
         ledger: None,
+        device_rules: Default::default(),
         http: HttpConfig::default(),
     };
     let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(sv2)), ..Listeners::default() };
@@ -154,6 +155,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         aggregate,
         vardiff,
         ledger: None,
+        rules: Default::default(),
         metrics_listen: None,
         http: HttpConfig { api: Some(open_api()), max_device_series: 0 },
         log: LogConfig::default(),

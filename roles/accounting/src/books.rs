@@ -6,6 +6,7 @@
 
 mod account;
 mod answers;
+mod happened;
 mod identity;
 mod power;
 mod restore;
@@ -19,12 +20,16 @@ use stratum::{DeviceId, UpstreamId};
 
 use self::account::Account;
 use self::answers::Sender;
+use self::happened::Happened;
+pub use self::happened::{MAX_BLOCKS, MAX_EVENTS};
 use self::identity::Odd;
 pub use self::restore::Restored;
+use crate::acks::AckSums;
 use crate::batch::BatchNumber;
+use crate::cost::Worth;
 use crate::energy::Readings;
-use crate::entry::{DeviceEntry, Entry, EventKind, Gap, UpstreamEntry, microseconds};
-use crate::power::{EnergySums, PowerSource};
+use crate::entry::{DeviceEntry, Entry, EventEntry, EventKind, Gap, UpstreamEntry, microseconds};
+use crate::power::PowerSource;
 use crate::rates::{RatePair, Window};
 use crate::record::{Fate, ShareRecord, Verdict};
 use crate::rollup::{DeviceRow, GroupId, Level, Point, RollUp, Subject};
@@ -59,6 +64,14 @@ pub struct Books {
     waiting: WaitingShares<Sender>,
     /// What is known of power.
     readings: Readings,
+    /// When the part of the open minute began whose energy is not counted yet, in unix microseconds.
+    part_from_us: u64,
+    /// The time of the latest entry, in unix microseconds.
+    latest_us: u64,
+    /// The devices that mined in that part, each once.
+    mined: Vec<DeviceId>,
+    /// Everything but sums.
+    happened: Happened,
     /// The batch that the entries are in.
     batch: BatchNumber,
     /// The start of the open minute in unix seconds; 0 before the first entry.
@@ -85,6 +98,8 @@ struct Device {
     last_seen_us: u64,
     last_share_us: u64,
     best_difficulty: f64,
+    /// What it proved in the part of the open minute whose energy is not counted yet; `None` when it did not mine.
+    part_work: Option<u128>,
 }
 
 #[derive(Debug)]
@@ -98,6 +113,9 @@ struct Upstream {
     name: Arc<str>,
     account_name: Arc<str>,
     account: Account,
+    /// What its latest job says that work is worth.
+    worth: Option<Worth>,
+    acks: AckSums,
 }
 
 /// One device at one moment.
@@ -156,17 +174,31 @@ impl Books {
             Entry::Device(device) => self.apply_device(device),
             Entry::Upstream(upstream) => self.apply_upstream(upstream),
             Entry::Gap(gap) => self.apply_gap(gap),
-            Entry::Event(event) => {
-                self.turn_to(event.at_us);
-                if event.kind == EventKind::Started {
-                    self.end_life();
-                    self.forget_connections();
-                }
-            }
+            Entry::Event(event) => self.apply_event(event),
             Entry::Power(power) => self.apply_power(power),
             Entry::Connection(connection) => self.apply_connection(connection),
-            Entry::Job(_) => {}
+            Entry::Job(job) => self.apply_job(job),
+            Entry::MinuteEnded(start) => drop(self.turn_to(end_of_minute(*start))),
         }
+        self.latest_us = self.latest_us.max(entry.at_us());
+    }
+
+    fn apply_event(&mut self, event: &EventEntry) {
+        if event.kind == EventKind::Started {
+            // The process that wrote what is before ran until its latest entry, as far as anybody knows.
+            self.end_part(self.latest_us);
+        }
+        self.turn_to(event.at_us);
+        match event.kind {
+            EventKind::Started => {
+                self.end_life();
+                self.forget_connections();
+                self.part_from_us = event.at_us;
+            }
+            EventKind::Ended => self.end_part(event.at_us),
+            _ => {}
+        }
+        self.note_event(event);
     }
 
     /// As [`Books::apply`], for the entries that come by the thousand.
@@ -177,6 +209,7 @@ impl Books {
         assert!(crate::sums::is_consistent(share), "verdict and fate belong together: {share:?}");
         let at_us = microseconds(share.judged.utc);
         self.turn_to(at_us);
+        self.latest_us = self.latest_us.max(at_us);
         self.totals.add_share(share);
         let (submitted, credited) = (share.submitted.0 as f64, share.credited().0 as f64);
         let add = |account: &mut Account| {
@@ -190,6 +223,9 @@ impl Books {
         };
         self.for_each_of(share.device, share.upstream, at_us, add);
         let tracked = share.device.filter(|id| self.note_device_share(*id, share, at_us));
+        if share.verdict == Verdict::BlockFound {
+            self.note_block(share);
+        }
         if share.fate == Fate::Forwarded {
             self.await_answer(share, tracked);
         }
@@ -216,16 +252,15 @@ impl Books {
         is_known
     }
 
-    /// Adds refusals whose shares are in a gap, by the upstreams' codes.
-    pub fn add_refusals(&mut self, refused_by_code: &BTreeMap<String, u64>) {
-        let refused_by_code = refused_by_code.clone();
-        self.totals.add(&Totals { refused_by_code, ..Totals::default() });
+    /// The start of the minute that is open, in unix seconds; 0 before the first entry.
+    pub fn open_minute(&self) -> u64 {
+        self.minute
     }
 
-    /// Energy that a device took, up to `at_us`.
-    pub fn apply_energy(&mut self, device: DeviceId, energy: &EnergySums, at_us: u64) {
-        self.turn_to(at_us);
-        self.for_each_of(Some(device), None, at_us, |account| account.minute_mut().energy.add(energy));
+    /// The minute that is open and has something in it, which its end must be told of in the stream: see
+    /// [`Entry::MinuteEnded`].
+    pub fn minute_to_end(&self) -> Option<u64> {
+        (!self.touched.is_empty() || !self.mined.is_empty()).then_some(self.minute)
     }
 
     /// Time has passed: closes the minutes that are over. True when there is something for a rollup.
@@ -233,12 +268,14 @@ impl Books {
         let minute = Level::Minute.start(now_us / 1_000_000);
         if self.minute == 0 {
             self.minute = minute;
+            self.part_from_us = now_us;
         }
         // What comes late counts for the minute that is open: what was handed out stays true.
         if minute > self.minute {
-            self.count_energy();
+            self.end_part(end_of_minute(self.minute));
             self.close_minute();
             self.minute = minute;
+            self.part_from_us = minute.saturating_mul(1_000_000);
         }
         !self.points.is_empty()
     }
@@ -263,7 +300,8 @@ impl Books {
         self.close_minute();
         let waiting_from = self.oldest_waiting().unwrap_or(watermark.next());
         let points = std::mem::take(&mut self.points);
-        let mut roll_up = RollUp { watermark, waiting_from, points, ..RollUp::default() };
+        let facts = self.take_facts();
+        let mut roll_up = RollUp { watermark, waiting_from, points, facts, ..RollUp::default() };
         for subject in std::mem::take(&mut self.changed) {
             let Some(account) = self.account_mut(subject) else { continue };
             account.is_changed = false;
@@ -279,6 +317,11 @@ impl Books {
             }
         }
         roll_up
+    }
+
+    /// The points of minutes that are over, for those who keep no rollups.
+    pub fn take_points(&mut self) -> Vec<Point> {
+        std::mem::take(&mut self.points)
     }
 
     /// The sums of shares and answers over the fleet.
@@ -408,6 +451,7 @@ impl Books {
     fn apply_gap(&mut self, gap: &Gap) {
         self.turn_to(gap.to_us);
         self.totals.folded += gap.records;
+        gap.refused_by_code.iter().for_each(|(code, count)| self.totals.add_refusals(code, *count));
         for (device, sums) in &gap.devices {
             let shares = &sums.shares;
             self.totals.shares.add(shares);
@@ -422,6 +466,9 @@ impl Books {
                 account.rates.add(gap.to_us, works, squares);
             };
             self.for_each_of(*device, None, gap.to_us, add);
+            if let (Some(id), true) = (device, shares.submitted > 0) {
+                self.note_mined(*id, shares.credited.0);
+            }
             if let Some(device) = device.and_then(|id| self.device_mut(id, gap.to_us)) {
                 device.last_seen_us = device.last_seen_us.max(gap.to_us);
             }
@@ -497,6 +544,7 @@ impl Books {
             let difficulty = share.difficulty.map_or(0.0, |difficulty| difficulty.0);
             device.best_difficulty = device.best_difficulty.max(difficulty);
         }
+        self.note_mined(id, share.credited().0);
         true
     }
 
@@ -586,8 +634,14 @@ impl Device {
             last_seen_us: now_us,
             last_share_us: 0,
             best_difficulty: 0.0,
+            part_work: None,
         }
     }
+}
+
+/// When the minute that starts at `start` is over, in unix microseconds.
+fn end_of_minute(start: u64) -> u64 {
+    start.saturating_add(60).saturating_mul(1_000_000)
 }
 
 fn rates_of(account: &Account, now_us: u64) -> [RatePair; 4] {

@@ -4,6 +4,7 @@
 //! lowest first. A payload begins with its version. Nothing here allocates for a share, nothing panics on bytes that
 //! somebody else wrote, and every length is checked before anything is made of it.
 
+mod facts;
 mod fields;
 mod records;
 #[cfg(test)]
@@ -15,12 +16,13 @@ use stratum::{
     UpstreamJobId,
 };
 
+pub use self::facts::{decode_acks, decode_part, encode_acks, encode_part};
 use self::fields::{Reader, write_number, write_text};
 pub use self::fields::{decode_sums, encode_sums};
 pub use self::records::write_share;
 use crate::entry::{
-    ConnectionEntry, DeviceEntry, Entry, EventEntry, EventKind, Gap, JobEntry, MAX_GAP_SUBJECTS, MAX_GROUPS,
-    PowerEntry, UpstreamEntry,
+    ConnectionEntry, DeviceEntry, Entry, EventEntry, EventKind, Gap, JobEntry, MAX_GAP_CODES,
+    MAX_GAP_SUBJECTS, MAX_GROUPS, PowerEntry, UpstreamEntry,
 };
 use crate::power::PowerSource;
 use crate::rollup::{GroupId, Subject};
@@ -58,6 +60,7 @@ enum Tag {
     Power,
     Event,
     Gap,
+    MinuteEnded,
 }
 
 /// Appends an entry to a payload, and the version first if the payload is empty.
@@ -99,6 +102,10 @@ pub fn write_entry(out: &mut Vec<u8>, entry: &Entry) {
             write_text(out, &event.text);
         }
         Entry::Gap(gap) => write_gap(out, gap),
+        Entry::MinuteEnded(start) => {
+            begin(out, Tag::MinuteEnded);
+            write_number(out, *start);
+        }
     }
 }
 
@@ -189,6 +196,7 @@ fn write_job(out: &mut Vec<u8>, job: &JobEntry) {
     out.extend_from_slice(&job.nbits.to_le_bytes());
     out.extend_from_slice(&job.upstream_target.to_le_bytes());
     write_bytes(out, &job.coinbase_prefix[..job.coinbase_prefix.len().min(MAX_COINBASE)]);
+    out.push(job.rollable_size);
     write_bytes(out, &job.coinbase_suffix[..job.coinbase_suffix.len().min(MAX_COINBASE)]);
     out.push(job.merkle_path.len().min(stratum::job::MAX_MERKLE_PATH) as u8);
     job.merkle_path.iter().take(stratum::job::MAX_MERKLE_PATH).for_each(|hash| out.extend_from_slice(hash));
@@ -206,6 +214,7 @@ fn read_job(from: &mut Reader<'_>) -> Result<JobEntry, CodecError> {
         nbits: u32::from_le_bytes(from.array()?),
         upstream_target: Target::from_le_bytes(from.array()?),
         coinbase_prefix: from.bytes(MAX_COINBASE, "a coinbase prefix")?.to_vec(),
+        rollable_size: from.byte()?,
         coinbase_suffix: from.bytes(MAX_COINBASE, "a coinbase suffix")?.to_vec(),
         merkle_path: read_merkle_path(from)?,
     })
@@ -289,6 +298,12 @@ fn write_gap(out: &mut Vec<u8>, gap: &Gap) {
         write_number(out, upstream.0);
         encode_sums(sums, out);
     }
+    let codes = &gap.refused_by_code[..gap.refused_by_code.len().min(MAX_GAP_CODES)];
+    write_number(out, codes.len() as u64);
+    for (code, count) in codes {
+        write_text(out, code);
+        write_number(out, *count);
+    }
 }
 
 fn read_gap(from: &mut Reader<'_>) -> Result<Gap, CodecError> {
@@ -304,6 +319,9 @@ fn read_gap(from: &mut Reader<'_>) -> Result<Gap, CodecError> {
     }
     for _ in 0..from.count(MAX_GAP_SUBJECTS, "a gap's upstreams")? {
         gap.upstreams.push((UpstreamId(from.number("a gap's upstream")?), from.sums()?));
+    }
+    for _ in 0..from.count(MAX_GAP_CODES, "a gap's codes")? {
+        gap.refused_by_code.push((from.text()?, from.number("a gap's refusals")?));
     }
     Ok(gap)
 }
@@ -348,6 +366,7 @@ fn read_entry(from: &mut Reader<'_>) -> Result<Entry, CodecError> {
             text: from.text()?,
         }),
         tag if tag == Tag::Gap as u8 => Entry::Gap(read_gap(from)?),
+        tag if tag == Tag::MinuteEnded as u8 => Entry::MinuteEnded(from.number("a minute")?),
         _ => return Err(CodecError::Field("an entry's kind")),
     })
 }

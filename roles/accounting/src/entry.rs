@@ -3,7 +3,7 @@
 //! Entries are facts: nothing here is summed, and nothing is ever changed afterwards. What an upstream said of a share
 //! is a later entry than the share.
 
-use stratum::hash::Hash;
+use stratum::hash::{self, Hash};
 use stratum::{
     ChannelId, ConnectionId, DeviceId, Job, JobNumber, Target, TemplateId, UpstreamChannelId, UpstreamId,
     UpstreamJobId,
@@ -22,6 +22,9 @@ pub const MAX_GROUPS: usize = 16;
 
 /// Subjects of one [`Gap`] at most. A gap with more is written as several.
 pub const MAX_GAP_SUBJECTS: usize = 4096;
+
+/// Codes of one [`Gap`] at most: as many as are counted apart.
+pub const MAX_GAP_CODES: usize = crate::sums::MAX_REFUSAL_CODES + 1;
 
 /// One entry of the stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +47,8 @@ pub enum Entry {
     Event(EventEntry),
     /// Sums of records whose detail was lost.
     Gap(Gap),
+    /// A minute in which something happened is over: its start, in unix seconds. What comes later counts for later ones.
+    MinuteEnded(u64),
 }
 
 /// All that a share of a job is hashed again from, but for what its miner rolled. See [`Job`].
@@ -69,6 +74,8 @@ pub struct JobEntry {
     pub upstream_target: Target,
     /// The coinbase up to the rollable bytes.
     pub coinbase_prefix: Vec<u8>,
+    /// How many rollable bytes there are.
+    pub rollable_size: u8,
     /// The coinbase after them.
     pub coinbase_suffix: Vec<u8>,
     /// Siblings of the coinbase on the way to the merkle root, lowest first.
@@ -89,9 +96,25 @@ impl JobEntry {
             nbits: job.tip.nbits,
             upstream_target: job.upstream_target,
             coinbase_prefix: job.coinbase_prefix.clone(),
+            rollable_size: job.rollable_size as u8,
             coinbase_suffix: job.coinbase_suffix.to_vec(),
             merkle_path: job.merkle_path.to_vec(),
         }
+    }
+
+    /// The hash of the block that a share of this job is, in internal byte order; `None` when it is none.
+    pub fn block_hash(&self, share: &ShareRecord) -> Option<Hash> {
+        let coinbase = [&self.coinbase_prefix, share.rollable.as_slice(), &self.coinbase_suffix].concat();
+        let root = hash::merkle_root(hash::sha256d(&coinbase), &self.merkle_path);
+        let mut header = [0; 80];
+        header[0..4].copy_from_slice(&share.version.to_le_bytes());
+        header[4..36].copy_from_slice(&self.previous_hash);
+        header[36..68].copy_from_slice(&root);
+        header[68..72].copy_from_slice(&share.ntime.to_le_bytes());
+        header[72..76].copy_from_slice(&self.nbits.to_le_bytes());
+        header[76..80].copy_from_slice(&share.nonce.to_le_bytes());
+        let hash = hash::header_hash(&header);
+        Target::from_compact(self.nbits).is_met_by(&hash).then_some(hash)
     }
 }
 
@@ -237,6 +260,8 @@ pub struct Gap {
     pub devices: Vec<(Option<DeviceId>, Sums)>,
     /// What upstreams were sent and answered in them. Already in the sums of the devices, or of no device.
     pub upstreams: Vec<(UpstreamId, Sums)>,
+    /// Refusals among those answers, by the upstreams' codes. At most [`MAX_GAP_CODES`].
+    pub refused_by_code: Vec<(String, u64)>,
 }
 
 impl Entry {
@@ -252,6 +277,8 @@ impl Entry {
             Entry::Power(power) => power.at_us,
             Entry::Event(event) => event.at_us,
             Entry::Gap(gap) => gap.to_us,
+            // Its last moment, so that it is the last of its day as well.
+            Entry::MinuteEnded(start) => start.saturating_add(60).saturating_mul(1_000_000).saturating_sub(1),
         }
     }
 }

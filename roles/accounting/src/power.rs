@@ -42,8 +42,8 @@ impl PowerSource {
 /// Energy over some time, and the work that was proved while it was known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnergySums {
-    /// Millijoules, in the order of [`PowerSource::ALL`].
-    pub millijoules: [u64; PowerSource::ALL.len()],
+    /// Millijoules, in the order of [`PowerSource::ALL`]. Wide, because a gigawatt fills 64 bits in half a year.
+    pub millijoules: [u128; PowerSource::ALL.len()],
     /// The accepted work of the devices and times that these cover: what efficiency divides by.
     pub covered_work: Work,
 }
@@ -57,7 +57,7 @@ impl EnergySums {
 
     /// All energy in joules, whatever its source.
     pub fn joules(&self) -> f64 {
-        self.millijoules.iter().sum::<u64>() as f64 / 1000.0
+        self.millijoules.iter().sum::<u128>() as f64 / 1000.0
     }
 
     /// Joules for each terahash that was proved meanwhile (J/TH); `None` while no energy or no work is known.

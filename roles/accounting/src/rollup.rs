@@ -2,11 +2,17 @@
 //!
 //! They are views of the stream: whatever is here can be computed again from the batches.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stratum::{DeviceId, UpstreamId};
+use stratum::hash::Hash;
+use stratum::{DeviceId, JobNumber, UpstreamId, Work};
 
+use crate::acks::AckSums;
 use crate::batch::BatchNumber;
+use crate::cost::Worth;
+use crate::entry::EventEntry;
+use crate::power::PowerSource;
 use crate::sums::Sums;
 
 /// The number of a group of devices.
@@ -121,6 +127,89 @@ pub struct DeviceRow {
     pub device_id: String,
 }
 
+/// A reading of power: from when, and until when it stands unless another one of its source comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PowerRow {
+    /// The device or group.
+    pub subject: Subject,
+    /// Who says so.
+    pub source: PowerSource,
+    /// Milliwatts.
+    pub milliwatts: u64,
+    /// When it was read, in unix microseconds.
+    pub from_us: u64,
+    /// When its time is over, in unix microseconds.
+    pub until_us: u64,
+}
+
+/// The part of a minute whose energy is not counted yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenPart {
+    /// The start of the minute, in unix seconds; 0 before the first entry.
+    pub minute: u64,
+    /// When the part began, in unix microseconds.
+    pub from_us: u64,
+    /// The time of the latest entry, in unix microseconds.
+    pub latest_us: u64,
+    /// The devices that mined in it, and what they proved.
+    pub mined: Vec<(DeviceId, Work)>,
+    /// Readings that were replaced since, and still count for it.
+    pub replaced: Vec<PowerRow>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// Counts the events of the ledger, from 1.
+    pub number: u64,
+    /// What happened.
+    pub event: EventEntry,
+}
+
+/// A share that was a block. What only its job says is unknown where the job is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockRow {
+    /// Counts the blocks of the ledger, from 1.
+    pub number: u64,
+    /// When it was found, in unix microseconds.
+    pub found_us: u64,
+    /// Who found it.
+    pub device: Option<DeviceId>,
+    /// Whose job it solves.
+    pub upstream: Option<UpstreamId>,
+    /// Our number of that job.
+    pub job: Option<JobNumber>,
+    /// The difficulty that its hash reached.
+    pub difficulty: Option<f64>,
+    /// Its hash, in internal byte order.
+    pub hash: Option<Hash>,
+    /// Its height (BIP 34).
+    pub height: Option<u32>,
+    /// What its coinbase pays, in satoshis.
+    pub value_sats: Option<u64>,
+}
+
+/// What is kept besides sums and names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// What work is worth, by the latest job of each upstream.
+    pub worths: Vec<Worth>,
+    /// How fast each upstream answers.
+    pub acks: Vec<(UpstreamId, AckSums)>,
+    /// Refused shares by the upstreams' codes, since the ledger began.
+    pub refused_by_code: BTreeMap<String, u64>,
+    /// Records without detail, since the ledger began.
+    pub folded: u64,
+    /// Readings of power: those that changed, or all of them.
+    pub power: Vec<PowerRow>,
+    /// The part of a minute whose energy is not in the sums yet.
+    pub part: OpenPart,
+    /// Events in their order: those that are new, or the latest.
+    pub events: Vec<EventRow>,
+    /// Blocks in their order: those that are new, or the latest.
+    pub blocks: Vec<BlockRow>,
+}
+
 /// What a store keeps beside the batches. All of it holds for the stream up to and with the batch `watermark`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RollUp {
@@ -139,6 +228,8 @@ pub struct RollUp {
     pub groups: Vec<(GroupId, Arc<str>)>,
     /// Upstreams that are new or changed: number, name (host and port), account.
     pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>)>,
+    /// Everything else; of readings, events and blocks what is new.
+    pub facts: Facts,
 }
 
 #[cfg(test)]

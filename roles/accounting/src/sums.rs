@@ -13,7 +13,7 @@ use crate::record::{
 
 /// Different error codes of upstreams that are counted apart. The specification has about ten; what an upstream
 /// makes up beyond this many counts as [`OTHER_CODES`].
-const MAX_REFUSAL_CODES: usize = 32;
+pub(crate) const MAX_REFUSAL_CODES: usize = 32;
 
 /// Bytes of an upstream's error code that are kept.
 const MAX_CODE_LENGTH: usize = 48;
@@ -340,7 +340,7 @@ impl Totals {
         }
     }
 
-    fn add_refusals(&mut self, code: &str, count: u64) {
+    pub(crate) fn add_refusals(&mut self, code: &str, count: u64) {
         let has_room =
             self.refused_by_code.len() < MAX_REFUSAL_CODES || self.refused_by_code.contains_key(code);
         let code = if has_room { code } else { OTHER_CODES };

@@ -4,6 +4,7 @@
 //! It is also the only crate that names a type of the SV2 wire crates (`stratum-core`).
 
 pub mod close;
+pub mod coinbase;
 pub mod extranonce;
 pub mod hash;
 pub mod ids;

@@ -27,7 +27,8 @@ Examples:
   checkweigh ledger --path ledger export --format csv --of shares --from 2026-11-25T10:00:00Z --to 2026-11-25T10:01:00Z
 
 Of sums, one row for each device and span with something in it. Hashes are expected hashes (work), exact: whole numbers in CSV,
-texts in JSON, decimals in Parquet. What is not known is empty.")]
+texts in JSON, decimals in Parquet. What is not known is empty. Of shares, ack_ms is the time from the share judged to the
+upstream's answer; empty where none came within a minute of the period's end.")]
 pub struct ExportArgs {
     /// How rows are written; json is one object a line.
     #[arg(long, value_enum)]

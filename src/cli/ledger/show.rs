@@ -2,10 +2,11 @@
 
 use std::io::Write;
 
-use accounting::{DeviceRow, Level, Subject, Sums};
+use accounting::{Costs, DeviceRow, Level, Subject, Sums};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::cost::{costs_json, costs_table};
 use super::figures::{device_json, hash_rate, sums_json, terahashes};
 use super::table::{Table, plain};
 use super::{LedgerFailure, LevelName, Output, time};
@@ -51,6 +52,8 @@ pub(super) fn run(
     let device = find(books.device_rows().collect(), &args.device)?;
     let subject = Subject::Device(device.id);
     let sums = books.view(subject, 0).map(|view| view.sums).unwrap_or_default();
+    let worth = books.worth(None).map(|worth| worth.sats_per_hash());
+    let costs = Costs::of(&sums, worth);
     let level = args.level.level();
     let to = args.to.unwrap_or(device.last_seen_us / 1_000_000 + level.seconds());
     let from = args.from.unwrap_or(to.saturating_sub(SHOWN_SECONDS));
@@ -58,6 +61,7 @@ pub(super) fn run(
     if args.json {
         let mut object = device_json(&device);
         object.insert("sums".to_owned(), sums_json(&sums, 0));
+        object.insert("cost".to_owned(), costs_json(&costs));
         object.insert("level".to_owned(), level.name().into());
         let history: Vec<Value> = points
             .iter()
@@ -70,6 +74,10 @@ pub(super) fn run(
         return Ok(());
     }
     print_device(&device, &sums, output)?;
+    if costs.total.shares > 0 {
+        writeln!(output)?;
+        costs_table(&costs).print(output)?;
+    }
     writeln!(output, "\nEach {}, {} to {}:", words(level), times::seconds(from), times::seconds(to))?;
     history(level, &points).print(output)?;
     Ok(())

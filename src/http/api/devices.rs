@@ -14,11 +14,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use stratum::DeviceId;
 
-use super::{Answered, SharedFleet, apart, json, now_us};
+use super::{Answered, DEFAULT_PERIOD, SharedFleet, apart, json, now_us};
 use crate::http::Served;
 use crate::http::params::Params;
 use crate::http::problem::Problem;
-use crate::http::shapes::{DeviceShape, SpanShape, Time};
+use crate::http::shapes::{CostsShape, DeviceShape, SpanShape, Time};
 use crate::http::view::{Device, Fleet, Period, Unanswered};
 
 /// Devices of one page: two megabytes.
@@ -26,9 +26,6 @@ const MAX_PAGE: usize = 1000;
 
 /// Devices of a page when the asker does not say.
 const DEFAULT_PAGE: usize = 100;
-
-/// The time that is meant when only one end of a period is given: a day.
-const DEFAULT_PERIOD: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// What devices can be sorted by; unknown comes as the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,5 +255,8 @@ pub(in crate::http) async fn device(
         let sums = period.devices.iter().find(|(id, _)| *id == device.id);
         (period.span, sums.map_or(&nothing, |(_, sums)| sums))
     });
-    Ok(Json(DeviceShape::of(device, fleet.has_answers_by_device, of_period)).into_response())
+    let sums = of_period.map_or(&device.sums, |(_, sums)| sums);
+    let cost = CostsShape::of(sums, fleet.overview.sats_per_hash());
+    let shape = DeviceShape::of(device, fleet.has_answers_by_device, of_period).with_cost(cost);
+    Ok(Json(shape).into_response())
 }

@@ -63,13 +63,18 @@ pub(super) async fn ask(server: &Server, method: &str, uri: &str, token: Option<
 }
 
 async fn ask_with(server: &Server, method: &str, uri: &str, headers: &str, body: &str) -> Reply {
+    ask_at(server.address, method, uri, headers, body).await
+}
+
+/// Asks whoever serves at an address.
+pub(super) async fn ask_at(address: SocketAddr, method: &str, uri: &str, headers: &str, body: &str) -> Reply {
     let method = method.to_uppercase();
     let length = body.len();
     let host = if headers.contains("Host:") { "" } else { "Host: 127.0.0.1\r\n" };
     let request = format!(
         "{method} {uri} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
     );
-    let mut stream = BufReader::new(TcpStream::connect(server.address).await.expect("it listens"));
+    let mut stream = BufReader::new(TcpStream::connect(address).await.expect("it listens"));
     stream.write_all(request.as_bytes()).await.expect("open");
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {

@@ -1,6 +1,6 @@
 //! The accounts of a real sink, through the API, and what a great fleet costs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use accounting::entry::{DeviceEntry, microseconds};
 use accounting::{Fate, RejectReason, ShareRecord, Verdict};
@@ -46,6 +46,10 @@ struct Running {
 }
 
 fn running() -> Running {
+    running_with(None)
+}
+
+fn running_with(admin: Option<&str>) -> Running {
     let (sink, _task) = RecordSink::start();
     let clock = Clock::start();
     let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(|| status(true));
@@ -66,7 +70,7 @@ fn running() -> Running {
     };
     let (address, listener) = listener();
     let (trigger, end) = shutdown();
-    let config = super::api::config(None, None, 60_000);
+    let config = super::api::config(None, admin, 60_000);
     tokio::spawn(async move { serve_api(listener, served, &config, end).await });
     Running { sink, view, clock, address, _trigger: trigger }
 }
@@ -100,6 +104,55 @@ async fn what_the_sink_counts_is_what_the_api_shows() {
     assert_eq!((&blocks["is_complete"], &blocks["blocks"][0]["device"]), (&json!(true), &json!("farm.one")));
     let (head, body) = request(running.address, "/api/v1/devices/farm.one/series").await;
     assert!(head.starts_with("HTTP/1.1 501") && body.contains("no-ledger"), "{head}");
+}
+
+/// What is said of power comes back as energy and efficiency, and as what bad work cost.
+#[tokio::test]
+async fn power_that_is_posted_comes_back_as_joules_for_each_terahash() {
+    let running = running_with(Some(super::api::ADMIN));
+    let token = format!("Authorization: Bearer {}\r\n", super::api::ADMIN);
+    let ask = async |method: &str, path: &str, body: &str| {
+        super::api::ask_at(running.address, method, path, &token, body).await
+    };
+    let mut writer = running.sink.writer();
+    writer.device(DeviceEntry::named(DeviceId(0), "farm.one", microseconds(running.clock.now().utc)));
+    let body =
+        json!([{ "device": "farm.one", "power_w": 3000.0, "source": "meter", "valid_for_seconds": 3600 }]);
+    let answer = ask("post", "/api/v1/power", &body.to_string()).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let now = running.clock.now();
+    let mut good = share(0, now, Verdict::Accepted);
+    good.submitted = Work(300_000_000_000_000_000);
+    let mut stale = share(0, now, Verdict::Rejected(RejectReason::Stale));
+    stale.submitted = Work(30_000_000_000_000_000);
+    writer.share(good);
+    writer.share(stale);
+    // The minute ends with the first share of a later one.
+    let later = Duration::from_secs(120);
+    let later = Now { monotonic: now.monotonic + later, utc: now.utc + later };
+    writer.share(share(0, later, Verdict::Accepted));
+    // Figures are up to a second old.
+    let device = loop {
+        let answer = ask("get", "/api/v1/devices/farm.one", "").await;
+        let device: Value = serde_json::from_str(&answer.body).expect("JSON");
+        if !device["energy"]["energy_j"].is_null() {
+            break device;
+        }
+        tokio::task::yield_now().await;
+    };
+    let energy = &device["energy"];
+    assert_eq!((&energy["power_w"], &energy["power_source"]), (&json!(3000.0), &json!("meter")));
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("a number: {device}"));
+    let (joules, efficiency) = (number(&energy["energy_j"]), number(&energy["efficiency_j_per_th"]));
+    let covered = number(&energy["covered_hashes"]) / 1e12;
+    assert!(joules > 0.0 && joules <= 180_000.0 && covered <= 300_000.0, "{energy}");
+    assert_eq!(&energy["energy_j_by_source"]["meter"], &energy["energy_j"]);
+    assert!((efficiency - joules / covered).abs() < 1e-9 * efficiency, "{energy}");
+    let cost = &device["cost"];
+    assert_eq!((&cost["by_cause"][0]["reason"], &cost["shares"]), (&json!("stale"), &json!(1)));
+    let kwh = number(&cost["energy_kwh"]);
+    assert!((kwh - 30_000.0 * efficiency / 3.6e6).abs() < 1e-9 * kwh, "{cost} at {efficiency}");
+    assert_eq!(cost["value_sats"], Value::Null, "no job was seen");
 }
 
 /// However many ask at once, the sink makes one copy.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use accounting::{AnswerSums, EnergySums, Level, PowerSource, RejectReason, ShareSums, Sums};
+use accounting::{AckSums, AnswerSums, EnergySums, Level, PowerSource, RejectReason, ShareSums, Sums};
 use stratum::{DeviceId, Work};
 
 use super::{
@@ -68,8 +68,16 @@ pub(crate) fn sums(size: u64) -> Sums {
         refused_work: Work(work),
         ..AnswerSums::default()
     };
-    let energy = EnergySums { millijoules: [3_600_000 * size, 0, 0, 0], covered_work: Work(9 * work) };
+    let energy =
+        EnergySums { millijoules: [3_600_000 * u128::from(size), 0, 0, 0], covered_work: Work(9 * work) };
     Sums { shares, answers, energy, squared_work: 9.0 * (work as f64) * (work as f64) }
+}
+
+fn acks() -> AckSums {
+    let mut acks = AckSums::default();
+    acks.add(80_000);
+    acks.add(120_000);
+    acks
 }
 
 fn rates(size: u64) -> Rates {
@@ -122,6 +130,7 @@ pub(crate) fn fleet(count: usize) -> Fleet {
             account: Some("account.farm".into()),
             is_live: true,
             answers: all.answers.clone(),
+            acks: acks(),
         }],
         sats_per_terahash: Some(0.5),
         ..Overview::default()
@@ -170,8 +179,16 @@ impl View for FakeView {
         Box::pin(async { Ok(vec![job]) })
     }
 
-    fn blocks(&self, _: usize) -> Answer<'_, Known<Block>> {
+    fn sums(&self, subject: Subject, span: Span) -> Answer<'_, (Span, Sums)> {
+        Box::pin(async move {
+            self.knows(&subject)?;
+            Ok((span, sums(7)))
+        })
+    }
+
+    fn blocks(&self, _: usize, _: Option<u64>) -> Answer<'_, Known<Block>> {
         let block = Block {
+            number: 1,
             found_us: NOW_US,
             device: Some("farm.rig0".into()),
             upstream: None,
@@ -185,7 +202,8 @@ impl View for FakeView {
 
     fn events(&self, _: usize, _: Option<u64>) -> Answer<'_, Known<Event>> {
         let text = "two machines use the name farm.rig0".to_owned();
-        let event = Event { at_us: NOW_US, kind: "shared_name", subject: Some("farm.rig0".into()), text };
+        let event =
+            Event { number: 1, at_us: NOW_US, kind: "shared_name", subject: Some("farm.rig0".into()), text };
         Box::pin(async { Ok(Known { items: vec![event], is_complete: true }) })
     }
 

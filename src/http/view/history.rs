@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use accounting::{LedgerId, Level, Subject, Sums};
+use accounting::{BlockRow, EventRow, LedgerId, Level, Subject, Sums};
 use stratum::DeviceId;
 
 use super::{Ledger, Period, Point, Span, Unanswered};
@@ -78,14 +78,7 @@ impl History {
 
     /// The sums of all of these devices over a span, widened to whole spans of what is kept.
     pub(super) async fn period(&self, devices: Vec<DeviceId>, span: Span) -> Result<Period, Unanswered> {
-        let (from, to) = (span.from_us / 1_000_000, span.to_us.div_ceil(1_000_000));
-        let level = match to.saturating_sub(from) {
-            seconds if seconds <= LONGEST_OF_MINUTES => Level::Minute,
-            seconds if seconds <= LONGEST_OF_TEN_MINUTES => Level::TenMinutes,
-            _ => Level::Hour,
-        };
-        let from = level.start(from);
-        let to = level.start(to + level.seconds() - 1);
+        let (level, from, to) = whole_spans(span);
         let sums = self
             .read(move |reader| {
                 let mut all = Vec::new();
@@ -101,6 +94,33 @@ impl History {
             })
             .await?;
         Ok(Period { span: Span { from_us: from * 1_000_000, to_us: to * 1_000_000 }, devices: sums })
+    }
+
+    /// The sums of one subject over a span, widened to whole spans of what is kept.
+    pub(super) async fn sums(&self, subject: Subject, span: Span) -> Result<(Span, Sums), Unanswered> {
+        let (level, from, to) = whole_spans(span);
+        let points = self.read(move |reader| reader.points(subject, level, from, to)).await?;
+        let mut sums = Sums::default();
+        points.iter().for_each(|(_, point)| sums.add(point));
+        Ok((Span { from_us: from * 1_000_000, to_us: to * 1_000_000 }, sums))
+    }
+
+    /// Events that are in the rollups, latest first.
+    pub(super) async fn events(
+        &self,
+        limit: usize,
+        before: Option<u64>,
+    ) -> Result<Vec<EventRow>, Unanswered> {
+        self.read(move |reader| reader.events(before, limit)).await
+    }
+
+    /// Blocks that are in the rollups, latest first.
+    pub(super) async fn blocks(
+        &self,
+        limit: usize,
+        before: Option<u64>,
+    ) -> Result<Vec<BlockRow>, Unanswered> {
+        self.read(move |reader| reader.blocks(before, limit)).await
     }
 
     async fn read<T: Send + 'static>(
@@ -119,4 +139,15 @@ impl History {
             Err(_) => Err(Unanswered::Failed("a bug of ours; please report it".to_owned())),
         }
     }
+}
+
+/// The level that a span is added up from, and its ends widened to whole spans of it, in unix seconds.
+fn whole_spans(span: Span) -> (Level, u64, u64) {
+    let (from, to) = (span.from_us / 1_000_000, span.to_us.div_ceil(1_000_000));
+    let level = match to.saturating_sub(from) {
+        seconds if seconds <= LONGEST_OF_MINUTES => Level::Minute,
+        seconds if seconds <= LONGEST_OF_TEN_MINUTES => Level::TenMinutes,
+        _ => Level::Hour,
+    };
+    (level, level.start(from), level.start(to + level.seconds() - 1))
 }

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::cost::sats_per_hash;
 use accounting::entry::PowerEntry;
-use accounting::{Level, RatePair};
+use accounting::{BlockRow, EventRow, Level, RatePair, Sums};
 use stratum::{DeviceId, Now};
 use tokio::sync::Mutex;
 
@@ -30,7 +31,6 @@ pub struct RecordedView {
     /// The latest answers. The lock is held while the sink is asked, so that all who come meanwhile share one answer.
     overview: Mutex<Cached<Overview>>,
     fleet: Mutex<Cached<Fleet>>,
-    blocks: Mutex<Cached<Vec<Block>>>,
 }
 
 type Cached<T> = Option<(Duration, Arc<T>)>;
@@ -39,18 +39,14 @@ impl RecordedView {
     /// Reads from these sources.
     pub fn new(sources: Sources) -> Self {
         let started = sources.clock.now();
-        RecordedView {
-            sources,
-            started,
-            overview: Mutex::default(),
-            fleet: Mutex::default(),
-            blocks: Mutex::default(),
-        }
+        RecordedView { sources, started, overview: Mutex::default(), fleet: Mutex::default() }
     }
 
     fn overview_of(&self, overview: sink::Overview, now: Now) -> Overview {
         let sink::Overview { totals, devices, fleet, groups, upstreams: summed, power_milliwatts, .. } =
             overview;
+        let worth = overview.worth.map(|worth| worth.sats_per_hash()).or_else(|| self.worth_of_jobs());
+        let acks = overview.acks;
         let states = (self.sources.status)().upstreams;
         let upstreams = states.into_iter().enumerate().map(|(id, upstream)| {
             let known = summed.iter().find(|(known, ..)| usize::from(known.0) == id);
@@ -59,6 +55,7 @@ impl RecordedView {
                 account: upstream.account,
                 is_live: upstream.is_live,
                 answers: known.map(|(.., view)| view.sums.answers.clone()).unwrap_or_default(),
+                acks: known.and_then(|(id, ..)| acks.get(id).cloned()).unwrap_or_default(),
             }
         });
         let groups = groups.into_iter().map(|(_, name, devices, view)| {
@@ -77,13 +74,19 @@ impl RecordedView {
             rates: rates(&fleet.rates),
             devices,
             groups: groups.collect(),
-            ..Overview::default()
+            sats_per_terahash: worth.map(|sats| sats * 1e12),
         }
     }
 
+    /// What a hash is worth by the job that miners work on: without a ledger, no job is recorded.
+    fn worth_of_jobs(&self) -> Option<f64> {
+        let worth = |job: &Job| Some(sats_per_hash(job.value_sats?, job.nbits?));
+        (self.sources.jobs)().iter().find_map(worth)
+    }
+
     fn fleet_of(&self, snapshot: Snapshot, now: Now) -> Fleet {
-        let Snapshot { totals, fleet, devices, groups, upstreams, hash_rate_1m, hash_rate_10m, .. } =
-            snapshot;
+        let Snapshot { totals, fleet, devices, groups, upstreams, worth, acks, .. } = snapshot;
+        let Snapshot { hash_rate_1m, hash_rate_10m, .. } = snapshot;
         let names: Vec<Arc<str>> = groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
         let power = devices.iter().filter_map(|device| device.power).map(|(milliwatts, _)| milliwatts);
         let power_milliwatts = power.reduce(u64::saturating_add);
@@ -95,6 +98,8 @@ impl RecordedView {
             fleet,
             groups,
             upstreams,
+            worth,
+            acks,
             hash_rate_1m,
             hash_rate_10m,
         };
@@ -129,25 +134,67 @@ impl RecordedView {
         }
     }
 
-    async fn ask_blocks(&self) -> Result<Vec<Block>, Unanswered> {
-        let blocks = self.sources.sink.happened().await?.blocks;
-        let fleet = self.fleet().await?;
-        let names: HashMap<DeviceId, &Arc<str>> = fleet.devices.iter().map(|d| (d.id, &d.name)).collect();
-        let blocks = blocks.iter().rev();
-        Ok(blocks
-            .map(|share| Block {
-                found_us: micros(share.judged),
-                device: share.device.and_then(|id| names.get(&id)).map(|name| Arc::clone(name)),
-                upstream: share
-                    .upstream
-                    .and_then(|id| fleet.overview.upstreams.get(usize::from(id.0)))
-                    .map(|upstream| Arc::clone(&upstream.name)),
-                hash: None,
-                height: None,
-                difficulty: share.difficulty.map(|difficulty| difficulty.0),
-                value_sats: None,
-            })
-            .collect())
+    /// The latest blocks, those in memory before those on the disk, and whether they go back to the first.
+    async fn ask_blocks(
+        &self,
+        limit: usize,
+        before_us: Option<u64>,
+    ) -> Result<(Vec<BlockRow>, bool), Unanswered> {
+        let is_wanted = |row: &BlockRow| before_us.is_none_or(|before| row.found_us <= before);
+        let recent = self.sources.sink.happened().await?.blocks;
+        let mut rows: Vec<BlockRow> = recent.into_iter().rev().filter(is_wanted).take(limit).collect();
+        if rows.len() < limit
+            && rows.last().is_none_or(|row| row.number > 1)
+            && let Some(history) = &self.sources.history
+        {
+            rows.extend(history.blocks(limit, before_us).await?);
+        }
+        Ok(latest(rows, limit, |row| (row.found_us, row.number)))
+    }
+
+    /// As [`RecordedView::ask_blocks`], for events.
+    async fn ask_events(
+        &self,
+        limit: usize,
+        before_us: Option<u64>,
+    ) -> Result<(Vec<EventRow>, bool), Unanswered> {
+        let is_wanted = |row: &EventRow| before_us.is_none_or(|before| row.event.at_us <= before);
+        let recent = self.sources.sink.happened().await?.events;
+        let mut rows: Vec<EventRow> = recent.into_iter().rev().filter(is_wanted).take(limit).collect();
+        if rows.len() < limit
+            && rows.last().is_none_or(|row| row.number > 1)
+            && let Some(history) = &self.sources.history
+        {
+            rows.extend(history.events(limit, before_us).await?);
+        }
+        Ok(latest(rows, limit, |row| (row.event.at_us, row.number)))
+    }
+}
+
+/// Rows that may come twice, latest first, at most `limit`; and whether they go back to the first one.
+fn latest<T>(mut rows: Vec<T>, limit: usize, key: impl Fn(&T) -> (u64, u64)) -> (Vec<T>, bool) {
+    rows.sort_by_key(|row| std::cmp::Reverse(key(row)));
+    rows.dedup_by_key(|row| key(row).1);
+    rows.truncate(limit);
+    let has_first = rows.iter().any(|row| key(row).1 == 1);
+    (rows, has_first)
+}
+
+fn block(row: BlockRow, fleet: &Fleet, names: &HashMap<DeviceId, &Arc<str>>) -> Block {
+    let upstream = row.upstream.and_then(|id| fleet.overview.upstreams.get(usize::from(id.0)));
+    let hash = row.hash.map(|mut hash| {
+        hash.reverse();
+        hex::encode(hash)
+    });
+    Block {
+        number: row.number,
+        found_us: row.found_us,
+        device: row.device.and_then(|id| names.get(&id)).map(|name| Arc::clone(name)),
+        upstream: upstream.map(|upstream| Arc::clone(&upstream.name)),
+        hash,
+        height: row.height,
+        difficulty: row.difficulty,
+        value_sats: row.value_sats,
     }
 }
 
@@ -192,30 +239,37 @@ impl View for RecordedView {
         Box::pin(async { Ok(jobs) })
     }
 
-    fn blocks(&self, limit: usize) -> Answer<'_, Known<Block>> {
+    fn sums(&self, subject: Subject, span: Span) -> Answer<'_, (Span, Sums)> {
         Box::pin(async move {
-            let blocks = cached(&self.blocks, self.sources.clock, || self.ask_blocks()).await?;
-            let found = self.overview().await?.totals.shares.blocks;
-            let is_complete = blocks.len() as u64 >= found && blocks.len() <= limit;
-            Ok(Known { items: blocks.iter().take(limit).cloned().collect(), is_complete })
+            let history = self.sources.history.as_ref().ok_or(Unanswered::NoLedger)?;
+            history.sums(self.subject(&subject).await?, span).await
+        })
+    }
+
+    fn blocks(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Block>> {
+        Box::pin(async move {
+            let (rows, has_first) = self.ask_blocks(limit, before_us).await?;
+            let fleet = self.fleet().await?;
+            let names = fleet.devices.iter().map(|device| (device.id, &device.name)).collect();
+            let is_complete = has_first || (rows.is_empty() && fleet.overview.totals.shares.blocks == 0);
+            let items = rows.into_iter().map(|row| block(row, &fleet, &names)).collect();
+            Ok(Known { items, is_complete })
         })
     }
 
     fn events(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Event>> {
         Box::pin(async move {
-            let happened = self.sources.sink.happened().await?.events;
+            let (rows, is_complete) = self.ask_events(limit, before_us).await?;
             let fleet = self.fleet().await?;
             let name = |id: DeviceId| fleet.devices.iter().find(|device| device.id == id);
-            let is_wanted = |at_us: u64| before_us.is_none_or(|before| at_us <= before);
-            let items = happened.iter().rev().filter(|event| is_wanted(event.at_us)).take(limit);
-            let items = items.map(|event| Event {
+            let items = rows.into_iter().map(|EventRow { number, event }| Event {
+                number,
                 at_us: event.at_us,
                 kind: event.kind.name(),
                 subject: event.device.and_then(name).map(|device| Arc::clone(&device.name)),
-                text: event.text.clone(),
+                text: event.text,
             });
-            // What was before the process started is in the ledger's stream, and not looked for there.
-            Ok(Known { items: items.collect(), is_complete: false })
+            Ok(Known { items: items.collect(), is_complete })
         })
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use accounting::{LedgerId, SealedBatch};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
+use super::facts;
 use crate::ledger::store::{Head, StoreError};
 use crate::ledger::times;
 
@@ -126,7 +127,10 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
 fn create(connection: &mut Connection, kind: Kind, ledger: LedgerId) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(META)?;
-    transaction.execute_batch(if kind == Kind::Ledger { LEDGER_TABLES } else { RECORD_TABLES })?;
+    match kind {
+        Kind::Ledger => transaction.execute_batch(&[LEDGER_TABLES, facts::TABLES].concat())?,
+        Kind::Records => transaction.execute_batch(RECORD_TABLES)?,
+    }
     set_meta(&transaction, "layout", &LAYOUT.to_le_bytes())?;
     set_meta(&transaction, "ledger", &ledger.0)?;
     transaction.commit()

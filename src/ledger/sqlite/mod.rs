@@ -5,6 +5,7 @@
 //! wait for each other. No transaction spans two files: a rollup says up to which batch it goes, and what came after
 //! is read again from the batches.
 
+mod facts;
 mod file;
 mod pages;
 mod reader;

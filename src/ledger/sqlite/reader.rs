@@ -1,13 +1,16 @@
 //! Reads a ledger folder without ever writing into it, also while another process does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use accounting::{BatchNumber, DeviceRow, GroupId, LedgerId, Level, Point, SealedBatch, Subject, Sums};
+use accounting::{
+    BatchNumber, BlockRow, DeviceRow, EventRow, GroupId, LedgerId, Level, Point, SealedBatch, Subject, Sums,
+};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use stratum::{DeviceId, UpstreamId};
 
+use super::facts;
 use super::file::{self, DayFile};
 use super::pages::{self, Points};
 use super::{REMOVED, WAITING_FROM, WATERMARK, find_head, subject_key, subject_of};
@@ -149,6 +152,31 @@ impl SqliteReader {
         Ok(found)
     }
 
+    /// As [`SqliteReader::encoded`], for all subjects.
+    fn all_encoded(&self, level: Level, from: u64, to: u64) -> Result<AllPoints, StoreError> {
+        let mut found = AllPoints::new();
+        let first_page = pages::page_start(level, from);
+        let packed = self.rows(
+            "SELECT subject, start, points FROM page WHERE level = ?1 AND start >= ?2 AND start < ?3",
+            params![level as i64, first_page as i64, clamp(to)],
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, Vec<u8>>(2)?)),
+        )?;
+        for (subject, start, bytes) in packed {
+            let points = pages::unpack(level, start, &bytes);
+            let points = points.ok_or_else(|| StoreError::damaged(&self.path, "a page cannot be read"))?;
+            let wanted = points.into_iter().filter(|(start, _)| (from..to).contains(start));
+            found.extend(wanted.map(|(start, sums)| ((subject, start), sums)));
+        }
+        // What is not packed yet, or came late, is the later word.
+        let points = self.rows(
+            "SELECT subject, start, sums FROM point WHERE level = ?1 AND start >= ?2 AND start < ?3",
+            params![level as i64, clamp(from), clamp(to)],
+            |row| Ok(((row.get(0)?, row.get::<_, i64>(1)? as u64), row.get(2)?)),
+        )?;
+        found.extend(points);
+        Ok(found)
+    }
+
     fn selection(&self, wanted: Wanted) -> Result<Batches<'_>, StoreError> {
         let ledger = self.ledger()?;
         let files = file::day_files(&self.folder)?.into();
@@ -156,6 +184,9 @@ impl SqliteReader {
         Ok(Box::new(Selection { ledger, wanted, files, current, numbers, has_ended }))
     }
 }
+
+/// Encoded sums by subject and start.
+type AllPoints = BTreeMap<(i64, u64), Vec<u8>>;
 
 /// A time that the engine's signed integers can hold.
 fn clamp(time: u64) -> i64 {
@@ -198,6 +229,7 @@ impl Reader for SqliteReader {
                 upstreams,
                 open_points: self.open_points()?,
                 damage: self.damage()?,
+                facts: facts::read(&self.ledger, &self.path)?,
             })
         })
     }
@@ -219,6 +251,16 @@ impl Reader for SqliteReader {
     ) -> Result<Vec<(u64, Sums)>, StoreError> {
         let encoded = self.in_one_view(|| self.encoded(subject_key(subject), level, from, to))?;
         encoded.into_iter().map(|(start, bytes)| Ok((start, self.sums_of(&bytes)?))).collect()
+    }
+
+    fn all_points(&self, level: Level, from: u64, to: u64) -> Result<Vec<Point>, StoreError> {
+        let encoded = self.in_one_view(|| self.all_encoded(level, from, to))?;
+        let unknown = || StoreError::damaged(&self.path, "a subject is of an unknown kind");
+        let point = |((subject, start), bytes): ((i64, u64), Vec<u8>)| {
+            let subject = subject_of(subject).ok_or_else(unknown)?;
+            Ok(Point { subject, level, start, sums: self.sums_of(&bytes)? })
+        };
+        encoded.into_iter().map(point).collect()
     }
 
     fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
@@ -245,6 +287,14 @@ impl Reader for SqliteReader {
                 })
             },
         )
+    }
+
+    fn events(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+        facts::events(&self.ledger, before_us, limit).map_err(self.failed("read events"))
+    }
+
+    fn blocks(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<BlockRow>, StoreError> {
+        facts::blocks(&self.ledger, before_us, limit).map_err(self.failed("read blocks"))
     }
 
     fn sums(&self) -> Result<Vec<(Subject, Sums)>, StoreError> {

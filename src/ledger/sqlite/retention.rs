@@ -1,6 +1,6 @@
 //! What goes when it is too old or too much: whole days of batches, pages and points.
 //!
-//! Sums since the ledger began and day points stay for ever. The number and hash of the last batch that went stay as
+//! Events and blocks go with the hours. Sums since the ledger began and day points stay for ever. The number and hash of the last batch that went stay as
 //! well, so that the chain of the others can still be followed from somewhere.
 
 use std::fs;
@@ -10,6 +10,7 @@ use std::path::Path;
 use accounting::Level;
 use rusqlite::{Connection, params};
 
+use super::facts;
 use super::file::{self, DayFile};
 use super::{REMOVED, WAITING_FROM, WATERMARK};
 use crate::ledger::store::{Head, Removed, Retention, StoreError};
@@ -35,6 +36,9 @@ pub(super) fn retain(
         removed.points += rows;
         removed.is_incomplete |= rows >= ROWS_IN_STEP as u64;
     }
+    let rows = facts::retain(connection, retention, now);
+    let rows = rows.map_err(StoreError::disk(&path, "remove old events"))?;
+    removed.is_incomplete |= rows >= ROWS_IN_STEP as u64;
     Ok(removed)
 }
 

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::ledger::store::{Removed, Views};
 
+mod facts;
+
 /// 2026-11-25T00:00:00Z.
 const START: u64 = 1_795_564_800;
 
@@ -194,6 +196,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
         devices: vec![device.clone()],
         groups: vec![(GroupId(1), "hall".into())],
         upstreams: vec![(UpstreamId(2), "pool:3333".into(), "account".into())],
+        facts: facts::facts(),
     };
     views.roll_up(&roll_up).expect("it is written");
     let too_far = RollUp { watermark: BatchNumber(3), ..RollUp::default() };
@@ -206,6 +209,7 @@ fn rollups_are_kept_whole_with_their_watermark() {
     assert_eq!(opening.devices, [device]);
     assert_eq!((opening.groups, opening.upstreams), (roll_up.groups, roll_up.upstreams));
     assert_eq!(opening.open_points, roll_up.points);
+    assert_eq!(opening.facts, roll_up.facts);
 }
 
 #[test]
@@ -227,16 +231,23 @@ fn points_are_the_same_before_and_after_they_are_packed() {
         let device = Subject::Device(DeviceId(3));
         reader.points(device, Level::Minute, from, to).expect("they can be read")
     };
+    let all = |from, to| {
+        let mut points = reader.all_points(Level::Minute, from, to).expect("they can be read");
+        points.retain(|point| point.subject == Subject::Device(DeviceId(3)));
+        points.into_iter().map(|point| (point.start, point.sums)).collect::<Vec<_>>()
+    };
     let ranges = [(0, u64::MAX), (START + 61, START + 3600), (START + 3540, START + 7260), (5, 6)];
     let before = ranges.map(|(from, to)| read(from, to));
     assert_eq!(before[0].len(), (0..minutes).filter(|minute| minute % 7 != 3).count());
     assert_eq!(before[1].first().map(|(start, _)| *start), Some(START + 120));
     while views.tidy().expect("it can be packed") {
         assert_eq!(ranges.map(|(from, to)| read(from, to)), before, "half-way");
+        assert_eq!(ranges.map(|(from, to)| all(from, to)), before, "half-way");
     }
     let pages: i64 = reader_count(&folder, "page");
     assert_eq!(pages, 4 * 2, "two hours are over");
     assert_eq!(ranges.map(|(from, to)| read(from, to)), before);
+    assert_eq!(ranges.map(|(from, to)| all(from, to)), before);
     // A point that comes late goes over the one in the page.
     let late = point(3, Level::Minute, START + 60, 1_000_000);
     let roll_up = RollUp { watermark: BatchNumber(1), points: vec![late.clone()], ..RollUp::default() };

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use accounting::{DeviceRow, Level, RollUp};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::facts;
 use super::file;
 use super::pages::{self, Points};
 use super::retention;
@@ -87,6 +88,7 @@ impl Views for SqliteViews {
                 write_device(&transaction, device)?;
             }
             write_names(&transaction, roll_up)?;
+            facts::write(&transaction, &roll_up.facts)?;
             file::set_meta_head(&transaction, WATERMARK, head)?;
             file::set_meta(&transaction, WAITING_FROM, &roll_up.waiting_from.0.to_le_bytes())?;
             transaction.commit()

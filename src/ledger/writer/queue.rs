@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use accounting::{BatchNumber, Level, RollUp, SealedBatch, Subject};
+use accounting::{BatchNumber, Facts, Level, RollUp, SealedBatch, Subject};
 
 use super::MAX_UNWRITTEN;
 use crate::clock::Clock;
@@ -12,6 +12,9 @@ use crate::clock::Clock;
 /// Points of rollups that wait. A fleet of 20,000 devices makes 80,000 in the worst minute. Beyond, minutes are left
 /// out: their hours and days are there, and `verify` says what a minute should be.
 const MAX_WAITING_POINTS: usize = 400_000;
+
+/// Events and blocks of rollups that wait. Beyond, the oldest are in the stream alone.
+const MAX_WAITING_NEWS: usize = 65_536;
 
 /// Bytes that a batch takes besides its payload.
 const OVERHEAD: usize = size_of::<SealedBatch>();
@@ -204,7 +207,7 @@ fn size_of_batch(batch: &SealedBatch) -> usize {
 
 /// One rollup in place of two: the later one's figures where both have some.
 fn merged(earlier: RollUp, later: RollUp) -> RollUp {
-    let RollUp { watermark, waiting_from, points, sums, devices, groups, upstreams } = later;
+    let RollUp { watermark, waiting_from, points, sums, devices, groups, upstreams, facts } = later;
     let mut merged = RollUp { watermark, waiting_from, ..RollUp::default() };
     let key = |point: &accounting::Point| (point.level, point.start, point.subject);
     merged.points = latest(earlier.points, points, key);
@@ -222,7 +225,20 @@ fn merged(earlier: RollUp, later: RollUp) -> RollUp {
     merged.devices = latest(earlier.devices, devices, |device| device.id);
     merged.groups = latest(earlier.groups, groups, |(group, _)| *group);
     merged.upstreams = latest(earlier.upstreams, upstreams, |(upstream, ..)| *upstream);
+    merged.facts = merged_facts(earlier.facts, facts);
     merged
+}
+
+/// What a later rollup says as a whole is in it; of readings, events and blocks it has only the new ones.
+fn merged_facts(earlier: Facts, later: Facts) -> Facts {
+    let power = latest(earlier.power, later.power, |row| (row.subject, row.source));
+    let mut events = earlier.events;
+    events.extend(later.events);
+    events.drain(..events.len().saturating_sub(MAX_WAITING_NEWS));
+    let mut blocks = earlier.blocks;
+    blocks.extend(later.blocks);
+    blocks.drain(..blocks.len().saturating_sub(MAX_WAITING_NEWS));
+    Facts { power, events, blocks, ..later }
 }
 
 fn latest<T, K: std::hash::Hash + Eq>(earlier: Vec<T>, later: Vec<T>, key: impl Fn(&T) -> K) -> Vec<T> {

@@ -5,7 +5,7 @@
 use crate::codec::{decode_sums, encode_sums};
 use crate::rates::Rates;
 use crate::rollup::Level;
-use crate::sums::{ShareSums, Sums};
+use crate::sums::Sums;
 
 #[derive(Debug, Default)]
 pub(super) struct Account {
@@ -33,16 +33,6 @@ impl Account {
             total.add(minute);
         }
         total
-    }
-
-    /// What the minute that starts at `minute` has of shares, those that were looked at before included.
-    pub(super) fn minute_shares(&self, minute: u64) -> ShareSums {
-        let mut shares = self.minute.as_ref().map(|sums| sums.shares.clone()).unwrap_or_default();
-        let (start, bytes) = &self.growing[Level::Minute as usize];
-        if *start == minute && !bytes.is_empty() {
-            shares.add(&decode_sums(bytes).expect("they were encoded here").shares);
-        }
-        shares
     }
 
     /// Takes what the minute that starts at `minute` has into sums and points, and returns the points, each whole.

@@ -8,7 +8,7 @@ use stratum::{DeviceId, UpstreamId, Work};
 use super::{Account, Books};
 use crate::batch::BatchNumber;
 use crate::entry::{Entry, EventKind, microseconds};
-use crate::record::{Fate, LossReason, ShareRecord, UpstreamAnswer};
+use crate::record::{Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict};
 use crate::rollup::Subject;
 use crate::sums::AnswerSums;
 use crate::waiting::part_of;
@@ -17,14 +17,17 @@ use crate::waiting::part_of;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sender {
     device: Option<DeviceId>,
-    /// The batch that the share is in.
+    /// When it was judged, in unix microseconds.
+    judged_us: u64,
+    /// The batch that it is in.
     batch: BatchNumber,
 }
 
 impl Books {
     /// Notes that a share waits for its answer.
     pub(super) fn await_answer(&mut self, share: &ShareRecord, device: Option<DeviceId>) {
-        self.waiting.push(share, Sender { device, batch: self.batch });
+        let judged_us = microseconds(share.judged.utc);
+        self.waiting.push(share, Sender { device, judged_us, batch: self.batch });
     }
 
     /// Takes an entry that is in the sums already, but may be of a share that waits: see [`crate::RollUp::waiting_from`].
@@ -36,6 +39,7 @@ impl Books {
             }
             Entry::Answer(answer) => drop(self.waiting.answered(answer)),
             Entry::Event(event) if event.kind == EventKind::Started => self.waiting.clear(),
+            Entry::Job(job) => self.note_job(job),
             _ => {}
         }
     }
@@ -55,7 +59,11 @@ impl Books {
         self.touch(Subject::Fleet, &mut { add });
         self.touch(Subject::Upstream(answer.upstream), &mut { add });
         let mut left = sums.clone();
+        let is_answered = !matches!(answer.verdict, UpstreamVerdict::Lost { .. });
         for share in self.waiting.answered(answer) {
+            if is_answered && let Some(upstream) = self.upstreams.get_mut(&answer.upstream) {
+                upstream.acks.add(at_us.saturating_sub(share.of.judged_us));
+            }
             let part = part_of(&answer.verdict, share.work);
             subtract(&mut left, &part);
             self.touch_devices(share.of.device, &part);

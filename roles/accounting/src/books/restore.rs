@@ -8,7 +8,7 @@ use stratum::UpstreamId;
 
 use super::identity::Odd;
 use super::{Books, Device, Group, MAX_DEVICES, MAX_GROUPS};
-use crate::rollup::{DeviceRow, GroupId, Level, Point, Subject};
+use crate::rollup::{DeviceRow, Facts, GroupId, Level, Point, Subject};
 use crate::sums::Sums;
 
 /// What a store kept of the rollups.
@@ -24,6 +24,8 @@ pub struct Restored<'a> {
     pub upstreams: &'a [(UpstreamId, Arc<str>, Arc<str>)],
     /// The latest point of each level for every subject that has one in the span.
     pub open_points: &'a [Point],
+    /// Everything else: all readings of power, and the latest events and blocks.
+    pub facts: &'a Facts,
 }
 
 impl Books {
@@ -59,6 +61,7 @@ impl Books {
                 account.restore_point(point.level, point.start, &point.sums);
             }
         }
+        books.restore_facts(from.facts);
         books
     }
 

@@ -7,8 +7,12 @@ use proptest::prelude::*;
 use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, UpstreamChannelId, Work};
 
 use super::*;
-use crate::entry::{EventEntry, PowerEntry};
+use crate::entry::PowerEntry;
+use crate::power::EnergySums;
 use crate::record::{DropReason, LossReason, RejectReason, UpstreamAnswer, UpstreamVerdict};
+use crate::rollup::{EventRow, Facts};
+
+mod energy;
 
 const START: u64 = 1_795_645_000;
 
@@ -20,11 +24,34 @@ fn at(seconds: u64) -> Now {
 /// What a test lets happen.
 #[derive(Clone, Debug)]
 enum Step {
-    Share { device: Option<u32>, upstream: u16, kind: u8, exponent: u8 },
-    Acknowledge { upstream: u16, channel: u32, count: u32 },
-    Refuse { upstream: u16, channel: u32 },
-    Lose { upstream: u16, channel: u32 },
+    Share {
+        device: Option<u32>,
+        upstream: u16,
+        kind: u8,
+        exponent: u8,
+    },
+    Acknowledge {
+        upstream: u16,
+        channel: u32,
+        count: u32,
+    },
+    Refuse {
+        upstream: u16,
+        channel: u32,
+    },
+    Lose {
+        upstream: u16,
+        channel: u32,
+    },
+    /// Of the group of odd devices where no device is named.
+    Power {
+        device: Option<u32>,
+        source: u8,
+        watts: u32,
+        valid_for_s: u32,
+    },
     Wait(u64),
+    Stop,
     Restart,
     Store,
 }
@@ -37,14 +64,18 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(upstream, channel, count)| Step::Acknowledge { upstream, channel, count }),
         2 => (0_u16..3, 0_u32..2).prop_map(|(upstream, channel)| Step::Refuse { upstream, channel }),
         1 => (0_u16..3, 0_u32..2).prop_map(|(upstream, channel)| Step::Lose { upstream, channel }),
+        4 => (prop::option::of(0_u32..6), 0_u8..4, 0_u32..5000, 0_u32..200)
+            .prop_map(|(device, source, watts, valid_for_s)| Step::Power { device, source, watts, valid_for_s }),
         4 => (1_u64..4000).prop_map(Step::Wait),
+        4 => (1_u64..50).prop_map(Step::Wait),
+        1 => Just(Step::Stop),
         1 => Just(Step::Restart),
         2 => Just(Step::Store),
     ]
 }
 
-/// Number, device and work of a share that waits.
-type Waiting = (u32, Option<u32>, u128);
+/// Number, device and work of a share that waits, and when it was judged.
+type Waiting = (u32, Option<u32>, u128, u64);
 
 /// When, whose, at which upstream, what, and the work.
 type FateOfShare = (u64, Option<u32>, u16, &'static str, u128);
@@ -59,6 +90,8 @@ struct World {
     next: BTreeMap<(u16, u32), u32>,
     /// What became of forwarded shares by device: acknowledged, refused, lost, each with the time.
     fates: Vec<FateOfShare>,
+    /// How long each answer took, by upstream.
+    latencies: Vec<(u16, u64)>,
 }
 
 impl World {
@@ -78,7 +111,12 @@ impl World {
             let next = self.next.entry((upstream, channel)).or_insert(u32::MAX - 2);
             *next = next.wrapping_add(1);
             sequence_number = Some(SequenceNumber(*next));
-            self.waiting.entry((upstream, channel)).or_default().push((*next, device, 3 * work));
+            self.waiting.entry((upstream, channel)).or_default().push((
+                *next,
+                device,
+                3 * work,
+                self.seconds,
+            ));
         }
         let is_worth = matches!(fate, Fate::Forwarded | Fate::Dropped(_));
         self.entries.push(Entry::Share(ShareRecord {
@@ -117,7 +155,7 @@ impl World {
         let waiting = self.waiting.entry((upstream, channel)).or_default();
         let shares: Vec<_> = waiting.drain(..count.min(waiting.len())).collect();
         let Some((last, ..)) = shares.last().copied() else { return };
-        let (count, work) = (shares.len() as u32, Work(shares.iter().map(|(.., work)| work).sum()));
+        let (count, work) = (shares.len() as u32, Work(shares.iter().map(|(_, _, work, _)| work).sum()));
         let last = SequenceNumber(last);
         let verdict = match fate {
             "acknowledged" => {
@@ -127,7 +165,10 @@ impl World {
         };
         self.answer(upstream, channel, verdict);
         let time = self.seconds;
-        self.fates.extend(shares.iter().map(|(_, device, work)| (time, *device, upstream, fate, *work)));
+        self.fates.extend(shares.iter().map(|(_, device, work, _)| (time, *device, upstream, fate, *work)));
+        if fate == "acknowledged" {
+            self.latencies.extend(shares.iter().map(|(.., judged)| (upstream, time - judged)));
+        }
     }
 
     fn refuse(&mut self, upstream: u16, channel: u32) {
@@ -135,17 +176,22 @@ impl World {
         if waiting.is_empty() {
             return;
         }
-        let (number, device, work) = waiting.remove(waiting.len() / 2);
+        let (number, device, work, judged) = waiting.remove(waiting.len() / 2);
+        self.latencies.push((upstream, self.seconds - judged));
         let (sequence_number, code) = (SequenceNumber(number), "stale-share".to_owned());
         self.answer(upstream, channel, UpstreamVerdict::Rejected { sequence_number, code, work: Work(work) });
         self.fates.push((self.seconds, device, upstream, "refused", work));
     }
 
-    fn restart(&mut self) {
-        let (at_us, kind) = ((START + self.seconds) * 1_000_000, EventKind::Started);
+    fn event(&mut self, kind: EventKind) {
+        let at_us = (START + self.seconds) * 1_000_000;
         self.entries.push(Entry::Event(EventEntry { at_us, kind, device: None, text: String::new() }));
+    }
+
+    fn restart(&mut self) {
+        self.event(EventKind::Started);
         for ((upstream, _), shares) in std::mem::take(&mut self.waiting) {
-            for (_, device, work) in shares {
+            for (_, device, work, _) in shares {
                 self.fates.push((self.seconds, device, upstream, "process ended", work));
             }
         }
@@ -201,7 +247,10 @@ impl World {
                     Subject::Group(_) => device.is_some_and(|device| device % 2 == 1),
                 }
         };
-        self.sums(is_wanted)
+        let mut sums = self.sums(is_wanted);
+        let parts = energy::parts(&self.entries).into_iter().filter(|part| (from..to).contains(&part.minute));
+        parts.for_each(|part| sums.energy.add(&energy::of(&self.entries, &part, subject)));
+        sums
     }
 }
 
@@ -220,6 +269,8 @@ struct Kept {
     groups: BTreeMap<GroupId, Arc<str>>,
     upstreams: BTreeMap<UpstreamId, (Arc<str>, Arc<str>)>,
     points: BTreeMap<(Level, Subject, u64), Sums>,
+    /// As a whole: of what changes by and by, everything that was said.
+    facts: Facts,
     /// How many entries are in all that.
     applied: usize,
     /// The entry of the oldest share that waits.
@@ -236,7 +287,19 @@ impl Kept {
         self.upstreams.extend(roll_up.upstreams.into_iter().map(|(id, name, account)| (id, (name, account))));
         let points = roll_up.points.into_iter();
         self.points.extend(points.map(|point| ((point.level, point.subject, point.start), point.sums)));
+        self.take_facts(roll_up.facts);
         self.applied = applied;
+    }
+
+    fn take_facts(&mut self, facts: Facts) {
+        let Facts { mut power, mut events, mut blocks, .. } = std::mem::take(&mut self.facts);
+        power.retain(|row| {
+            !facts.power.iter().any(|new| (new.subject, new.source) == (row.subject, row.source))
+        });
+        power.extend_from_slice(&facts.power);
+        events.extend_from_slice(&facts.events);
+        blocks.extend_from_slice(&facts.blocks);
+        self.facts = Facts { power, events, blocks, ..facts };
     }
 
     fn restore(&self) -> Books {
@@ -261,6 +324,7 @@ impl Kept {
             groups: &groups,
             upstreams: &upstreams,
             open_points: &open_points,
+            facts: &self.facts,
         })
     }
 }
@@ -298,7 +362,26 @@ fn play(steps: &[Step]) -> (World, Books, Kept) {
             }
             Step::Refuse { upstream, channel } => world.refuse(upstream, channel),
             Step::Lose { upstream, channel } => world.answer_some(upstream, channel, usize::MAX, "lost"),
-            Step::Wait(seconds) => world.seconds += seconds,
+            Step::Power { device, source, watts, valid_for_s } => {
+                let subject = device.map_or(Subject::Group(group), |id| Subject::Device(DeviceId(id)));
+                let source = PowerSource::ALL[usize::from(source)];
+                let milliwatts = 1000 * u64::from(watts) + 1;
+                let at_us = (START + world.seconds) * 1_000_000;
+                world.entries.push(Entry::Power(PowerEntry {
+                    subject,
+                    at_us,
+                    valid_for_s,
+                    milliwatts,
+                    source,
+                }));
+            }
+            Step::Wait(seconds) => {
+                world.seconds += seconds;
+                if books.is_in_later_minute((START + world.seconds) * 1_000_000) {
+                    world.entries.extend(books.minute_to_end().map(Entry::MinuteEnded));
+                }
+            }
+            Step::Stop => world.event(EventKind::Ended),
             Step::Store => kept.take(books.roll_up(BatchNumber(applied as u64)), applied),
             Step::Restart => {
                 // What was not rolled up is read again from the stream.
@@ -334,7 +417,8 @@ fn an_answer_in_a_gap_is_not_counted_again_when_the_process_ends() {
     (answers.acknowledged, answers.acknowledged_work) = (1, Work(24));
     let upstreams = vec![(UpstreamId(0), Sums { answers, ..Sums::default() })];
     let time = START * 1_000_000;
-    books.apply(&Entry::Gap(Gap { from_us: time, to_us: time, records: 1, devices: vec![], upstreams }));
+    let gap = Gap { from_us: time, to_us: time, records: 1, upstreams, ..Gap::default() };
+    books.apply(&Entry::Gap(gap));
     assert_eq!(books.violation(), None);
     world.restart();
     books.apply(world.entries.last().expect("a restart is an event"));
@@ -346,61 +430,12 @@ fn an_answer_in_a_gap_is_not_counted_again_when_the_process_ends() {
     assert_eq!((nobody.acknowledged, nobody.lost_total()), (1, 1));
 }
 
-fn power(subject: Subject, seconds: u64, watts: u64, source: PowerSource) -> Entry {
-    let at_us = (START + seconds) * 1_000_000;
-    let milliwatts = watts * 1000;
-    Entry::Power(PowerEntry { subject, at_us, valid_for_s: 600, milliwatts, source })
-}
-
-/// Three devices mine for two minutes: one has a meter, the others share that of their group; a fourth, of which nobody
-/// says anything, counts for no efficiency.
-#[test]
-fn energy_is_what_was_said_of_those_who_mined_and_nothing_else() {
-    let mut books = Books::default();
-    let group = books.group("hall").expect("there is room");
-    let mut entries: Vec<Entry> = (0..4).map(|id| device(id, &[])).collect();
-    for entry in &mut entries[1..3] {
-        let Entry::Device(device) = entry else { unreachable!("they are devices") };
-        device.groups = vec![group];
-    }
-    let mut world = World { seconds: 100, ..World::default() };
-    for minute in 0..2 {
-        world.seconds = 100 + 60 * minute;
-        for (device, exponent) in [(0, 3), (1, 4), (2, 5), (3, 3)] {
-            world.share(Some(device), 0, 9, exponent);
-        }
-    }
-    entries.push(power(Subject::Device(DeviceId(0)), 90, 100, PowerSource::Estimate));
-    entries.push(power(Subject::Device(DeviceId(0)), 91, 200, PowerSource::Meter));
-    entries.push(power(Subject::Device(DeviceId(0)), 80, 900, PowerSource::Meter));
-    entries.push(power(Subject::Group(group), 90, 300, PowerSource::Meter));
-    // The maker's word counts for less than the meter of the group.
-    entries.push(power(Subject::Device(DeviceId(1)), 90, 5000, PowerSource::Nameplate));
-    entries.push(power(Subject::Device(DeviceId(99)), 90, 300, PowerSource::Meter));
-    entries.extend(world.entries);
-    entries.iter().for_each(|entry| books.apply(entry));
-    books.turn_to((START + 1000) * 1_000_000);
-    assert_eq!(books.violation(), None);
-    let energy = |subject| books.view(subject, 0).expect("it is known").sums.energy;
-    let of_device = |id| energy(Subject::Device(DeviceId(id)));
-    // 200 W for two minutes, in millijoules.
-    assert_eq!(of_device(0), EnergySums { millijoules: [24_000_000, 0, 0, 0], covered_work: Work(16) });
-    // 300 W for two minutes, a third and two thirds.
-    assert_eq!((of_device(1).millijoules[0], of_device(2).millijoules[0]), (12_000_000, 24_000_000));
-    assert_eq!(energy(Subject::Group(group)).millijoules[0], 36_000_000);
-    assert_eq!(of_device(3), EnergySums::default());
-    assert_eq!(energy(Subject::Fleet).covered_work, Work(16 + 32 + 64));
-    let now = (START + 120) * 1_000_000;
-    assert_eq!(books.power(Subject::Device(DeviceId(0)), now), Some((200_000, PowerSource::Meter)));
-    assert_eq!(books.power(Subject::Device(DeviceId(0)), now + 600_000_000), None, "its time is over");
-    // Nobody mines in the minutes that follow, so nothing is counted, whatever meters say.
-    books.turn_to((START + 5000) * 1_000_000);
-    assert_eq!(books.view(Subject::Fleet, 0).expect("it is known").sums.energy.joules(), 60_000.0);
-}
-
-/// Equal, but for what adding floats in another order does.
-fn assert_same(ours: &Sums, truth: &Sums, what: &str) {
+/// Equal, but for what adding floats in another order does, and for how a group's energy is shared out among its devices.
+fn assert_same(ours: &Sums, truth: &Sums, subject: Subject, what: &str) {
     let (mut ours, mut truth) = (ours.clone(), truth.clone());
+    if matches!(subject, Subject::Device(id) if id.0 % 2 == 1) {
+        ours.energy.millijoules = truth.energy.millijoules;
+    }
     let (a, b) = (std::mem::take(&mut ours.squared_work), std::mem::take(&mut truth.squared_work));
     assert!((a - b).abs() <= 1e-9 * b, "{what}: {a} and {b}");
     assert_eq!(ours, truth, "{what}");
@@ -413,22 +448,52 @@ proptest! {
         let (world, books, kept) = play(&steps);
         for subject in subjects() {
             let ours = books.view(subject, u64::MAX).map(|view| view.sums).unwrap_or_default();
-            assert_same(&ours, &world.of(subject), &format!("{subject:?}"));
+            assert_same(&ours, &world.of(subject), subject, &format!("{subject:?}"));
             let stored = kept.sums.get(&subject).cloned().unwrap_or_default();
-            assert_same(&stored, &ours, &format!("{subject:?}, stored"));
+            assert_same(&stored, &ours, subject, &format!("{subject:?}, stored"));
         }
         for ((level, subject, start), sums) in &kept.points {
             let truth = world.between(*subject, *start, start + level.seconds());
-            assert_same(sums, &truth, &format!("{subject:?} {level:?} from {start}"));
+            assert_same(sums, &truth, *subject, &format!("{subject:?} {level:?} from {start}"));
         }
         // Nothing is missing from the points either.
         for level in Level::ALL {
             let mut all = Sums::default();
             let fleet = kept.points.iter().filter(|(key, _)| key.0 == level && key.1 == Subject::Fleet);
             fleet.for_each(|(_, sums)| all.add(sums));
-            assert_same(&all, &world.of(Subject::Fleet), &format!("all points of {level:?}"));
+            assert_same(&all, &world.of(Subject::Fleet), Subject::Fleet, &format!("all points of {level:?}"));
         }
+        assert_facts(&world, &books, &kept.facts);
     }
+}
+
+/// What is kept besides sums outlasts restarts as well.
+fn assert_facts(world: &World, books: &Books, kept: &Facts) {
+    let refused = world.fates.iter().filter(|(.., fate, _)| *fate == "refused").count() as u64;
+    assert_eq!(books.totals().refused_by_code.get("stale-share").copied().unwrap_or(0), refused);
+    assert_eq!(&kept.refused_by_code, &books.totals().refused_by_code);
+    for id in 0..3 {
+        let mut truth = AckSums::default();
+        let of_upstream = world.latencies.iter().filter(|(upstream, _)| *upstream == id);
+        of_upstream.for_each(|(_, seconds)| truth.add(seconds * 1_000_000));
+        assert_eq!(books.acks(UpstreamId(id)), truth);
+        let kept = kept.acks.iter().find(|(upstream, _)| *upstream == UpstreamId(id));
+        assert_eq!(kept.map(|(_, acks)| acks.clone()).unwrap_or_default(), truth);
+    }
+    let events = world.entries.iter().filter_map(|entry| match entry {
+        Entry::Event(event) => Some(event.clone()),
+        _ => None,
+    });
+    let events: Vec<_> = (1..).zip(events).map(|(number, event)| EventRow { number, event }).collect();
+    assert_eq!(kept.events, events, "each once, in order");
+    assert!(books.events().eq(&events));
+    let blocks = world.entries.iter().filter_map(|entry| match entry {
+        Entry::Share(share) if share.verdict == Verdict::BlockFound => Some((share.device, share.judged.utc)),
+        _ => None,
+    });
+    let kept = kept.blocks.iter();
+    assert!(kept.clone().map(|block| (block.device, Duration::from_micros(block.found_us))).eq(blocks));
+    assert!(kept.map(|block| block.number).eq(1..=books.blocks().len() as u64));
 }
 
 #[test]
@@ -460,6 +525,7 @@ fn a_gap_keeps_totals_and_what_is_answered_of_it_is_nobodys() {
         records: 1,
         devices: vec![(Some(DeviceId(1)), sums)],
         upstreams: vec![(UpstreamId(0), upstream)],
+        ..Gap::default()
     };
     let mut books = Books::default();
     books.apply(&Entry::Gap(gap));

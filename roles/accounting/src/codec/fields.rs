@@ -131,7 +131,6 @@ fn each(sums: &mut Sums, visit: &mut impl FnMut(&mut u128)) {
     shares.rejected.iter_mut().for_each(&mut count);
     shares.dropped.iter_mut().for_each(&mut count);
     answers.lost.iter_mut().for_each(&mut count);
-    energy.millijoules.iter_mut().for_each(&mut count);
     // Turned round, because the low bits of a small float are zeros.
     let mut bits = squared_work.to_bits().swap_bytes();
     count(&mut bits);
@@ -151,4 +150,5 @@ fn each(sums: &mut Sums, visit: &mut impl FnMut(&mut u128)) {
     shares.rejected_work.iter_mut().for_each(&mut work);
     shares.dropped_work.iter_mut().for_each(&mut work);
     answers.lost_work.iter_mut().for_each(&mut work);
+    energy.millijoules.iter_mut().for_each(visit);
 }

@@ -73,6 +73,7 @@ fn one_of_each() -> Vec<Entry> {
             nbits: 0x1703_a30c,
             upstream_target: Target::MAX,
             coinbase_prefix: vec![1; 3],
+            rollable_size: 20,
             coinbase_suffix: vec![],
             merkle_path: vec![[6; 32]],
         }),
@@ -129,7 +130,9 @@ fn one_of_each_rare() -> Vec<Entry> {
             records: 3,
             devices: vec![(None, sums.clone()), (Some(DeviceId(0)), sums.clone())],
             upstreams: vec![(UpstreamId(0), sums)],
+            refused_by_code: vec![("stale-share".to_owned(), 2)],
         }),
+        Entry::MinuteEnded(1_795_645_020),
     ]
 }
 

@@ -42,6 +42,7 @@ fn job() -> JobEntry {
         nbits: 0x1d00_ffff,
         upstream_target: Target::MAX,
         coinbase_prefix: vec![1; 41],
+        rollable_size: 8,
         coinbase_suffix: vec![2; 60],
         merkle_path: vec![[3; 32], [4; 32]],
     }
@@ -479,7 +480,7 @@ fn answers_count_for_the_shares_of_the_period_alone() {
     let lost = Sums { shares: lost, ..Sums::default() };
     let (from_us, to_us) = (START, START + 3_000_000);
     let devices = vec![(Some(DeviceId(1)), lost.clone()), (Some(DeviceId(2)), lost)];
-    entries.push(Entry::Gap(Gap { from_us, to_us, records: 10, devices, upstreams: Vec::new() }));
+    entries.push(Entry::Gap(Gap { from_us, to_us, records: 10, devices, ..Gap::default() }));
     let sums = |entries: &[Entry]| Signer::of(entries, scope(2, 9)).sign().statement;
     let statement = sums(&entries);
     assert_eq!(statement.sums.forwarded.shares.0, 5);

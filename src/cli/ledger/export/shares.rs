@@ -1,14 +1,24 @@
 //! Rows of single shares: all that was written down of each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use accounting::{BatchNumber, DeviceRow, Entry, Fate, ShareRecord, Verdict, codec};
-use stratum::DeviceId;
+use accounting::entry::{EventKind, microseconds};
+use accounting::{
+    BatchNumber, DeviceRow, Entry, Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict, codec,
+};
+use stratum::{DeviceId, SequenceNumber, UpstreamChannelId, UpstreamId};
 
 use super::{Cell, ExportArgs, Row, Rows};
 use crate::cli::ledger::{LedgerFailure, Progress};
 use crate::ledger::{Reader, SqliteReader};
+
+/// Shares that are held for their answers at most, and that wait in one channel: as many as an upstream lets wait. Beyond,
+/// the oldest are written without.
+const MAX_HELD: usize = 65_536;
+
+/// How long after the period answers are looked for, in microseconds.
+const LONGEST_WAIT_US: u64 = 60_000_000;
 
 /// Writes the shares of the period, in the order of the stream; those of one device if one is asked for.
 pub(super) fn write(
@@ -23,9 +33,12 @@ pub(super) fn write(
     let (from_us, to_us) = (args.from.saturating_mul(1_000_000), args.to.saturating_mul(1_000_000));
     let mut progress = Progress::new("batches");
     let mut first = None;
-    let mut count = 0;
-    for batch in reader.batches_between(from_us, to_us)? {
+    let mut joined = Joined::default();
+    for batch in reader.batches_between(from_us, to_us.saturating_add(LONGEST_WAIT_US))? {
         let batch = batch?;
+        if batch.first_us >= to_us && !joined.is_waiting() {
+            break;
+        }
         for (place, entry) in codec::entries(&batch.payload).enumerate() {
             let entry = entry.map_err(|error| {
                 LedgerFailure::Refused(format!(
@@ -33,21 +46,136 @@ pub(super) fn write(
                     batch.number.0
                 ))
             })?;
-            let Entry::Share(share) = entry else { continue };
-            let is_wanted = args.device.is_none() || share.device.is_some_and(|id| names.contains_key(&id));
-            if is_wanted && (from_us..to_us).contains(&(share.judged.utc.as_micros() as u64)) {
-                rows.row(row(batch.number, place, &share, &names))?;
-                count += 1;
+            match entry {
+                Entry::Share(share) => {
+                    let is_device =
+                        args.device.is_none() || share.device.is_some_and(|id| names.contains_key(&id));
+                    let is_wanted = is_device && (from_us..to_us).contains(&microseconds(share.judged.utc));
+                    joined.share(batch.number, place, share, is_wanted);
+                }
+                Entry::Answer(answer) => joined.answer(&answer),
+                Entry::Event(event) if event.kind == EventKind::Started => joined.end_life(),
+                _ => {}
             }
         }
+        joined.write(&names, rows, MAX_HELD)?;
         let number = batch.number.0;
         let first = *first.get_or_insert(number);
         progress.at(number + 1 - first, head.max(number) + 1 - first);
     }
-    Ok(count)
+    joined.write(&names, rows, 0)?;
+    Ok(joined.written)
 }
 
-fn row(batch: BatchNumber, place: usize, share: &ShareRecord, names: &HashMap<DeviceId, Arc<str>>) -> Row {
+/// Shares with what their upstreams' answers took, in the order of the stream: each is held until its answer is read.
+#[derive(Default)]
+struct Joined {
+    held: VecDeque<Held>,
+    /// How many shares left `held` at its front, so that the others can be found.
+    written: u64,
+    /// Forwarded shares that wait for their answers, by the upstream's channel: number, when it was judged, and the share
+    /// itself if it is wanted.
+    waiting: HashMap<(UpstreamId, UpstreamChannelId), VecDeque<Waiting>>,
+    /// How many of those are wanted.
+    wanted: usize,
+}
+
+struct Held {
+    batch: BatchNumber,
+    place: usize,
+    share: ShareRecord,
+    is_waiting: bool,
+    ack_us: Option<u64>,
+}
+
+struct Waiting {
+    number: SequenceNumber,
+    judged_us: u64,
+    /// The share's number among those that are written, if it is one of them.
+    wanted: Option<u64>,
+}
+
+impl Joined {
+    fn is_waiting(&self) -> bool {
+        self.wanted > 0
+    }
+
+    fn share(&mut self, batch: BatchNumber, place: usize, share: ShareRecord, is_wanted: bool) {
+        let key = share.upstream.zip(share.upstream_channel);
+        let waits = key.zip(share.sequence_number).filter(|_| share.fate == Fate::Forwarded);
+        if let Some((key, number)) = waits {
+            let wanted = is_wanted.then_some(self.written + self.held.len() as u64);
+            self.wanted += usize::from(is_wanted);
+            let waiting = self.waiting.entry(key).or_default();
+            // What an upstream never answers waits no longer than it does in the accounts.
+            let oldest = if waiting.len() == MAX_HELD { waiting.pop_front() } else { None };
+            waiting.push_back(Waiting { number, judged_us: microseconds(share.judged.utc), wanted });
+            oldest.into_iter().for_each(|share| self.settle(&share, None));
+        }
+        if is_wanted {
+            let is_waiting = waits.is_some();
+            self.held.push_back(Held { batch, place, share, is_waiting, ack_us: None });
+        }
+    }
+
+    fn answer(&mut self, answer: &UpstreamAnswer) {
+        let Some(waiting) = self.waiting.get_mut(&(answer.upstream, answer.channel)) else { return };
+        let covered: Vec<Waiting> = match &answer.verdict {
+            UpstreamVerdict::Rejected { sequence_number, .. } => {
+                let place = waiting.iter().position(|share| share.number == *sequence_number);
+                place.and_then(|place| waiting.remove(place)).into_iter().collect()
+            }
+            UpstreamVerdict::Acknowledged { last, .. } | UpstreamVerdict::Lost { last, .. } => {
+                // Numbers wrap: half of all numbers are behind one.
+                let is_covered = |share: &Waiting| last.0.wrapping_sub(share.number.0) < u32::MAX / 2;
+                let count = waiting.iter().take_while(|share| is_covered(share)).count();
+                waiting.drain(..count).collect()
+            }
+        };
+        let is_lost = matches!(answer.verdict, UpstreamVerdict::Lost { .. });
+        let received_us = microseconds(answer.received.utc);
+        for share in covered {
+            let ack_us = (!is_lost).then(|| received_us.saturating_sub(share.judged_us));
+            self.settle(&share, ack_us);
+        }
+    }
+
+    /// A process has ended: what waited is never answered.
+    fn end_life(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.into_values().flatten().for_each(|share| self.settle(&share, None));
+    }
+
+    fn settle(&mut self, share: &Waiting, ack_us: Option<u64>) {
+        let Some(number) = share.wanted else { return };
+        self.wanted -= 1;
+        // One that was written without its answer is gone.
+        let place = number.checked_sub(self.written).map(|place| place as usize);
+        if let Some(held) = place.and_then(|place| self.held.get_mut(place)) {
+            (held.is_waiting, held.ack_us) = (false, ack_us);
+        }
+    }
+
+    /// Writes what waits for nothing, and as much more as leaves `most`.
+    fn write(
+        &mut self,
+        names: &HashMap<DeviceId, Arc<str>>,
+        rows: &mut dyn Rows,
+        most: usize,
+    ) -> std::io::Result<()> {
+        while let Some(held) = self.held.front()
+            && (!held.is_waiting || self.held.len() > most)
+        {
+            rows.row(row(held, names))?;
+            self.held.pop_front();
+            self.written += 1;
+        }
+        Ok(())
+    }
+}
+
+fn row(held: &Held, names: &HashMap<DeviceId, Arc<str>>) -> Row {
+    let Held { batch, place, share, ack_us, .. } = held;
     let name = share.device.and_then(|id| names.get(&id));
     let (verdict, reason) = match share.verdict {
         Verdict::Accepted => ("accepted", ""),
@@ -58,7 +186,7 @@ fn row(batch: BatchNumber, place: usize, share: &ShareRecord, names: &HashMap<De
     let number = |number: u32| Cell::Count(number.into());
     let cells = [
         ("batch", Cell::Count(batch.0)),
-        ("entry", Cell::Count(place as u64)),
+        ("entry", Cell::Count(*place as u64)),
         ("time", Cell::Moment(share.judged.utc.as_micros() as u64)),
         ("device", text(name.map_or("", |name| name))),
         ("device_id", Cell::Maybe(share.device.map(|id| id.0.into()))),
@@ -72,6 +200,7 @@ fn row(batch: BatchNumber, place: usize, share: &ShareRecord, names: &HashMap<De
         ("fate", text(fate_name(share.fate))),
         ("dropped_for", text(if let Fate::Dropped(reason) = share.fate { reason.name() } else { "" })),
         ("sequence_number", Cell::Maybe(share.sequence_number.map(|number| number.0.into()))),
+        ("ack_ms", Cell::Number(ack_us.map(|latency| latency as f64 / 1e3))),
         ("submitted_hashes", Cell::Hashes(share.submitted.0)),
         ("accepted_hashes", Cell::Hashes(share.credited().0)),
         ("upstream_hashes", Cell::Hashes(share.upstream_work.0)),
