@@ -25,6 +25,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let _ = accounting::decode_sums(data);
+    let _ = accounting::decode_acks(data);
+    let _ = accounting::decode_part(data);
 });
 
 /// Numbers that no ledger reaches would overflow sums, which is a bug of whoever wrote them; and the answers of strangers

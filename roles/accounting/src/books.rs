@@ -193,7 +193,8 @@ impl Books {
             EventKind::Started => {
                 self.end_life();
                 self.forget_connections();
-                self.part_from_us = event.at_us;
+                // A clock that was set back meanwhile must not make any time count twice.
+                self.part_from_us = self.part_from_us.max(event.at_us);
             }
             EventKind::Ended => self.end_part(event.at_us),
             _ => {}

@@ -69,7 +69,8 @@ impl Books {
 
     /// Counts what the devices took that mined in the part that ends now, and begins the next one.
     pub(super) fn end_part(&mut self, to_us: u64) {
-        let from_us = std::mem::replace(&mut self.part_from_us, to_us);
+        let from_us = self.part_from_us;
+        self.part_from_us = from_us.max(to_us);
         let ids = std::mem::take(&mut self.mined);
         let mut mined = Vec::with_capacity(ids.len());
         for id in ids {

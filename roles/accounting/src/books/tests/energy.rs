@@ -207,3 +207,29 @@ fn a_minute_has_the_energy_of_the_time_that_processes_ran() {
     let expected = EnergySums { millijoules: [100_000 * 37, 0, 0, 0], covered_work: Work(16 * 3) };
     assert_eq!(energy, expected);
 }
+
+/// A process is killed in the middle of a minute, and the clock is set back before the next one starts.
+#[test]
+fn no_time_counts_twice_when_the_clock_is_set_back() {
+    let mut books = Books::default();
+    let mut world = World { seconds: 80, ..World::default() };
+    world.event(EventKind::Started);
+    world.entries.push(device(0, &[]));
+    world.entries.push(power(Subject::Device(DeviceId(0)), 80, 100, PowerSource::Meter));
+    for (seconds, kind) in
+        [(130, None), (20, Some(EventKind::Started)), (25, None), (30, Some(EventKind::Ended))]
+    {
+        world.seconds = seconds;
+        match kind {
+            Some(kind) => world.event(kind),
+            None => world.share(Some(0), 0, 9, 4),
+        }
+    }
+    world.seconds = 135;
+    world.share(Some(0), 0, 9, 4);
+    world.entries.iter().for_each(|entry| books.apply(entry));
+    books.turn_to((START + 1000) * 1_000_000);
+    let energy = books.view(Subject::Fleet, 0).expect("it is known").sums.energy;
+    // 80 to 130, and 130 to 140.
+    assert_eq!(energy.millijoules, [100_000 * 60, 0, 0, 0]);
+}
