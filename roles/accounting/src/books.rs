@@ -306,7 +306,7 @@ impl Books {
         for subject in std::mem::take(&mut self.changed) {
             let Some(account) = self.account_mut(subject) else { continue };
             account.is_changed = false;
-            roll_up.sums.push((subject, account.sums.clone()));
+            roll_up.sums.push((subject, account.sums()));
             match subject {
                 Subject::Device(id) => roll_up.devices.extend(self.device_row(id)),
                 Subject::Group(id) => roll_up.groups.push((id, self.groups[usize::from(id.0)].name.clone())),

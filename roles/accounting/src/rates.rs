@@ -112,17 +112,23 @@ impl<const N: usize> Ring<N> {
     }
 }
 
-/// The recent work of one subject: about a kilobyte.
+/// The recent work of one subject.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rates {
+    /// About a kilobyte, which a device takes with its first share: a ledger knows many that mine no more.
+    rings: Option<Box<Rings>>,
+    /// Since when something can have been proved, in unix microseconds; 0 while unknown.
+    since_us: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Rings {
     /// 20 seconds each: one minute is the current one and the three before, 60 to 80 seconds.
     short: Ring<31>,
     /// Five minutes each, for an hour.
     middle: Ring<13>,
     /// Two hours each, for a day.
     long: Ring<13>,
-    /// Since when something can have been proved, in unix microseconds; 0 while unknown.
-    since_us: u64,
 }
 
 const SHORT_SECONDS: u64 = 20;
@@ -144,10 +150,11 @@ impl Rates {
         let (submitted, accepted) = ((works.0 / UNIT) as f32, (works.1 / UNIT) as f32);
         let submitted_squares = (squares.0 / UNIT / UNIT) as f32;
         let accepted_squares = (squares.1 / UNIT / UNIT) as f32;
+        let rings = self.rings.get_or_insert_default();
         let buckets = [
-            self.short.bucket(at_us / (SHORT_SECONDS * 1_000_000)),
-            self.middle.bucket(at_us / (MIDDLE_SECONDS * 1_000_000)),
-            self.long.bucket(at_us / (LONG_SECONDS * 1_000_000)),
+            rings.short.bucket(at_us / (SHORT_SECONDS * 1_000_000)),
+            rings.middle.bucket(at_us / (MIDDLE_SECONDS * 1_000_000)),
+            rings.long.bucket(at_us / (LONG_SECONDS * 1_000_000)),
         ];
         for bucket in buckets.into_iter().flatten() {
             bucket.submitted += submitted;
@@ -159,12 +166,13 @@ impl Rates {
 
     /// The rates over a window that ends now.
     pub(crate) fn over(&self, window: Window, now_us: u64) -> RatePair {
+        let Some(rings) = &self.rings else { return RatePair::default() };
         let since = self.since_us;
         let (sum, seconds) = match window {
-            Window::Minute => self.short.look(now_us, since, SHORT_SECONDS, 4),
-            Window::TenMinutes => self.short.look(now_us, since, SHORT_SECONDS, 31),
-            Window::Hour => self.middle.look(now_us, since, MIDDLE_SECONDS, 13),
-            Window::Day => self.long.look(now_us, since, LONG_SECONDS, 13),
+            Window::Minute => rings.short.look(now_us, since, SHORT_SECONDS, 4),
+            Window::TenMinutes => rings.short.look(now_us, since, SHORT_SECONDS, 31),
+            Window::Hour => rings.middle.look(now_us, since, MIDDLE_SECONDS, 13),
+            Window::Day => rings.long.look(now_us, since, LONG_SECONDS, 13),
         };
         RatePair {
             accepted: estimate(sum.accepted, sum.accepted_squares, seconds),

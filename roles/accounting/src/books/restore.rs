@@ -45,13 +45,14 @@ impl Books {
         from.devices.iter().for_each(|row| books.restore_device(row));
         for (subject, sums) in from.sums {
             if let Some(account) = books.account_mut(*subject) {
-                account.sums = sums.clone();
+                account.set_sums(sums);
             }
         }
-        books.totals.shares = books.fleet.sums.shares.clone();
-        books.totals.answers = books.fleet.sums.answers.clone();
+        let fleet = books.fleet.sums();
+        books.totals.shares = fleet.shares;
+        books.totals.answers = fleet.answers;
         for (id, upstream) in &books.upstreams {
-            books.totals.upstreams.insert(*id, upstream.account.sums.answers.clone());
+            books.totals.upstreams.insert(*id, upstream.account.sums().answers);
         }
         for point in from.open_points {
             if point.level == Level::Minute {
