@@ -240,6 +240,7 @@ struct Farm {
     declared: Vec<RequestId>,
     custom: Vec<SetCustomMiningJob>,
     channel: Option<u32>,
+    terms: Option<ChannelTerms>,
     /// The pool's numbers of this channel's jobs.
     taken: BTreeSet<u32>,
     tokens_given: u32,
@@ -270,6 +271,7 @@ pub(crate) fn run_client(data: &[u8]) {
         declared: Vec::new(),
         custom: Vec::new(),
         channel: None,
+        terms: None,
         taken: BTreeSet::new(),
         tokens_given: 0,
         tokens: BTreeMap::new(),
@@ -313,12 +315,17 @@ impl Farm {
                     extranonce_prefix: vec![dice.next(); dice.below(30)],
                     extranonce_size: 8,
                 };
+                // The same terms again are the same channel: what the pool took of it stays taken.
+                if self.terms.as_ref() != Some(&terms) {
+                    self.taken.clear();
+                }
                 self.channel = Some(id);
-                self.taken.clear();
+                self.terms = Some(terms.clone());
                 self.client.handle_channel(terms, now, out);
             }
             4 => {
                 self.channel = None;
+                self.terms = None;
                 self.taken.clear();
                 self.client.handle_channel_closed(out);
             }

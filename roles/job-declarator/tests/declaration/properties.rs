@@ -17,3 +17,10 @@ proptest! {
         run_client(&data);
     }
 }
+
+/// A fuzzer found these: the mining channel is announced twice on the same terms, which is no new channel.
+#[test]
+fn the_same_terms_are_the_same_channel() {
+    let input = include_bytes!("../../../../fuzz/seeds/job_declarator/same_terms");
+    run_client(&input[1..]);
+}
