@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::Network;
+use mining_proxy::Patience;
 use rand::RngCore;
 use rand::rngs::OsRng;
 use stratum::HashRate;
@@ -147,6 +148,7 @@ impl Demo {
                 user_identity: "demo".to_owned(),
                 forward_worker_names: true,
             }],
+            patience: Patience::default(),
             aggregate: true,
             vardiff,
             ledger: options.ledger.clone().map(LedgerConfig::in_folder),

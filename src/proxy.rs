@@ -1,18 +1,17 @@
 //! The `mining-proxy` role: miners in, pool out.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mining_proxy::UpstreamConfig as UpstreamRules;
+use mining_proxy::{SwitchReason, UpstreamConfig as UpstreamRules};
 use mining_server::{Settings, ShareUse, Work};
 use stratum::{JobNumber, UpstreamId, coinbase};
 
 use crate::clock::Clock;
 use crate::config::{Listeners, ProxyConfig, UpstreamConfig};
 use crate::error::RunError;
-use crate::http::UpstreamState;
 use crate::http::view::Job;
+use crate::http::{UpstreamState, UpstreamStates};
 use crate::owner::owner;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
@@ -34,28 +33,28 @@ pub fn start(
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<Role, RunError> {
-    // The first entry is the preferred one; the others wait for failover, which comes with job declaration.
-    let Some(preferred) = config.upstreams.first() else {
+    if config.upstreams.is_empty() {
         return Err(RunError::Failed("there is no upstream".to_owned()));
-    };
-    if config.upstreams.len() > 1 {
-        tracing::warn!("only the first upstream is used: failover to the others is not built yet");
     }
     let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref(), config.rules.clone())?;
     let (owner, inbox) = owner();
-    let upstream_status = Arc::new(UpstreamStatus::default());
-    let name = format!("{}:{}", preferred.url.host, preferred.url.port);
-    let account = preferred.user_identity.as_str();
-    role.observed.sink.writer().upstream(UpstreamId(0), &name, account, clock.now());
+    let named = named(&config.upstreams);
+    for (id, (name, account)) in (0..).zip(&named) {
+        role.observed.sink.writer().upstream(UpstreamId(id), name, account, clock.now());
+    }
+    let status = Arc::new(UpstreamStatus::new(named.len()));
+    let configs = (0..).zip(&config.upstreams);
     let task = UpstreamTask {
-        config: rules(config, preferred),
-        url: preferred.url.clone(),
+        upstreams: configs
+            .map(|(id, upstream)| (rules(config, id, upstream), upstream.url.clone()))
+            .collect(),
+        patience: config.patience,
         inbox,
         writer: role.observed.sink.writer(),
         clock,
         latencies: Arc::clone(&role.observed.latencies),
         registry: role.observed.registry.clone(),
-        status: Arc::clone(&upstream_status),
+        status: Arc::clone(&status),
     };
     if !config.aggregate {
         // Every device has a prefix of its own from the upstream: no reserved value can clash.
@@ -67,21 +66,43 @@ pub fn start(
         ..role::settings(ShareUse::Forward, &config.vardiff, &config.downstream)
     };
     // Where every device has jobs of its own, there is none that all work on, and none is shown.
-    let (shared, of_jobs): (_, Arc<str>) = (owner.work.clone(), name.as_str().into());
+    let (shared, of_jobs) = (owner.work.clone(), named.clone());
     role.listen(&mut listeners, &config.downstream, settings, owner)?;
-    let account: Arc<str> = preferred.user_identity.as_str().into();
-    let upstreams = move || {
-        let is_live = upstream_status.live.load(Ordering::Relaxed);
-        vec![UpstreamState { name: name.clone(), account: Some(Arc::clone(&account)), is_live }]
-    };
+    let upstreams = move || upstream_states(&named, &status);
     let jobs = move || shared.borrow().as_deref().map(|work| job(work, &of_jobs)).into_iter().collect();
     role.serve_http(&mut listeners, &config.http, upstreams, jobs)?;
     Ok(role)
 }
 
+/// What each upstream is called, and its account. Several may be at one address: those after the first are told apart
+/// by their place in the list.
+fn named(upstreams: &[UpstreamConfig]) -> Vec<(Arc<str>, Arc<str>)> {
+    let mut named: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(upstreams.len());
+    for (place, upstream) in upstreams.iter().enumerate() {
+        let mut name = format!("{}:{}", upstream.url.host, upstream.url.port);
+        if named.iter().any(|(other, _)| **other == *name) {
+            name = format!("{name}~{}", place + 1);
+        }
+        named.push((name.into(), upstream.user_identity.as_str().into()));
+    }
+    named
+}
+
+fn upstream_states(named: &[(Arc<str>, Arc<str>)], status: &UpstreamStatus) -> UpstreamStates {
+    let states = named.iter().zip(status.views()).map(|((name, account), view)| UpstreamState {
+        name: name.to_string(),
+        account: Some(Arc::clone(account)),
+        is_live: view.is_live,
+        standing: view.standing.name(),
+    });
+    let reasons = SwitchReason::ALL.into_iter().map(SwitchReason::name);
+    UpstreamStates { states: states.collect(), switches: reasons.zip(status.switches()).collect() }
+}
+
 /// What the API shows of the job that all devices work on.
-fn job(work: &Work, upstream: &Arc<str>) -> Job {
+fn job(work: &Work, upstreams: &[(Arc<str>, Arc<str>)]) -> Job {
     let job = &work.active().job;
+    let (upstream, _) = &upstreams[usize::from(job.origin.upstream.0)];
     let facts = coinbase::read(&job.coinbase_prefix, job.rollable_size, &job.coinbase_suffix);
     let mut previous_hash = job.tip.previous_hash;
     previous_hash.reverse();
@@ -99,9 +120,9 @@ fn job(work: &Work, upstream: &Arc<str>) -> Job {
     }
 }
 
-fn rules(config: &ProxyConfig, upstream: &UpstreamConfig) -> UpstreamRules {
+fn rules(config: &ProxyConfig, id: u16, upstream: &UpstreamConfig) -> UpstreamRules {
     UpstreamRules {
-        id: UpstreamId(0),
+        id: UpstreamId(id),
         user_identity: upstream.user_identity.clone(),
         aggregate: config.aggregate,
         forward_worker_names: upstream.forward_worker_names,

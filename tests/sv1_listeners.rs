@@ -81,6 +81,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
             user_identity: "account.farm".to_owned(),
             forward_worker_names: true,
         }],
+        patience: Default::default(),
         aggregate: true,
         vardiff: vardiff(EXPONENT),
         ledger: None,

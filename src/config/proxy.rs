@@ -1,7 +1,9 @@
 //! The configuration of the mining proxy.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use mining_proxy::Patience;
 use stratum::sv2::PoolUrl;
 
 use super::api::{HttpConfig, read_metrics, render_metrics};
@@ -18,6 +20,9 @@ const MAX_UPSTREAMS: usize = 16;
 /// SV2 carries a user identity as a text of at most 255 bytes (STR0_255).
 const MAX_USER_IDENTITY: usize = 255;
 
+/// The longest time of `[failover]`, in seconds: who is patient for longer than an hour has no use for a second pool.
+const LONGEST_PATIENCE: u32 = 3600;
+
 /// What a mining proxy is told.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -25,6 +30,8 @@ pub struct ProxyConfig {
     pub downstream: DownstreamConfig,
     /// Where work comes from, in order of preference; at least one, at most 16.
     pub upstreams: Vec<UpstreamConfig>,
+    /// When to go over from one upstream to another.
+    pub patience: Patience,
     /// One upstream channel for all devices; if not, each device has its own.
     pub aggregate: bool,
     /// How the difficulties of channels are controlled.
@@ -59,6 +66,7 @@ impl RoleConfig for ProxyConfig {
     fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
         let downstream = DownstreamConfig::read(document, findings);
         let upstreams = read_upstreams(document, findings);
+        let patience = read_failover(document, findings);
         let mut channels = document.section(findings, "channels");
         let aggregate = channels.boolean(findings, "aggregate").unwrap_or(true);
         channels.finish(findings);
@@ -70,6 +78,7 @@ impl RoleConfig for ProxyConfig {
         Some(ProxyConfig {
             downstream: downstream?,
             upstreams,
+            patience,
             aggregate,
             vardiff,
             ledger,
@@ -89,6 +98,12 @@ impl RoleConfig for ProxyConfig {
             page.key("user_identity", upstream.user_identity.clone());
             page.key("forward_worker_names", upstream.forward_worker_names);
         }
+        page.section("[failover]");
+        let seconds = |duration: Duration| duration.as_secs() as i64;
+        page.key("hold_down_s", seconds(self.patience.hold_down));
+        page.key("longest_hold_down_s", seconds(self.patience.longest_hold_down));
+        page.key("steady_s", seconds(self.patience.steady));
+        page.key("start_grace_s", seconds(self.patience.start_grace));
         page.section("[channels]");
         page.key("aggregate", self.aggregate);
         self.vardiff.render(&mut page);
@@ -101,6 +116,25 @@ impl RoleConfig for ProxyConfig {
         self.log.render(&mut page);
         page.finish()
     }
+}
+
+/// `[failover]`: how patient we are with upstreams.
+fn read_failover(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Patience {
+    let mut section = document.section(findings, "failover");
+    let default = Patience::default();
+    let mut seconds = |key: &'static str, least: u32, default: Duration| {
+        let read = section.integer(findings, key, least..=LONGEST_PATIENCE);
+        read.map_or(default, |seconds| Duration::from_secs(seconds.into()))
+    };
+    let hold_down = seconds("hold_down_s", 1, default.hold_down);
+    let longest_hold_down = seconds("longest_hold_down_s", 1, default.longest_hold_down.max(hold_down));
+    let steady = seconds("steady_s", 1, default.steady);
+    let start_grace = seconds("start_grace_s", 0, default.start_grace);
+    if longest_hold_down < hold_down {
+        findings.problem(section.place_of(findings, "longest_hold_down_s"), "is below hold_down_s");
+    }
+    section.finish(findings);
+    Patience { hold_down, longest_hold_down, steady, start_grace }
 }
 
 fn read_upstreams(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<UpstreamConfig> {

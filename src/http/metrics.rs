@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use accounting::{AnswerSums, PowerSource};
+use mining_proxy::Standing;
 use stratum::Target;
 
 use super::Status;
@@ -33,6 +34,7 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_work(&mut page, overview);
     render_answers(&mut page, overview);
     render_upstreams(&mut page, &overview.upstreams);
+    render_switches(&mut page, status);
     render_connections(&mut page, status);
     render_version_rolling(&mut page, status);
     page.gauge("checkweigh_devices", "Devices seen since the start.");
@@ -170,6 +172,22 @@ fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
     page.gauge("checkweigh_upstream_up", "Whether the upstream, or the node of a pool, gives work.");
     for upstream in upstreams {
         page.labelled("upstream", &upstream.name, u8::from(upstream.is_live));
+    }
+    let help = "1 for what an upstream is used for now, by upstream.";
+    page.gauge("checkweigh_upstream_standing", help);
+    for upstream in upstreams {
+        for standing in Standing::ALL.map(Standing::name) {
+            let is_so = u8::from(upstream.standing == standing);
+            page.labelled_twice([("upstream", &upstream.name), ("standing", standing)], is_so);
+        }
+    }
+}
+
+fn render_switches(page: &mut Page, status: &Status) {
+    let help = "How often work came to be from another upstream, by reason.";
+    page.counter("checkweigh_upstream_switches_total", help);
+    for (reason, count) in &status.switches {
+        page.labelled("reason", reason, count);
     }
 }
 

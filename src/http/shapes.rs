@@ -30,7 +30,7 @@ impl Serialize for Time {
 
 /// An object whose keys are names of ours.
 #[derive(Clone, Debug)]
-pub(super) struct Named<T>(Vec<(&'static str, T)>);
+pub(super) struct Named<T>(pub(super) Vec<(&'static str, T)>);
 
 impl<T: Serialize> Serialize for Named<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -374,6 +374,7 @@ pub(super) struct UpstreamShape<'a> {
     name: &'a str,
     account: Option<&'a str>,
     is_live: bool,
+    standing: &'static str,
     shares: UpstreamShares,
     work: UpstreamTargetWork,
     ack_latency: AckShape,
@@ -422,6 +423,7 @@ impl<'a> UpstreamShape<'a> {
             name: &upstream.name,
             account: upstream.account.as_deref(),
             is_live: upstream.is_live,
+            standing: upstream.standing,
             shares: UpstreamShares {
                 forwarded: answers.forwarded,
                 acknowledged: answers.acknowledged,

@@ -79,6 +79,8 @@ pub struct Overview {
     pub groups: Vec<Group>,
     /// Upstreams, or the node of a pool, in the order of their numbers.
     pub upstreams: Vec<Upstream>,
+    /// How often work came to be from another upstream since the start, by reason; empty for a pool.
+    pub switches: Vec<(&'static str, u64)>,
     /// What a terahash is worth at the current template, in satoshis.
     pub sats_per_terahash: Option<f64>,
 }
@@ -180,6 +182,8 @@ pub struct Upstream {
     pub account: Option<Arc<str>>,
     /// Whether it gives work.
     pub is_live: bool,
+    /// What it is used for: `serving`, `standby`, `held_down` or `away`.
+    pub standing: &'static str,
     /// What it was sent and answered.
     pub answers: accounting::AnswerSums,
     /// How long its answers took.

@@ -22,6 +22,7 @@ use checkweigh::proxy;
 use checkweigh::role::Observed;
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use checkweigh::sink::Totals;
+use mining_proxy::Patience;
 use stratum::sv2::{AuthoritySecretKey, PoolUrl};
 use stratum::vardiff::VardiffConfig;
 use tokio::task::JoinHandle;
@@ -143,15 +144,26 @@ pub(crate) fn start_pool_with_status(
 
 /// Starts a proxy before the pool at `pool`.
 pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSettings) -> Running {
+    start_proxy_before(&[pool], Patience::default(), aggregate, vardiff)
+}
+
+/// Starts a proxy before several pools, the preferred one first.
+pub(crate) fn start_proxy_before(
+    pools: &[SocketAddr],
+    patience: Patience,
+    aggregate: bool,
+    vardiff: VardiffSettings,
+) -> Running {
     let (stop, end) = shutdown();
-    let url = PoolUrl { host: pool.ip().to_string(), port: pool.port(), authority: Some(key().public()) };
+    let upstreams = pools.iter().enumerate().map(|(place, pool)| UpstreamConfig {
+        url: PoolUrl { host: pool.ip().to_string(), port: pool.port(), authority: Some(key().public()) },
+        user_identity: if place == 0 { "account.farm" } else { "other.farm" }.to_owned(),
+        forward_worker_names: true,
+    });
     let config = ProxyConfig {
         downstream: downstream(),
-        upstreams: vec![UpstreamConfig {
-            url,
-            user_identity: "account.farm".to_owned(),
-            forward_worker_names: true,
-        }],
+        upstreams: upstreams.collect(),
+        patience,
         aggregate,
         vardiff,
         ledger: None,

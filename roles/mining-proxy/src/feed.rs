@@ -64,6 +64,8 @@ pub(crate) struct FeedState {
     pub(crate) backoff: Backoff,
     book: JobBook,
     live: bool,
+    /// Whether another upstream gives its work now: what comes from this one is not published.
+    retired: bool,
     tip_number: TipNumber,
     tip: Option<(Hash, u32)>,
     last_job: Duration,
@@ -84,6 +86,7 @@ impl FeedState {
             backoff: Backoff::new(),
             book,
             live: false,
+            retired: false,
             tip_number: TipNumber(0),
             tip: None,
             last_job: Duration::ZERO,
@@ -113,6 +116,35 @@ impl FeedState {
         self.book.work().map(Arc::new)
     }
 
+    /// Whether work of it is published, and may be made anew.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.book.is_empty()
+    }
+
+    /// Whether work comes from its channel, and shares go there.
+    pub(crate) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Whether another upstream gives its work.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Another upstream gives its work from now on. The channel stays, for what is still on its way.
+    pub(crate) fn retire(&mut self) {
+        self.book.start_over(self.book.next_number());
+        self.live = false;
+        self.retired = true;
+        self.refresh_at = None;
+    }
+
+    /// Its work is to come from this upstream again. Its jobs have the number `next` or higher ones.
+    pub(crate) fn revive(&mut self, next: JobNumber) {
+        self.book.start_over(next);
+        self.retired = false;
+    }
+
     /// The number that its next job will have.
     pub(crate) fn next_number(&self) -> JobNumber {
         self.book.next_number()
@@ -127,7 +159,11 @@ impl FeedState {
         job: &Arc<ReceivedJob>,
         now: Now,
     ) -> Result<bool, &'static str> {
+        let is_retired = self.retired;
         let Some(channel) = self.channel_mut() else { return Ok(false) };
+        if is_retired {
+            return Ok(false);
+        }
         let Some(min_ntime) = job.min_ntime else {
             channel.hold(Arc::clone(job));
             return Ok(false);
@@ -149,7 +185,11 @@ impl FeedState {
         (job, min_ntime): (UpstreamJobId, u32),
         now: Now,
     ) -> Result<bool, &'static str> {
+        let is_retired = self.retired;
         let Some(channel) = self.channel_mut() else { return Ok(false) };
+        if is_retired {
+            return Ok(false);
+        }
         let Some(future) = channel.set_tip(tip, job) else {
             return Err("a previous hash for a future job that it never sent");
         };

@@ -13,6 +13,7 @@
 
 mod extensions;
 mod messages;
+mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -33,6 +34,7 @@ use stratum::{
 };
 
 use self::extensions::WorkerNames;
+use self::serving::{Part, Refusals};
 use crate::channel::{Channel, LatestParts};
 use crate::config::{Endpoint, UpstreamConfig, cut};
 use crate::feed::{FeedState, Nominal, Standing};
@@ -41,6 +43,7 @@ use crate::output::{DownstreamKey, Feed, Tally, UpstreamOutput};
 
 pub use self::extensions::{MAX_NAMED_DEVICES, NEGOTIATION_DEADLINE};
 pub use self::messages::REFUSALS_WORTH_TELLING;
+pub use self::serving::{REFUSALS_ARE_TROUBLE, REFUSED_FOR};
 pub use crate::channel::{MAX_COINBASE_PREFIX, MAX_COINBASE_SUFFIX, MAX_FUTURE_JOBS, MIN_ROLLABLE_SIZE};
 pub use crate::pending::MAX_PENDING_SHARES;
 
@@ -91,6 +94,8 @@ pub enum LinkState {
 pub struct Upstream {
     config: UpstreamConfig,
     link: LinkState,
+    part: Part,
+    refusals: Refusals,
     /// Where the connection leads, or the last one led.
     endpoint: Endpoint,
     /// When SetupConnection was sent; later, when the upstream was last heard.
@@ -130,6 +135,7 @@ impl Upstream {
     /// work of the process need first numbers of their own (see [`mining_server::JobBook`]).
     pub fn new(config: UpstreamConfig, first: JobNumber, now: Now) -> Self {
         let mut feeds = BTreeMap::new();
+        let id = config.id;
         if config.aggregate {
             feeds.insert(
                 Feed::Shared,
@@ -139,6 +145,8 @@ impl Upstream {
         Upstream {
             config,
             link: LinkState::Away,
+            part: Part::Serving,
+            refusals: Refusals::default(),
             endpoint: Endpoint { host: String::new(), port: 0 },
             heard: now.monotonic,
             fixed_version: false,
@@ -148,7 +156,7 @@ impl Upstream {
             to_open: VecDeque::new(),
             closed_lately: VecDeque::new(),
             next_request: RequestId(1),
-            epoch: Epoch(0),
+            epoch: serving::first_epoch(id),
             next_first: JobNumber(first.0.saturating_add(NUMBERS_APART)),
             rates: BTreeMap::new(),
             latest_parts: LatestParts::new(),
@@ -290,7 +298,11 @@ impl Upstream {
         let first = JobNumber::first(now).max(self.next_first);
         self.next_first = JobNumber(first.0.saturating_add(NUMBERS_APART));
         let identity = self.config.device_identity(worker_name);
-        self.feeds.insert(feed, Box::new(FeedState::new(identity, JobBook::private(first))));
+        let mut state = Box::new(FeedState::new(identity, JobBook::private(first)));
+        if self.part != Part::Serving {
+            state.retire();
+        }
+        self.feeds.insert(feed, state);
         self.rates.insert(key, sane(rate));
         if self.link == LinkState::Ready {
             self.enqueue(feed);
@@ -312,7 +324,7 @@ impl Upstream {
             self.channels.remove(&channel.id);
             close(channel.id, codes::close_channel::DOWNSTREAM_DISCONNECTED, out);
             self.note_closed(channel.id);
-            self.count_lost(&channel, now, out);
+            self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
         }
     }
 
@@ -381,6 +393,7 @@ impl Upstream {
             if let Standing::Resting(until) = state.standing
                 && until <= now.monotonic
             {
+                state.standing = Standing::Idle;
                 awake.push(*feed);
             }
             if state.rate_is_due(now) {
@@ -412,7 +425,8 @@ impl Upstream {
         if oldest.is_some_and(|request| now.monotonic.saturating_sub(request.sent) >= ANSWER_DEADLINE) {
             return Some("the upstream did not answer a request for a channel".to_owned());
         }
-        if silence >= SILENCE_DEADLINE {
+        // Who has no channel is told nothing, and may be silent.
+        if silence >= SILENCE_DEADLINE && self.part != Part::Standby {
             return Some(format!("the upstream was silent for {} seconds", silence.as_secs()));
         }
         let stuck = self.feeds.values().filter_map(|state| state.channel()).any(|channel| {
@@ -429,7 +443,10 @@ impl Upstream {
             LinkState::Away => None,
             LinkState::SettingUp => Some(self.heard + ANSWER_DEADLINE),
             LinkState::Negotiating => Some(self.heard + NEGOTIATION_DEADLINE),
-            LinkState::Ready => [Some(self.heard + SILENCE_DEADLINE), request].into_iter().flatten().min(),
+            LinkState::Ready => {
+                let silence = (self.part != Part::Standby).then_some(self.heard + SILENCE_DEADLINE);
+                [silence, request].into_iter().flatten().min()
+            }
         }
     }
 
@@ -500,7 +517,7 @@ impl Upstream {
         for (feed, state) in &mut feeds {
             let (channel, publish) = state.end(Standing::Idle);
             if let Some(channel) = channel {
-                self.count_lost(&channel, now, out);
+                self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
             }
             if publish {
                 out.publish.extend(state.work().map(|work| (*feed, work)));
@@ -509,12 +526,12 @@ impl Upstream {
         self.feeds = feeds;
     }
 
-    fn count_lost(&mut self, channel: &Channel, now: Now, out: &mut UpstreamOutput) {
+    fn count_lost(&mut self, channel: &Channel, reason: LossReason, now: Now, out: &mut UpstreamOutput) {
         let count = channel.pending.unanswered();
         if count > 0 {
             self.tally.lost += u64::from(count);
             let (last, work) = (channel.pending.last(), channel.pending.work());
-            let verdict = UpstreamVerdict::Lost { last, count, reason: LossReason::ConnectionEnded, work };
+            let verdict = UpstreamVerdict::Lost { last, count, reason, work };
             let (upstream, channel) = (self.config.id, channel.id);
             out.answers.push(UpstreamAnswer { received: now, upstream, channel, verdict });
         }
@@ -529,7 +546,8 @@ impl Upstream {
 
     /// Has a feed wait for its turn to ask for a channel.
     fn enqueue(&mut self, feed: Feed) {
-        if let Some(state) = self.feeds.get_mut(&feed)
+        if self.part == Part::Serving
+            && let Some(state) = self.feeds.get_mut(&feed)
             && !matches!(state.standing, Standing::Queued | Standing::Requested | Standing::Open(_))
         {
             state.standing = Standing::Queued;

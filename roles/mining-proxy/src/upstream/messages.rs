@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mining_server::record::UpstreamVerdict;
-use mining_server::{CloseReason, UpstreamAnswer};
+use mining_server::{CloseReason, LossReason, UpstreamAnswer};
 use stratum::sv2::Message;
 use stratum::sv2::codes;
 use stratum::sv2::jobs::ExtendedJob;
@@ -249,6 +249,7 @@ impl Upstream {
         });
         let count = count.unwrap_or(0);
         if count > 0 {
+            self.refusals.none();
             self.tally.acknowledged += u64::from(count);
             let shares_sum = message.new_shares_sum;
             let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum, work };
@@ -276,6 +277,7 @@ impl Upstream {
             return;
         };
         self.tally.rejected += 1;
+        self.refusals.one_more(&message.error_code, now);
         if in_a_row == REFUSALS_WORTH_TELLING {
             self.tell(now, out, || {
                 format!(
@@ -329,7 +331,7 @@ impl Upstream {
         }
         if let Some(channel) = channel {
             self.channels.remove(&channel.id);
-            self.count_lost(&channel, now, out);
+            self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
         }
         self.schedule(until);
     }

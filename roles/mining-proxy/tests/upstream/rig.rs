@@ -38,7 +38,7 @@ pub(crate) struct Rig {
 
 pub(crate) fn config(aggregate: bool) -> UpstreamConfig {
     UpstreamConfig {
-        id: UpstreamId(1),
+        id: UpstreamId(0),
         user_identity: "account.farm".to_owned(),
         aggregate,
         forward_worker_names: false,
