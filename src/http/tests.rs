@@ -51,8 +51,9 @@ fn overview() -> Overview {
     let mut acks = AckSums::default();
     acks.add(3_000);
     let upstream = |name: &str, is_live, answers| {
+        let standing = if is_live { "serving" } else { "standby" };
         let acks = acks.clone();
-        Upstream { name: name.into(), account: None, is_live, standing: "serving", answers, acks }
+        Upstream { name: name.into(), account: None, is_live, standing, answers, acks }
     };
     let upstreams = vec![
         upstream("pool.example:34254", true, totals.answers.clone()),

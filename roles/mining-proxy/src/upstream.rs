@@ -426,7 +426,7 @@ impl Upstream {
             return Some("the upstream did not answer a request for a channel".to_owned());
         }
         // Who has no channel is told nothing, and may be silent.
-        if silence >= SILENCE_DEADLINE && self.part != Part::Standby {
+        if silence >= SILENCE_DEADLINE && !self.channels.is_empty() {
             return Some(format!("the upstream was silent for {} seconds", silence.as_secs()));
         }
         let stuck = self.feeds.values().filter_map(|state| state.channel()).any(|channel| {
@@ -444,7 +444,7 @@ impl Upstream {
             LinkState::SettingUp => Some(self.heard + ANSWER_DEADLINE),
             LinkState::Negotiating => Some(self.heard + NEGOTIATION_DEADLINE),
             LinkState::Ready => {
-                let silence = (self.part != Part::Standby).then_some(self.heard + SILENCE_DEADLINE);
+                let silence = (!self.channels.is_empty()).then_some(self.heard + SILENCE_DEADLINE);
                 [silence, request].into_iter().flatten().min()
             }
         }

@@ -147,6 +147,8 @@ impl Upstream {
         self.schedule_if(due);
         self.channels.insert(id, feed);
         self.open_waiting(now, out);
+        let deadline = self.deadline();
+        self.schedule_if(deadline);
         Ok(())
     }
 
