@@ -204,7 +204,7 @@ red = 1
         "line 19: ledger.commit_interval_ms: 251 is not from 10 to 250",
         "line 20: ledger.keep_recrods_days: unknown key; did you mean `keep_records_days`?",
         "line 21: metrics.listen: is missing",
-        "line 22: colour: unknown key; known here: downstream, upstream, channels, vardiff, ledger, metrics, api, log",
+        "line 22: colour: unknown key; known here: downstream, upstream, failover, channels, vardiff, ledger, metrics, api, log",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {

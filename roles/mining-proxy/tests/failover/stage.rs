@@ -232,7 +232,7 @@ impl Stage {
                 let known = matches!(work.job(before.number), mining_server::work::JobLookup::Unknown);
                 assert!(!known, "what was ours is retired, and not unknown");
             }
-            if !self.work.get(&feed).is_some_and(|before| before.active().job.number == job.number) {
+            if self.work.get(&feed).is_none_or(|before| before.active().job.number != job.number) {
                 assert!(self.numbers.insert(job.number), "no number is used twice: {}", job.number);
             }
             self.work.insert(feed, work);
