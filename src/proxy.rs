@@ -130,5 +130,6 @@ fn rules(config: &ProxyConfig, id: u16, upstream: &UpstreamConfig) -> UpstreamRu
         hardware_version: "mining-proxy".to_owned(),
         firmware: env!("CARGO_PKG_VERSION").to_owned(),
         refresh_interval: REFRESH_INTERVAL,
+        job_declaration: None,
     }
 }

@@ -119,6 +119,7 @@ async fn an_upstream_takes_blocks_until_its_connections_are_gone() {
         hardware_version: "mining-proxy".to_owned(),
         firmware: "tests".to_owned(),
         refresh_interval: Duration::from_secs(20),
+        job_declaration: None,
     };
     let url = PoolUrl { host: nobody.ip().to_string(), port: nobody.port(), authority: None };
     let task = UpstreamTask {

@@ -49,6 +49,7 @@ fn config() -> UpstreamConfig {
         hardware_version: "mining-proxy".to_owned(),
         firmware: "tests".to_owned(),
         refresh_interval: Duration::from_secs(20),
+        job_declaration: None,
     }
 }
 

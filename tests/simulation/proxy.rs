@@ -69,6 +69,7 @@ impl Proxy {
             hardware_version: "mining-proxy".to_owned(),
             firmware: "simulated".to_owned(),
             refresh_interval: Duration::from_secs(20),
+            job_declaration: None,
         };
         let mut server = Server::new(Place::Proxy, settings, now);
         if !config.aggregate {

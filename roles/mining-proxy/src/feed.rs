@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::client::ClientJob;
 use mining_server::{JobBook, Work};
 use stratum::hash::Hash;
 use stratum::job::{JobOrigin, JobParts, Tip};
@@ -173,6 +174,39 @@ impl FeedState {
         let start = Start { upstream, job, min_ntime, tip, prefix, voids_others: false };
         self.start(&start, refresh_interval, now);
         Ok(true)
+    }
+
+    /// Takes a job of ours, which is the active one at once. True when there is something to publish.
+    pub(crate) fn take_custom_job(
+        &mut self,
+        upstream: UpstreamId,
+        refresh_interval: Duration,
+        custom: &ClientJob,
+        now: Now,
+    ) -> bool {
+        if self.retired || self.channel().is_none() {
+            return false;
+        }
+        let template = &custom.template;
+        let tip = ChannelTip {
+            previous_hash: template.previous_hash,
+            nbits: template.nbits,
+            network_target: template.network_target,
+        };
+        let job = ReceivedJob {
+            id: UpstreamJobId(custom.id.0),
+            min_ntime: Some(template.start_time),
+            version: template.version,
+            version_rolling_allowed: true,
+            coinbase_prefix: custom.coinbase.prefix.clone(),
+            coinbase_suffix: custom.coinbase.suffix.as_slice().into(),
+            merkle_path: template.merkle_path.as_slice().into(),
+        };
+        let min_ntime = template.start_time;
+        // The prefix of the channel is in the job's already.
+        let start = Start { upstream, job: &job, min_ntime, tip, prefix: &[], voids_others: custom.clean };
+        self.start(&start, refresh_interval, now);
+        true
     }
 
     /// Takes a message's tip, with the job that it makes the active one. `Ok(true)` when there is something to

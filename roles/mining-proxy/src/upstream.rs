@@ -11,6 +11,7 @@
 //! This module never dials, never waits, and never judges a share. What an upstream does wrong ends the connection
 //! to it and nothing else.
 
+mod declaring;
 mod extensions;
 mod messages;
 mod serving;
@@ -33,6 +34,7 @@ use stratum::{
     ChannelId, Epoch, HashRate, JobId, JobNumber, Now, RequestId, SequenceNumber, Target, UpstreamChannelId,
 };
 
+use self::declaring::Declaring;
 use self::extensions::WorkerNames;
 use self::serving::{Part, Refusals};
 use crate::channel::{Channel, LatestParts};
@@ -95,6 +97,8 @@ pub struct Upstream {
     config: UpstreamConfig,
     link: LinkState,
     part: Part,
+    /// Boxed, because most upstreams have none.
+    declaring: Option<Box<Declaring>>,
     refusals: Refusals,
     /// Where the connection leads, or the last one led.
     endpoint: Endpoint,
@@ -136,6 +140,7 @@ impl Upstream {
     pub fn new(config: UpstreamConfig, first: JobNumber, now: Now) -> Self {
         let mut feeds = BTreeMap::new();
         let id = config.id;
+        let declaring = config.job_declaration.clone().map(|config| Box::new(Declaring::new(config)));
         if config.aggregate {
             feeds.insert(
                 Feed::Shared,
@@ -146,6 +151,7 @@ impl Upstream {
             config,
             link: LinkState::Away,
             part: Part::Serving,
+            declaring,
             refusals: Refusals::default(),
             endpoint: Endpoint { host: String::new(), port: 0 },
             heard: now.monotonic,
@@ -196,23 +202,25 @@ impl Upstream {
 
     /// When [`Upstream::handle_timeout`] is due, on the monotonic clock. May have changed after every call.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.wake
+        let declaring = self.declaring.as_ref().and_then(|declaring| declaring.next_timeout());
+        self.wake.into_iter().chain(declaring).min()
     }
 
     /// The transport to `endpoint` is up: introduces us.
     ///
-    /// No flag is set: jobs that forbid version rolling are served too.
+    /// Only where jobs are declared is a flag set: jobs that forbid version rolling are served too.
     pub fn handle_connected(&mut self, endpoint: &Endpoint, now: Now, out: &mut UpstreamOutput) {
         self.lose(now, out);
         self.link = LinkState::SettingUp;
         self.endpoint = endpoint.clone();
         self.heard = now.monotonic;
         self.fixed_version = false;
+        let flags = if self.is_declaring() { codes::setup_flags::REQUIRES_WORK_SELECTION } else { 0 };
         let setup = SetupConnection {
             protocol: Protocol::Mining,
             min_version: codes::PROTOCOL_VERSION,
             max_version: codes::PROTOCOL_VERSION,
-            flags: 0,
+            flags,
             endpoint_host: cut(&endpoint.host).to_owned(),
             endpoint_port: endpoint.port,
             vendor: cut(&self.config.vendor).to_owned(),
@@ -262,9 +270,14 @@ impl Upstream {
 
     /// A share was judged. Forwards it if it is worth forwarding and can be, and completes its record.
     pub fn handle_share(&mut self, event: ShareEvent, now: Now, out: &mut UpstreamOutput) {
+        if self.declaring.is_some() {
+            out.blocks.extend(self.declared_block(&event));
+            return self.declare_share(event, now, out);
+        }
         let ShareEvent { mut record, forward } = event;
         if let Some(share) = forward {
-            match self.forward(&record, &share, now, out) {
+            let job = JobId(share.origin.job.0);
+            match self.forward(&record, &share, job, now, out) {
                 Ok(sequence_number) => {
                     record.fate = Fate::Forwarded;
                     record.sequence_number = Some(sequence_number);
@@ -378,6 +391,7 @@ impl Upstream {
 
     /// Time has passed. May be called at any time; does nothing before [`Upstream::next_timeout`].
     pub fn handle_timeout(&mut self, now: Now, out: &mut UpstreamOutput) {
+        self.declare_timeout(now, out);
         if self.wake.is_none_or(|wake| now.monotonic < wake) {
             return;
         }
@@ -454,6 +468,7 @@ impl Upstream {
         &mut self,
         record: &ShareRecord,
         share: &ForwardShare,
+        job_id: JobId,
         now: Now,
         out: &mut UpstreamOutput,
     ) -> Result<SequenceNumber, DropReason> {
@@ -485,7 +500,7 @@ impl Upstream {
         let submit = ExtendedShare {
             channel_id: ChannelId(channel.id.0),
             sequence_number,
-            job_id: JobId(share.origin.job.0),
+            job_id,
             nonce: record.nonce,
             ntime: record.ntime,
             version: record.version,
@@ -524,6 +539,7 @@ impl Upstream {
             }
         }
         self.feeds = feeds;
+        self.declare_channel(now, out);
     }
 
     fn count_lost(&mut self, channel: &Channel, reason: LossReason, now: Now, out: &mut UpstreamOutput) {
@@ -647,6 +663,7 @@ mod tests {
             hardware_version: String::new(),
             firmware: String::new(),
             refresh_interval: Duration::from_secs(20),
+            job_declaration: None,
         };
         let now = Now::simulated(Duration::ZERO, Duration::ZERO);
         let mut upstream = Upstream::new(config, JobNumber(1), now);

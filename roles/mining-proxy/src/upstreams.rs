@@ -11,6 +11,7 @@
 //!
 //! This module never dials, and never judges a share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use job_declarator::ladder::{Ladder, Patience, Rung};
@@ -18,10 +19,11 @@ use mining_server::record::UpstreamVerdict;
 use mining_server::{LossReason, ShareEvent};
 use stratum::sv2::FrameHeader;
 use stratum::{HashRate, JobNumber, Now};
+use template::BlockTemplate;
 
 use crate::config::{Endpoint, UpstreamConfig};
 use crate::output::{DownstreamKey, Feed, Tally, UpstreamOutput};
-use crate::upstream::{LinkState, Upstream};
+use crate::upstream::Upstream;
 
 /// An upstream that is connected, is to serve, and gives no work in this time is in trouble: longer than it may take
 /// to answer a request for a channel.
@@ -43,16 +45,25 @@ pub enum SwitchReason {
     NoWork,
     /// The one before refused one good share after the other.
     SharesRefused,
+    /// Nothing more was heard of a job that was declared to the one before, or no token came.
+    DeclarationUnanswered,
+    /// The job declaration server of the one before refused a job.
+    DeclarationRefused,
+    /// The one before refused a job that had been declared.
+    CustomJobRefused,
     /// A better one is well again.
     FailBack,
 }
 
 impl SwitchReason {
     /// All reasons, for those who count by them.
-    pub const ALL: [SwitchReason; 4] = [
+    pub const ALL: [SwitchReason; 7] = [
         SwitchReason::ConnectionLost,
         SwitchReason::NoWork,
         SwitchReason::SharesRefused,
+        SwitchReason::DeclarationUnanswered,
+        SwitchReason::DeclarationRefused,
+        SwitchReason::CustomJobRefused,
         SwitchReason::FailBack,
     ];
 
@@ -62,6 +73,9 @@ impl SwitchReason {
             SwitchReason::ConnectionLost => "connection_lost",
             SwitchReason::NoWork => "no_work",
             SwitchReason::SharesRefused => "shares_refused",
+            SwitchReason::DeclarationUnanswered => "declaration_unanswered",
+            SwitchReason::DeclarationRefused => "declaration_refused",
+            SwitchReason::CustomJobRefused => "custom_job_refused",
             SwitchReason::FailBack => "fail_back",
         }
     }
@@ -243,6 +257,45 @@ impl Upstreams {
         self.review(place, now, outs);
     }
 
+    /// Our node has a template: for those to which jobs are declared.
+    pub fn handle_template(&mut self, template: &Arc<BlockTemplate>, now: Now, outs: &mut [UpstreamOutput]) {
+        for place in 0..self.members.len() {
+            self.members[place].upstream.handle_template(template, now, &mut outs[place]);
+            self.review(place, now, outs);
+        }
+    }
+
+    /// The transport to one's job declaration server is up.
+    pub fn handle_declaration_connected(
+        &mut self,
+        place: usize,
+        endpoint: &Endpoint,
+        now: Now,
+        outs: &mut [UpstreamOutput],
+    ) {
+        self.members[place].upstream.handle_declaration_connected(endpoint, now, &mut outs[place]);
+        self.review(place, now, outs);
+    }
+
+    /// The transport to one's job declaration server is gone.
+    pub fn handle_declaration_disconnected(&mut self, place: usize, now: Now, outs: &mut [UpstreamOutput]) {
+        self.members[place].upstream.handle_declaration_disconnected(now, &mut outs[place]);
+        self.review(place, now, outs);
+    }
+
+    /// A frame came from one's job declaration server.
+    pub fn handle_declaration_frame(
+        &mut self,
+        place: usize,
+        header: FrameHeader,
+        payload: &[u8],
+        now: Now,
+        outs: &mut [UpstreamOutput],
+    ) {
+        self.members[place].upstream.handle_declaration_frame(header, payload, now, &mut outs[place]);
+        self.review(place, now, outs);
+    }
+
     /// The place of the upstream that a share is for.
     pub fn place_of(&self, event: &ShareEvent) -> usize {
         let place = event.forward.as_ref().map_or(0, |forward| usize::from(forward.origin.upstream.0));
@@ -322,18 +375,21 @@ impl Upstreams {
     /// Looks at what a call has changed on one of them.
     fn review(&mut self, place: usize, now: Now, outs: &mut [UpstreamOutput]) {
         let member = &mut self.members[place];
-        let is_up = member.upstream.link() == LinkState::Ready;
+        let is_up = member.upstream.is_up();
+        let trouble = member.upstream.take_trouble();
         let mut chosen = None;
         if is_up != member.is_up {
             member.is_up = is_up;
             if is_up {
                 chosen = self.ladder.handle_up(Rung(place), now);
             } else {
-                member.fault = SwitchReason::ConnectionLost;
+                member.fault = trouble.unwrap_or(SwitchReason::ConnectionLost);
                 chosen = self.ladder.handle_down(Rung(place), now);
             }
         } else if is_up && self.serving == Some(place) && member.upstream.refuses_shares(now) {
             chosen = self.trouble(place, SwitchReason::SharesRefused, now);
+        } else if let Some(trouble) = trouble {
+            chosen = self.trouble(place, trouble, now);
         }
         if let Some(rung) = chosen {
             self.switch(rung.0, now, outs);

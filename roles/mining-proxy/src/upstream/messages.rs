@@ -31,6 +31,9 @@ impl Upstream {
         if self.link == LinkState::SettingUp {
             return self.handle_setup(message, now, out);
         }
+        if self.declare_answer(&message, now, out) {
+            return Ok(());
+        }
         match message {
             Message::OpenExtendedMiningChannelSuccess(message) => self.handle_opened(&message, now, out),
             Message::OpenMiningChannelError(message) => self.handle_not_opened(&message, now, out),
@@ -149,6 +152,7 @@ impl Upstream {
         self.open_waiting(now, out);
         let deadline = self.deadline();
         self.schedule_if(deadline);
+        self.declare_channel(now, out);
         Ok(())
     }
 
@@ -183,6 +187,10 @@ impl Upstream {
         out: &mut UpstreamOutput,
     ) -> Handled {
         channel::check_job(message)?;
+        if self.is_declaring() {
+            // Pools may send what they would have us mine.
+            return Ok(());
+        }
         let (upstream, interval) = (self.config.id, self.config.refresh_interval);
         let channel_id = message.channel_id;
         let job = Arc::new(self.latest_parts.job(message));
@@ -192,6 +200,9 @@ impl Upstream {
 
     fn handle_tip(&mut self, message: &SetNewPrevHash, now: Now, out: &mut UpstreamOutput) -> Handled {
         let tip = channel::check_tip(message.prev_hash, message.nbits)?;
+        if self.is_declaring() {
+            return Ok(());
+        }
         let (upstream, interval) = (self.config.id, self.config.refresh_interval);
         let job = (UpstreamJobId(message.job_id.0), message.min_ntime);
         self.for_addressees(message.channel_id, now, out, |state| {
@@ -219,7 +230,11 @@ impl Upstream {
         out: &mut UpstreamOutput,
     ) -> Handled {
         match self.channel_mut(message.channel_id) {
-            Some(channel) => channel.set_prefix(&message.extranonce_prefix),
+            Some(channel) => {
+                channel.set_prefix(&message.extranonce_prefix)?;
+                self.declare_channel(now, out);
+                Ok(())
+            }
             None => {
                 let id = message.channel_id;
                 self.tell_of(id, now, out, || {
@@ -335,6 +350,7 @@ impl Upstream {
             self.channels.remove(&channel.id);
             self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
         }
+        self.declare_channel(now, out);
         self.schedule(until);
     }
 

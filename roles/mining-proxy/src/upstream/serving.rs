@@ -168,5 +168,6 @@ impl Upstream {
             self.note_closed(channel.id);
             self.count_lost(&channel, LossReason::Failover, now, out);
         }
+        self.declare_channel(now, out);
     }
 }

@@ -34,7 +34,7 @@ fn the_preferred_upstream_serves_and_the_others_stand_by_without_channels() {
         stage.new_block(0);
     }
     assert!(stage.pools[1].is_connected, "one that stands by may be silent");
-    assert_eq!(stage.upstreams.switches(), [0; 4]);
+    assert_eq!(stage.upstreams.switches(), [0; SwitchReason::ALL.len()]);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn without_the_preferred_upstream_the_next_one_serves_after_the_grace() {
     assert!(stage.work.is_empty());
     stage.advance(1);
     assert_eq!(stage.source(Feed::Shared), 1);
-    assert_eq!(stage.upstreams.switches(), [0; 4], "the first choice is no switch");
+    assert_eq!(stage.upstreams.switches(), [0; SwitchReason::ALL.len()], "the first choice is no switch");
     stage.connect(0);
     stage.advance(29);
     assert_eq!(stage.source(Feed::Shared), 1);

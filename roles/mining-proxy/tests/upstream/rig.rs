@@ -46,6 +46,7 @@ pub(crate) fn config(aggregate: bool) -> UpstreamConfig {
         hardware_version: "mining-proxy".to_owned(),
         firmware: "0.1.0".to_owned(),
         refresh_interval: Duration::from_secs(20),
+        job_declaration: None,
     }
 }
 
