@@ -35,6 +35,7 @@ use crate::config::ApiConfig;
 use crate::latency::Latencies;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordSink;
+use crate::upstream::DeclarationView;
 use listener::{Bounded, Peer};
 use problem::Problem;
 use view::View;
@@ -108,6 +109,8 @@ pub struct Status {
     pub upstreams: Vec<UpstreamState>,
     /// How often work came to be from another upstream, by reason; empty for a pool.
     pub switches: Vec<(&'static str, u64)>,
+    /// How job declaration goes, where jobs are declared.
+    pub declarations: Option<DeclarationView>,
 }
 
 /// What a role says of where its work comes from.
@@ -117,6 +120,8 @@ pub struct UpstreamStates {
     pub states: Vec<UpstreamState>,
     /// See [`Status::switches`].
     pub switches: Vec<(&'static str, u64)>,
+    /// See [`Status::declarations`].
+    pub declarations: Option<DeclarationView>,
 }
 
 /// One upstream, or the node of a pool.

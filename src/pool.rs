@@ -131,7 +131,7 @@ pub fn start(
         let is_live = templates.borrow().as_ref().is_some_and(fresh);
         let standing = if is_live { "serving" } else { "away" };
         let state = UpstreamState { name: name.clone(), account: None, is_live, standing };
-        UpstreamStates { states: vec![state], switches: Vec::new() }
+        UpstreamStates { states: vec![state], ..UpstreamStates::default() }
     };
     let jobs =
         move || of_jobs.borrow().as_deref().map(|template| job(template, &of_job)).into_iter().collect();

@@ -348,6 +348,7 @@ fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: Upstr
         shared_worker_names: registry.shared_names() as u64,
         upstreams: upstreams.states,
         switches: upstreams.switches,
+        declarations: upstreams.declarations,
     }
 }
 

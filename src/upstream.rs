@@ -9,6 +9,7 @@
 //! kept up to a bound, and then shares wait in their queue and are dropped there. Blocks never wait; a pool that does
 //! not even take those is given up.
 
+mod declaring;
 mod lines;
 mod link;
 mod status;
@@ -23,21 +24,26 @@ use std::task::Poll;
 use mining_proxy::upstream::MAX_DEVICE_CHANNELS;
 use mining_proxy::{DownstreamKey, Feed, Patience, UpstreamConfig, UpstreamOutput, Upstreams};
 use mining_server::{CloseReason, Fate, ShareEvent};
+use stratum::sv2::frame::{MAX_PAYLOAD_FROM_DECLARATION_SERVER, MAX_PAYLOAD_FROM_UPSTREAM};
 use stratum::sv2::url::PoolUrl;
 use stratum::{HashRate, JobNumber, Now};
+use template::BlockTemplate;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
+use crate::node::BlockSource;
 use crate::owner::{
     BLOCK_QUEUE, COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox, SHARE_QUEUE,
 };
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
+use declaring::OwnNode;
 use lines::LineLimit;
 use link::{Connected, Link, LinkEvent};
 
-pub use status::{UpstreamStatus, UpstreamView};
+pub use declaring::OwnBlocks;
+pub use status::{DeclarationView, UpstreamStatus, UpstreamView};
 
 /// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
 const MAX_UNWRITTEN: usize = 256 * 1024;
@@ -63,9 +69,11 @@ const READ_BUFFER: usize = 16 * 1024;
 /// What the task of the upstreams needs.
 #[derive(Debug)]
 pub struct UpstreamTask {
-    /// What the state machine must know of each, in order of preference, and where to dial it. At least one; each has
-    /// its place in the list as its id, and all aggregate or none does.
-    pub upstreams: Vec<(UpstreamConfig, PoolUrl)>,
+    /// Each upstream, in order of preference. At least one; each has its place in the list as its id, and all
+    /// aggregate or none does.
+    pub upstreams: Vec<UpstreamEntry>,
+    /// Our own node, for those that jobs are declared to.
+    pub node: Option<BlockSource>,
     /// How long those that were in trouble are left alone.
     pub patience: Patience,
     /// The queues of the connections that they serve.
@@ -82,6 +90,17 @@ pub struct UpstreamTask {
     pub status: Arc<UpstreamStatus>,
 }
 
+/// One upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamEntry {
+    /// What the state machine must know of it.
+    pub config: UpstreamConfig,
+    /// Where to dial it.
+    pub url: PoolUrl,
+    /// Where its job declaration server is, where jobs are declared.
+    pub declaration: Option<PoolUrl>,
+}
+
 /// Serves the upstreams until the end is asked for.
 pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
     let now = task.clock.now();
@@ -95,6 +114,8 @@ pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
 /// Everything that can wake the task.
 enum Wake {
     Link(usize, LinkEvent),
+    Declaration(usize, LinkEvent),
+    Template(Option<Arc<BlockTemplate>>),
     /// Boxed because it is rare, and much larger than all else that can happen.
     Block(Box<ShareEvent>),
     Commands,
@@ -108,6 +129,9 @@ struct Driver {
     /// One for each upstream, and so are the links.
     outs: Vec<UpstreamOutput>,
     links: Vec<Link>,
+    /// The connections to job declaration servers, of those that have one.
+    declarations: Vec<Option<Link>>,
+    node: Option<OwnNode>,
     aggregate: bool,
     mailboxes: HashMap<DownstreamKey, Arc<dyn Mailbox>>,
     shares: Vec<ShareEvent>,
@@ -125,12 +149,19 @@ struct Driver {
 
 impl Driver {
     fn new(mut task: UpstreamTask, now: Now) -> Self {
-        let (configs, urls): (Vec<_>, Vec<_>) = std::mem::take(&mut task.upstreams).into_iter().unzip();
+        let entries = std::mem::take(&mut task.upstreams);
+        let links = entries.iter().map(|entry| Link::new(&entry.url, MAX_PAYLOAD_FROM_UPSTREAM, now));
+        let links: Vec<Link> = links.collect();
+        let declaration = |url| Link::new(url, MAX_PAYLOAD_FROM_DECLARATION_SERVER, now);
+        let declarations = entries.iter().map(|entry| entry.declaration.as_ref().map(declaration)).collect();
+        let configs: Vec<UpstreamConfig> = entries.into_iter().map(|entry| entry.config).collect();
         let aggregate = configs.first().is_some_and(|config| config.aggregate);
         Driver {
             outs: configs.iter().map(|_| UpstreamOutput::default()).collect(),
             upstreams: Upstreams::new(configs, task.patience, JobNumber::first(now), now),
-            links: urls.into_iter().map(|url| Link::new(url, now)).collect(),
+            links,
+            declarations,
+            node: task.node.take().map(OwnNode::new),
             aggregate,
             mailboxes: HashMap::new(),
             commands: Vec::with_capacity(COMMAND_BATCH),
@@ -152,6 +183,8 @@ impl Driver {
             match self.next(end.as_mut()).await {
                 Wake::End => return,
                 Wake::Link(place, event) => self.handle_link(place, event),
+                Wake::Declaration(place, event) => self.handle_declaration(place, event),
+                Wake::Template(template) => self.handle_template(template),
                 Wake::Block(share) => self.handle_block(*share),
                 Wake::Commands => self.handle_commands(),
                 Wake::Shares => self.handle_shares(),
@@ -173,7 +206,8 @@ impl Driver {
     /// Waits for the next thing to do. Blocks come first, if not too many did, and then whatever comes from the
     /// upstream: it may be a new block of somebody else's.
     async fn wait(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
-        let dial = self.links.iter().filter_map(Link::dial_at);
+        let links = self.links.iter().chain(self.declarations.iter().flatten());
+        let dial = links.filter_map(Link::dial_at);
         let timeout = self.upstreams.next_timeout(self.task.clock.now()).into_iter().chain(dial).min();
         let timeout = timeout.map(|at| self.task.clock.instant(at));
         let timer = async {
@@ -185,7 +219,7 @@ impl Driver {
         let room = self.has_room();
         let blocks_first = self.blocks_in_a_row < BLOCKS_IN_A_ROW;
         let serving = self.upstreams.serving().unwrap_or(0);
-        let Driver { links, buffer, commands, shares, task, .. } = self;
+        let Driver { links, declarations, node, buffer, commands, shares, task, .. } = self;
         let inbox = &mut task.inbox;
         let block =
             async { inbox.blocks.recv().await.map_or(Wake::End, |share| Wake::Block(Box::new(share))) };
@@ -196,11 +230,26 @@ impl Driver {
                     return Poll::Ready(Wake::Link(place, event));
                 }
             }
+            for (place, link) in declarations.iter_mut().enumerate() {
+                if let Some(link) = link
+                    && let Poll::Ready(event) = link.poll(buffer, context)
+                {
+                    return Poll::Ready(Wake::Declaration(place, event));
+                }
+            }
             Poll::Pending
         });
+        let template = async {
+            match node {
+                Some(node) => Wake::Template(node.next().await),
+                None => std::future::pending().await,
+            }
+        };
         let other = async {
             tokio::select! {
                 biased;
+                // A new block is in our node before a pool says so, or not.
+                wake = template => wake,
                 wake = link => wake,
                 // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
                 () = timer => Wake::Time,
@@ -255,7 +304,7 @@ impl Driver {
 
     fn handle_time(&mut self) {
         let now = self.task.clock.now();
-        for link in &mut self.links {
+        for link in self.links.iter_mut().chain(self.declarations.iter_mut().flatten()) {
             if link.dial_at().is_some_and(|at| at <= now.monotonic) {
                 link.dial(self.task.clock);
             }
@@ -368,6 +417,7 @@ impl Driver {
     fn settle(&mut self) {
         for place in 0..self.outs.len() {
             self.publish(place);
+            self.settle_declaration(place);
             self.send(place);
             self.record(place);
             if let Some(reason) = self.outs[place].close.take() {
@@ -376,6 +426,9 @@ impl Driver {
             }
         }
         self.task.status.set(&self.upstreams, self.task.clock.now());
+        if self.node.is_some() {
+            self.task.status.set_declarations(&self.upstreams);
+        }
     }
 
     fn publish(&mut self, place: usize) {
@@ -476,7 +529,11 @@ impl Driver {
         self.upstreams.handle_shutdown(now, &mut self.outs);
         self.settle();
         // Together, so that one that does not read holds up no other.
-        futures_util::future::join_all(self.links.iter_mut().map(Link::farewell)).await;
+        let links = self.links.iter_mut().chain(self.declarations.iter_mut().flatten());
+        futures_util::future::join_all(links.map(Link::farewell)).await;
+        if let Some(node) = &mut self.node {
+            node.finish().await;
+        }
         for place in 0..self.links.len() {
             self.upstreams.handle_disconnected(place, now, &mut self.outs);
             self.outs[place].close = None;

@@ -17,7 +17,7 @@ use checkweigh::pool::task::{PoolStatus, PoolTask};
 use checkweigh::registry::SharedRegistry;
 use checkweigh::shutdown::shutdown;
 use checkweigh::sink::{RecordSink, Totals};
-use checkweigh::upstream::{UpstreamStatus, UpstreamTask};
+use checkweigh::upstream::{UpstreamEntry, UpstreamStatus, UpstreamTask};
 use checkweigh::{pool, upstream};
 use farm::{DEADLINE, Running, chain, fixed, listen, start_pool, start_proxy};
 use mining_proxy::{Patience, UpstreamConfig};
@@ -123,7 +123,8 @@ async fn an_upstream_takes_blocks_until_its_connections_are_gone() {
     };
     let url = PoolUrl { host: nobody.ip().to_string(), port: nobody.port(), authority: None };
     let task = UpstreamTask {
-        upstreams: vec![(config, url)],
+        upstreams: vec![UpstreamEntry { config, url, declaration: None }],
+        node: None,
         patience: Patience::default(),
         inbox,
         writer: sink.writer(),

@@ -35,6 +35,7 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_answers(&mut page, overview);
     render_upstreams(&mut page, &overview.upstreams);
     render_switches(&mut page, status);
+    render_declarations(&mut page, status);
     render_connections(&mut page, status);
     render_version_rolling(&mut page, status);
     page.gauge("checkweigh_devices", "Devices seen since the start.");
@@ -181,6 +182,40 @@ fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
             page.labelled_twice([("upstream", &upstream.name), ("standing", standing)], is_so);
         }
     }
+}
+
+fn render_declarations(page: &mut Page, status: &Status) {
+    let Some(view) = status.declarations else { return };
+    let help =
+        "Jobs of our own templates: given to miners, declared, taken by the pool, refused by either side.";
+    page.counter("checkweigh_job_declaration_jobs_total", help);
+    let tally = view.tally;
+    for (state, count) in [
+        ("published", tally.published),
+        ("declared", tally.declared),
+        ("acknowledged", tally.acknowledged),
+        ("refused", tally.refused),
+    ] {
+        page.labelled("state", state, count);
+    }
+    let help = "Blocks of declared jobs that were pushed to job declaration servers.";
+    page.counter("checkweigh_job_declaration_solutions_pushed_total", help);
+    page.value(tally.solutions_pushed);
+    page.gauge(
+        "checkweigh_job_declaration_shares_held",
+        "Shares that wait until the pool has taken their job.",
+    );
+    page.value(view.held);
+    let help = "Shares of declared jobs that waited: sent in the end, or never.";
+    page.counter("checkweigh_job_declaration_held_shares_total", help);
+    page.labelled("fate", "released", tally.released);
+    page.labelled("fate", "dropped", tally.dropped);
+    page.counter(
+        "checkweigh_job_declaration_blocks_total",
+        "Blocks of our own templates, and those in our node's chain.",
+    );
+    page.labelled("state", "found", view.blocks_found);
+    page.labelled("state", "accepted", view.blocks_accepted);
 }
 
 fn render_switches(page: &mut Page, status: &Status) {

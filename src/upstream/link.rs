@@ -8,7 +8,6 @@ use mining_proxy::{Backoff, Endpoint};
 use rand::RngCore;
 use rand::rngs::OsRng;
 use stratum::Now;
-use stratum::sv2::frame::MAX_PAYLOAD_FROM_UPSTREAM;
 use stratum::sv2::keys::AuthorityPublicKey;
 use stratum::sv2::noise::{Initiator, RESPONDER_MESSAGE_SIZE};
 use stratum::sv2::transport::{Decryptor, Encryptor, TransportError};
@@ -61,6 +60,8 @@ pub(super) enum LinkEvent {
 pub(super) struct Link {
     pub(super) name: String,
     url: PoolUrl,
+    /// The longest payload that is taken from there.
+    max_payload: usize,
     state: State,
     backoff: Backoff,
     /// What is encrypted and has not left.
@@ -70,10 +71,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(url: PoolUrl, now: Now) -> Self {
+    pub(super) fn new(url: &PoolUrl, max_payload: usize, now: Now) -> Self {
         Link {
             name: format!("{}:{}", url.host, url.port),
-            url,
+            url: url.clone(),
+            max_payload,
             state: State::Down { dial_at: now.monotonic },
             backoff: Backoff::new(),
             unwritten: Vec::new(),
@@ -138,9 +140,9 @@ impl Link {
     pub(super) fn dial(&mut self, clock: Clock) {
         let configured = || Endpoint { host: self.url.host.clone(), port: self.url.port };
         let endpoint = self.redirect.take().unwrap_or_else(configured);
-        let authority = self.url.authority;
+        let (authority, max_payload) = (self.url.authority, self.max_payload);
         self.state = State::Dialling(tokio::spawn(async move {
-            match tokio::time::timeout(DIAL_TIMEOUT, connect(endpoint, authority, clock)).await {
+            match tokio::time::timeout(DIAL_TIMEOUT, connect(endpoint, authority, max_payload, clock)).await {
                 Ok(result) => result,
                 Err(_) => Err("no connection in time".to_owned()),
             }
@@ -176,6 +178,7 @@ impl Link {
 async fn connect(
     endpoint: Endpoint,
     authority: Option<AuthorityPublicKey>,
+    max_payload: usize,
     clock: Clock,
 ) -> Result<Box<Connected>, String> {
     let text = |error: std::io::Error| error.to_string();
@@ -189,7 +192,7 @@ async fn connect(
     let transport = initiator
         .finish(&reply, clock.now().unix_seconds())
         .map_err(|error| format!("the Noise handshake failed: {error}"))?;
-    let (encryptor, decryptor) = transport.split(MAX_PAYLOAD_FROM_UPSTREAM);
+    let (encryptor, decryptor) = transport.split(max_payload);
     let (reader, writer) = stream.into_split();
     Ok(Box::new(Connected { endpoint, reader, writer, encryptor, decryptor }))
 }

@@ -1,9 +1,13 @@
 //! What the rest of the program may know of the upstreams. Written by their task, and read without waiting for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use job_declarator::client::ClientTally;
 use mining_proxy::{Standing, SwitchReason, Upstreams};
 use stratum::Now;
+
+use super::OwnBlocks;
 
 /// How the upstreams are.
 #[derive(Debug)]
@@ -11,6 +15,22 @@ pub struct UpstreamStatus {
     standings: Vec<AtomicU8>,
     gives_work: AtomicBool,
     switches: [AtomicU64; SwitchReason::ALL.len()],
+    declarations: Mutex<DeclarationView>,
+    /// Blocks of our own templates.
+    pub own_blocks: Arc<OwnBlocks>,
+}
+
+/// How job declaration goes, over all upstreams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeclarationView {
+    /// What became of all jobs and their shares.
+    pub tally: ClientTally,
+    /// Shares that wait until the pool has taken their job.
+    pub held: u64,
+    /// Blocks of our own templates that our miners found.
+    pub blocks_found: u64,
+    /// Those of them that our node has in its chain.
+    pub blocks_accepted: u64,
 }
 
 /// How one upstream is.
@@ -29,6 +49,8 @@ impl UpstreamStatus {
             standings: (0..count).map(|_| AtomicU8::new(0)).collect(),
             gives_work: AtomicBool::new(false),
             switches: Default::default(),
+            declarations: Mutex::default(),
+            own_blocks: Arc::default(),
         }
     }
 
@@ -44,6 +66,21 @@ impl UpstreamStatus {
     /// How often work came to be from another one, in the order of [`SwitchReason::ALL`].
     pub fn switches(&self) -> [u64; SwitchReason::ALL.len()] {
         std::array::from_fn(|reason| self.switches[reason].load(Ordering::Relaxed))
+    }
+
+    /// How job declaration goes; all zero where no jobs are declared.
+    pub fn declarations(&self) -> DeclarationView {
+        *self.declarations.lock().expect("nothing panics while it holds a few numbers")
+    }
+
+    /// Only where jobs are declared, so that nobody else takes the lock.
+    pub(super) fn set_declarations(&self, upstreams: &Upstreams) {
+        let (tally, held) = upstreams.declarations();
+        let mut known = self.declarations.lock().expect("nothing panics while it holds a few numbers");
+        let count = |blocks: &AtomicU64| blocks.load(Ordering::Relaxed);
+        let (blocks_found, blocks_accepted) =
+            (count(&self.own_blocks.found), count(&self.own_blocks.accepted));
+        *known = DeclarationView { tally, held, blocks_found, blocks_accepted };
     }
 
     pub(super) fn set(&self, upstreams: &Upstreams, now: Now) {

@@ -26,7 +26,8 @@ fn driver() -> (Driver, Owner) {
     let (owner, inbox) = owner();
     let url = PoolUrl { host: "pool.example".to_owned(), port: 34254, authority: None };
     let task = UpstreamTask {
-        upstreams: vec![(config(), url)],
+        upstreams: vec![UpstreamEntry { config: config(), url, declaration: None }],
+        node: None,
         patience: Patience::default(),
         inbox,
         writer: sink.writer(),

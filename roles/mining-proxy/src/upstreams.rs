@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::client::ClientTally;
 use job_declarator::ladder::{Ladder, Patience, Rung};
 use mining_server::record::UpstreamVerdict;
 use mining_server::{LossReason, ShareEvent};
@@ -201,6 +202,24 @@ impl Upstreams {
             member.is_up && (self.serving == Some(*place) || member.leaving == Leaving::UntilThereIsWork)
         };
         self.members.iter().enumerate().filter(is_used).any(|(_, member)| member.upstream.gives_work())
+    }
+
+    /// What became of all jobs that were declared, and how many shares wait for theirs.
+    pub fn declarations(&self) -> (ClientTally, u64) {
+        let mut sum = ClientTally::default();
+        let mut held = 0;
+        for member in &self.members {
+            let one = member.upstream.declaration_tally();
+            sum.published += one.published;
+            sum.declared += one.declared;
+            sum.acknowledged += one.acknowledged;
+            sum.refused += one.refused;
+            sum.solutions_pushed += one.solutions_pushed;
+            sum.released += one.released;
+            sum.dropped += one.dropped;
+            held += member.upstream.held_count() as u64;
+        }
+        (sum, held)
     }
 
     /// What became of all forwarded shares.

@@ -22,9 +22,9 @@ pub const REFUSALS_ARE_TROUBLE: u32 = 20;
 /// How long it must go on at least: what was on its way when a pool restarted is refused within a second.
 pub const REFUSED_FOR: Duration = Duration::from_secs(10);
 
-/// The epochs of each upstream of a process begin here: none is ever another's, and 2^28 are more than any has.
+/// The epochs of each upstream of a process begin here: none is ever another's, and 2^24 are more than any has.
 pub(super) fn first_epoch(upstream: UpstreamId) -> Epoch {
-    Epoch(u32::from(upstream.0) << 28)
+    Epoch(u32::from(upstream.0) << 24)
 }
 
 /// What an upstream is used for now.
