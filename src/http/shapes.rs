@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use super::view::{
     Block, Device, Event, Group, Job, Ledger, Overview, Point, Protocol, Rate, Rates, Span, Upstream, WINDOWS,
 };
+use crate::upstream::DeclarationView;
 
 pub(super) use cost::{CostShape, CostsShape};
 
@@ -378,6 +379,39 @@ pub(super) struct UpstreamShape<'a> {
     shares: UpstreamShares,
     work: UpstreamTargetWork,
     ack_latency: AckShape,
+}
+
+/// How job declaration goes, since the process started.
+#[derive(Serialize)]
+pub(super) struct DeclarationShape {
+    published: u64,
+    declared: u64,
+    acknowledged: u64,
+    refused: u64,
+    solutions_pushed: u64,
+    shares_held: u64,
+    shares_released: u64,
+    shares_dropped: u64,
+    blocks_found: u64,
+    blocks_accepted: u64,
+}
+
+impl DeclarationShape {
+    pub(super) fn of(view: &DeclarationView) -> Self {
+        let tally = view.tally;
+        DeclarationShape {
+            published: tally.published,
+            declared: tally.declared,
+            acknowledged: tally.acknowledged,
+            refused: tally.refused,
+            solutions_pushed: tally.solutions_pushed,
+            shares_held: view.held,
+            shares_released: tally.released,
+            shares_dropped: tally.dropped,
+            blocks_found: view.blocks_found,
+            blocks_accepted: view.blocks_accepted,
+        }
+    }
 }
 
 /// Time from a share judged to the upstream's answer.

@@ -134,6 +134,7 @@ pub(crate) fn fleet(count: usize) -> Fleet {
             acks: acks(),
         }],
         switches: vec![("connection_lost", 2), ("fail_back", 1)],
+        declarations: Some(Default::default()),
         sats_per_terahash: Some(0.5),
         ..Overview::default()
     };

@@ -70,6 +70,7 @@ impl RecordedView {
             started_us: micros(self.started),
             upstreams: upstreams.collect(),
             switches: status.switches,
+            declarations: status.declarations,
             totals,
             energy: fleet.sums.energy.clone(),
             power_w: power_milliwatts.map(|milliwatts| milliwatts as f64 / 1e3),
