@@ -260,6 +260,18 @@ async fn a_refused_declaration_leads_to_the_pools_templates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_declaration_that_nobody_answers_leads_to_the_pools_templates() {
+    let trouble = |pool: &mut DeclaringPool, is_on| pool.set(|it| it.ignores_declarations = is_on);
+    goes_down_and_back(trouble, TEMPLATES, "declaration_unanswered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_custom_job_that_nobody_answers_leads_to_the_pools_templates() {
+    let trouble = |pool: &mut DeclaringPool, is_on| pool.set(|it| it.holds_custom_jobs = is_on);
+    goes_down_and_back(trouble, TEMPLATES, "declaration_unanswered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_custom_job_leads_to_the_pools_templates() {
     let trouble = |pool: &mut DeclaringPool, is_on| pool.set(|it| it.refuses_custom_jobs = is_on);
     goes_down_and_back(trouble, TEMPLATES, "custom_job_refused").await;

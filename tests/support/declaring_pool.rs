@@ -42,6 +42,8 @@ pub(crate) const PAYOUT: [u8; 2] = [0x51, 0x75];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Manners {
     pub(crate) refuses_declarations: bool,
+    /// Declarations are never answered.
+    pub(crate) ignores_declarations: bool,
     pub(crate) refuses_custom_jobs: bool,
     pub(crate) refuses_shares: bool,
     /// Custom jobs are not answered until this ends.
@@ -226,6 +228,7 @@ impl Inner {
                         let found = vec![None; wtxids.len()];
                         connection.handle_looked_up(declaration, found, now(), &mut shared.server, out);
                     }
+                    ServerAction::Validate { .. } if self.manners.borrow().ignores_declarations => (),
                     ServerAction::Validate { declaration, .. } => {
                         let verdict = if self.manners.borrow().refuses_declarations {
                             Verdict::Invalid("bad-tests".to_owned())
