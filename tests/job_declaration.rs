@@ -90,7 +90,7 @@ fn start_proxy(pools: &[&DeclaringPool], declaration: JobDeclarationConfig, chai
 }
 
 fn start_pool(chain: &DevChain) -> DeclaringPool {
-    DeclaringPool::start(chain, Target::from_difficulty_exponent(EXPONENT))
+    DeclaringPool::start(chain.templates(), Target::from_difficulty_exponent(EXPONENT))
 }
 
 fn start_miners(server: SocketAddr) -> (Vec<Miner>, ShutdownTrigger) {

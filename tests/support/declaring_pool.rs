@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use checkweigh::dev_chain::DevChain;
+use checkweigh::config::listen::bind;
 use job_declarator::server::{
     Claimant, CustomJob, JobDeclarationServer, PoolTip, ServerAction, ServerConnection, ServerOutput, Verdict,
 };
@@ -26,7 +26,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::farm::{key, listen};
+/// The authority key of the pool and of its job declaration server.
+pub(crate) fn key() -> AuthoritySecretKey {
+    AuthoritySecretKey::from_bytes([7; 32]).expect("a key")
+}
+
+fn listen(address: SocketAddr) -> std::net::TcpListener {
+    bind(address).expect("a port can be listened on")
+}
 
 const HANDSHAKE: Duration = Duration::from_secs(60);
 
@@ -97,14 +104,15 @@ impl Drop for DeclaringPool {
 }
 
 impl DeclaringPool {
-    pub(crate) fn start(chain: &DevChain, target: Target) -> Self {
+    /// Starts it on the templates of a chain or node.
+    pub(crate) fn start(templates: watch::Receiver<Option<Arc<BlockTemplate>>>, target: Target) -> Self {
         let (manners, seen_manners) = watch::channel(Manners { has_own_jobs: true, ..Manners::default() });
         let outputs = vec![Output { value: 0, script: PAYOUT.to_vec() }];
         let server = JobDeclarationServer::new(outputs, false);
         let inner = Inner {
             shared: Arc::new(Mutex::new(Shared { server, seen: Seen::default(), next_connection: 0 })),
             manners: seen_manners,
-            templates: chain.templates(),
+            templates,
             target,
         };
         let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -125,13 +133,13 @@ impl DeclaringPool {
 
     /// Listens where it listened before, or anywhere.
     pub(crate) fn start_mining(&mut self) {
-        let listener = listen((self.mining.port() != 0).then_some(self.mining));
+        let listener = listen(self.mining);
         self.mining = listener.local_addr().expect("it listens");
         self.servers[0] = Some(serve(listener, self.inner.clone(), |inner, wire, id| inner.mine(wire, id)));
     }
 
     pub(crate) fn start_declaring(&mut self) {
-        let listener = listen((self.declaration.port() != 0).then_some(self.declaration));
+        let listener = listen(self.declaration);
         self.declaration = listener.local_addr().expect("it listens");
         self.servers[1] =
             Some(serve(listener, self.inner.clone(), |inner, wire, id| inner.declare(wire, id)));
