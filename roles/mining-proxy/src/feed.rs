@@ -146,6 +146,11 @@ impl FeedState {
         self.retired = false;
     }
 
+    /// The first number that was ever its own.
+    pub(crate) fn first_number(&self) -> JobNumber {
+        self.book.first()
+    }
+
     /// The number that its next job will have.
     pub(crate) fn next_number(&self) -> JobNumber {
         self.book.next_number()

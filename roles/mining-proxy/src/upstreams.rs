@@ -11,6 +11,7 @@
 //!
 //! This module never dials, and never judges a share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -351,6 +352,7 @@ impl Upstreams {
         for (member, out) in self.members.iter_mut().zip(outs) {
             member.upstream.handle_close(key, now, out);
         }
+        self.share_numbers();
     }
 
     /// A device's hash rate changed: see [`Upstream::handle_hash_rate`].
@@ -389,6 +391,13 @@ impl Upstreams {
         }
         self.look_for_work(now, outs);
         self.let_go(now, outs);
+    }
+
+    /// Ranges of job numbers are given out by all alike, so that none is given out twice.
+    fn share_numbers(&mut self) {
+        let first = self.members.iter().map(|member| member.upstream.next_first()).max();
+        let first = first.expect("there is at least one");
+        self.members.iter_mut().for_each(|member| member.upstream.set_next_first(first));
     }
 
     /// Looks at what a call has changed on one of them.
@@ -437,12 +446,16 @@ impl Upstreams {
             self.members[from].leaving = Leaving::UntilThereIsWork;
             name_lost(&mut outs[from]);
         }
-        let first = self.members.iter().map(|member| member.upstream.numbers_end()).max();
-        let first = first.expect("there is at least one");
+        let mut used = BTreeMap::new();
+        for (feed, next) in self.members.iter().flat_map(|member| member.upstream.next_numbers()) {
+            let used = used.entry(feed).or_insert(next);
+            *used = next.max(*used);
+        }
         self.workless_since = None;
         let member = &mut self.members[to];
         member.leaving = Leaving::No;
-        member.upstream.serve(first, now, &mut outs[to]);
+        member.upstream.serve(&used, now, &mut outs[to]);
+        self.share_numbers();
         self.look_for_work(now, outs);
     }
 

@@ -196,6 +196,11 @@ impl JobBook {
         self.next = self.next.max(next);
     }
 
+    /// The number that its first job had, or was to have.
+    pub fn first(&self) -> JobNumber {
+        self.first
+    }
+
     /// Whether it has no job.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()

@@ -6,6 +6,7 @@
 //!
 //! This module never decides which upstream serves.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mining_server::LossReason;
@@ -25,6 +26,17 @@ pub const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// The epochs of each upstream of a process begin here: none is ever another's, and 2^24 are more than any has.
 pub(super) fn first_epoch(upstream: UpstreamId) -> Epoch {
     Epoch(u32::from(upstream.0) << 24)
+}
+
+/// Job numbers that an upstream that is left may still use for one device: so many refreshes take hours. Numbers of
+/// one device rise by no more than they must, because SV2 shows the lower half of them.
+const NUMBERS_LEFT: u64 = 1024;
+
+/// Numbers that no feed has had.
+fn fresh_range(next_first: &mut JobNumber, now: Now) -> JobNumber {
+    let first = JobNumber::first(now).max(*next_first);
+    *next_first = JobNumber(first.0.saturating_add(NUMBERS_APART));
+    first
 }
 
 /// What an upstream is used for now.
@@ -91,28 +103,44 @@ impl Upstream {
         self.feeds.values().filter(|state| state.is_live()).count()
     }
 
-    /// A number above those of all its jobs.
-    pub fn numbers_end(&self) -> JobNumber {
-        let used = self.feeds.values().map(|state| state.next_number()).max().unwrap_or(JobNumber(0));
-        JobNumber(used.0.saturating_add(NUMBERS_APART)).max(self.next_first)
+    /// The next job number of each feed.
+    pub fn next_numbers(&self) -> impl Iterator<Item = (Feed, JobNumber)> {
+        self.feeds.iter().map(|(feed, state)| (*feed, state.next_number()))
     }
 
-    /// Work is to come from this upstream from now on: opens the channels. Its jobs get numbers from `first` on where
-    /// another upstream gave the work before.
-    pub fn serve(&mut self, first: JobNumber, now: Now, out: &mut UpstreamOutput) {
+    /// The first job number that no feed has yet.
+    pub fn next_first(&self) -> JobNumber {
+        self.next_first
+    }
+
+    /// Leaves the numbers below `first` to others.
+    pub fn set_next_first(&mut self, first: JobNumber) {
+        self.next_first = self.next_first.max(first);
+    }
+
+    /// Work is to come from this upstream from now on: opens the channels. `used` has, for each feed, a number above
+    /// those that any upstream's jobs have had: where another one gave the work before, it may use a few more before
+    /// this one begins.
+    pub fn serve(&mut self, used: &BTreeMap<Feed, JobNumber>, now: Now, out: &mut UpstreamOutput) {
         self.part = Part::Serving;
         self.refusals.none();
-        self.next_first = self.next_first.max(first).max(JobNumber::first(now));
         let retired: Vec<Feed> =
             self.feeds.iter().filter(|(_, state)| state.is_retired()).map(|(feed, _)| *feed).collect();
         for feed in retired {
             // The channel that it still had has gone on to other jobs, which were not kept.
             self.end_channel(feed, codes::close_channel::UPSTREAM_CHANGED, now, out);
-            let next = self.next_first;
-            self.next_first = JobNumber(next.0.saturating_add(NUMBERS_APART));
-            if let Some(state) = self.feeds.get_mut(&feed) {
-                state.revive(next);
-            }
+            let Some(state) = self.feeds.get_mut(&feed) else { continue };
+            let used = used.get(&feed).copied().unwrap_or_default().max(state.next_number());
+            let next = match feed {
+                // It has all numbers to itself.
+                Feed::Shared => JobNumber(used.0.saturating_add(NUMBERS_APART)),
+                Feed::Device(_) => {
+                    let next = JobNumber(used.0.saturating_add(NUMBERS_LEFT));
+                    let has_room = next.0.saturating_sub(state.first_number().0) < NUMBERS_APART / 2;
+                    if has_room { next } else { fresh_range(&mut self.next_first, now) }
+                }
+            };
+            state.revive(next);
         }
         if self.link == LinkState::Ready {
             self.heard = now.monotonic;

@@ -226,6 +226,7 @@ impl Stage {
             if let Some(before) = self.work.get(&feed) {
                 let before = &before.active().job;
                 assert!(job.number >= before.number, "job numbers rise");
+                assert!(job.number.0 - before.number.0 < 1 << 31, "and so do their lower halves");
                 let is_other = before.origin.upstream != job.origin.upstream;
                 assert!(!is_other || job.clean, "another upstream's first job is a clean one");
                 assert!(!is_other || work.live, "nobody is given work of an upstream that is away");
