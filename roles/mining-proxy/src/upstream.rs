@@ -43,6 +43,7 @@ use crate::feed::{FeedState, Nominal, Standing};
 use crate::notices::Notices;
 use crate::output::{DownstreamKey, Feed, Tally, UpstreamOutput};
 
+pub use self::declaring::OLDEST_TEMPLATE;
 pub use self::extensions::{MAX_NAMED_DEVICES, NEGOTIATION_DEADLINE};
 pub use self::messages::REFUSALS_WORTH_TELLING;
 pub use self::serving::{REFUSALS_ARE_TROUBLE, REFUSED_FOR};

@@ -28,6 +28,10 @@ use crate::upstreams::SwitchReason;
 /// Jobs that a block may still be found on: those of this tip and of the one before. The client forgets the same ones.
 const MAX_SOLVABLE: usize = 2 * MAX_JOBS;
 
+/// A template that is older means that our node is away: a fresh one comes every 30 seconds. What is made of it may be
+/// on a tip that is long over.
+pub const OLDEST_TEMPLATE: Duration = Duration::from_secs(75);
+
 /// The job declaration of one upstream.
 #[derive(Debug)]
 pub(super) struct Declaring {
@@ -37,6 +41,8 @@ pub(super) struct Declaring {
     constraints: CoinbaseConstraints,
     /// The template that came last, as the node made it.
     newest: Option<Arc<BlockTemplate>>,
+    /// When it came.
+    newest_since: Duration,
     /// The same, with room for the pool's outputs: what the client was given.
     given: Option<Arc<BlockTemplate>>,
     /// What blocks are made of, by the job; at most [`MAX_SOLVABLE`].
@@ -53,6 +59,7 @@ impl Declaring {
             out: ClientOutput::default(),
             constraints: CoinbaseConstraints::default(),
             newest: None,
+            newest_since: Duration::ZERO,
             given: None,
             solvable: BTreeMap::new(),
             was_ready: false,
@@ -61,7 +68,23 @@ impl Declaring {
     }
 
     pub(super) fn next_timeout(&self) -> Option<Duration> {
-        self.client.next_timeout()
+        let stale = self.stale_at().filter(|_| self.was_ready);
+        stale.into_iter().chain(self.client.next_timeout()).min()
+    }
+
+    /// When the newest template is too old, on the monotonic clock.
+    fn stale_at(&self) -> Option<Duration> {
+        self.newest.as_ref().map(|_| self.newest_since + OLDEST_TEMPLATE)
+    }
+
+    /// Whether all is there that a job needs: the server, a template, and at first a token.
+    fn look_whether_ready(&mut self, now: Now) {
+        let is_connected = self.client.is_connected();
+        let is_fresh = self.stale_at().is_some_and(|stale| now.monotonic < stale);
+        if self.was_ready && is_connected && !is_fresh {
+            self.trouble = Some(SwitchReason::NoWork);
+        }
+        self.was_ready = is_connected && is_fresh && (self.was_ready || self.client.has_token());
     }
 
     /// Gives the client the newest template, with the room that coinbases need.
@@ -130,6 +153,7 @@ impl Upstream {
     pub fn handle_template(&mut self, template: &Arc<BlockTemplate>, now: Now, out: &mut UpstreamOutput) {
         self.declare(now, out, |declaring| {
             declaring.newest = Some(Arc::clone(template));
+            declaring.newest_since = now.monotonic;
             declaring.give_template(now);
         });
     }
@@ -265,9 +289,7 @@ impl Upstream {
         }
         out.close_declaration = done.close.or(out.close_declaration.take());
         out.notices.extend(done.notices);
-        let is_connected = declaring.client.is_connected();
-        let is_ready = is_connected && declaring.newest.is_some() && declaring.client.has_token();
-        declaring.was_ready = is_connected && (declaring.was_ready || is_ready);
+        declaring.look_whether_ready(now);
         self.declaring = Some(declaring);
     }
 

@@ -4,6 +4,7 @@
 #[expect(dead_code, reason = "the rig is another test program's, and this one uses a part of it")]
 mod rig;
 
+mod declaring;
 mod properties;
 mod scripted;
 mod stage;

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::client::ClientConfig;
+use job_declarator::server::Mode;
+use mining_proxy::output::FoundBlock;
 use mining_proxy::{
     DownstreamKey, Endpoint, Feed, LinkState, Patience, Standing, UpstreamConfig, UpstreamOutput, Upstreams,
 };
@@ -11,7 +14,9 @@ use mining_server::{Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Work};
 use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
-use stratum::{ChannelId, HashRate, Job, JobNumber, Now, UpstreamId};
+use stratum::{ChannelId, HashRate, Job, JobId, JobNumber, Now, TemplateId, UpstreamId};
+use template::outputs::write_outputs;
+use template::{BlockTemplate, Output};
 
 use crate::rig::{self, NTIME};
 
@@ -21,6 +26,9 @@ pub(crate) const PATIENCE: Patience = Patience {
     steady: Duration::from_secs(30),
     start_grace: Duration::from_secs(10),
 };
+
+/// In the place of a pool: the first one's job declaration server.
+const SERVER: usize = usize::MAX;
 
 /// What a pool does on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +64,9 @@ pub(crate) struct Stage {
     pub(crate) records: Vec<ShareRecord>,
     pub(crate) answers: Vec<UpstreamAnswer>,
     pub(crate) open_failed: Vec<DownstreamKey>,
+    pub(crate) blocks: Vec<FoundBlock>,
+    /// Custom jobs that a mute pool leaves unanswered.
+    pub(crate) waiting: Vec<SetCustomMiningJob>,
     block: u8,
 }
 
@@ -63,6 +74,27 @@ impl Stage {
     pub(crate) fn new(count: usize, aggregate: bool) -> Self {
         let now = Now::simulated(Duration::from_secs(NTIME.into()), Duration::from_secs(100));
         let config = |place| UpstreamConfig { id: UpstreamId(place as u16), ..rig::config(aggregate) };
+        Stage::with_configs((0..count).map(config).collect(), now)
+    }
+
+    /// Two pools, of which jobs are declared to the first, as coinbases alone.
+    pub(crate) fn declaring() -> Self {
+        let now = Now::simulated(Duration::from_secs(NTIME.into()), Duration::from_secs(100));
+        let client = ClientConfig {
+            user_identifier: "account.farm".to_owned(),
+            mode: Mode::CoinbaseOnly,
+            tag: b"/tests/".to_vec(),
+            vendor: "Checkweigh".to_owned(),
+            hardware_version: "mining-proxy".to_owned(),
+            firmware: "tests".to_owned(),
+        };
+        let first = UpstreamConfig { job_declaration: Some(client), ..rig::config(true) };
+        let second = UpstreamConfig { id: UpstreamId(1), ..rig::config(true) };
+        Stage::with_configs(vec![first, second], now)
+    }
+
+    fn with_configs(configs: Vec<UpstreamConfig>, now: Now) -> Self {
+        let count = configs.len();
         let pool = || Pool {
             manner: Manner::Well,
             is_connected: false,
@@ -71,7 +103,7 @@ impl Stage {
             shares: 0,
         };
         Stage {
-            upstreams: Upstreams::new((0..count).map(config).collect(), PATIENCE, JobNumber::first(now), now),
+            upstreams: Upstreams::new(configs, PATIENCE, JobNumber::first(now), now),
             outs: (0..count).map(|_| UpstreamOutput::default()).collect(),
             pools: (0..count).map(|_| pool()).collect(),
             now,
@@ -80,6 +112,8 @@ impl Stage {
             records: Vec::new(),
             answers: Vec::new(),
             open_failed: Vec::new(),
+            blocks: Vec::new(),
+            waiting: Vec::new(),
             block: 1,
         }
     }
@@ -167,6 +201,83 @@ impl Stage {
         self.work[&feed].active().job.clone()
     }
 
+    /// A share whose record may have to wait.
+    pub(crate) fn submit(&mut self, job: &Job, nonce: u32, is_block: bool) -> Option<Fate> {
+        let before = self.records.len();
+        let share = rig::share(job, nonce, is_block, self.now);
+        self.upstreams.handle_share(share, self.now, &mut self.outs);
+        self.settle();
+        self.records.get(before).map(|record| record.fate)
+    }
+
+    /// Our node has a template on this block.
+    pub(crate) fn template(&mut self, id: u64, block: u8) {
+        let template = Arc::new(BlockTemplate {
+            id: TemplateId(id),
+            height: 800_000 + u32::from(block),
+            previous_hash: [block; 32],
+            version: 0x2000_0000,
+            nbits: rig::NBITS,
+            min_ntime: NTIME - 1000,
+            current_time: NTIME,
+            coinbase_value: 312_500_000,
+            witness_commitment: None,
+            merkle_path: Vec::new(),
+            transactions: Vec::new(),
+            weight_limit: 4_000_000,
+            sigop_limit: 80_000,
+            long_poll_id: None,
+            received: self.now,
+        });
+        self.upstreams.handle_template(&template, self.now, &mut self.outs);
+        self.settle();
+    }
+
+    pub(crate) fn connect_server(&mut self) {
+        let endpoint = Endpoint { host: "pool.example".to_owned(), port: 34264 };
+        self.upstreams.handle_declaration_connected(0, &endpoint, self.now, &mut self.outs);
+        self.settle();
+    }
+
+    pub(crate) fn disconnect_server(&mut self) {
+        self.upstreams.handle_declaration_disconnected(0, self.now, &mut self.outs);
+        self.settle();
+    }
+
+    fn receive_from_server(&mut self, message: impl Into<Message>) {
+        let mut frame = Vec::new();
+        message.into().encode_frame(&mut frame).expect("encodable");
+        let (header, payload) = frame.split_first_chunk::<HEADER_SIZE>().expect("a header");
+        let header = FrameHeader::parse(*header);
+        self.upstreams.handle_declaration_frame(0, header, payload, self.now, &mut self.outs);
+        self.settle();
+    }
+
+    /// What the job declaration server does with a message.
+    fn at_server(&mut self, message: Message) {
+        match message {
+            Message::SetupConnection(_) => {
+                self.receive_from_server(SetupConnectionSuccess { used_version: 2, flags: 0 });
+            }
+            Message::AllocateMiningJobToken(request) => {
+                let outputs = [Output { value: 0, script: vec![0x51] }];
+                self.receive_from_server(AllocateMiningJobTokenSuccess {
+                    request_id: request.request_id,
+                    mining_job_token: request.request_id.0.to_le_bytes().to_vec().into(),
+                    coinbase_outputs: write_outputs(&outputs),
+                });
+            }
+            other => panic!("to a server that is shown the coinbase alone: {other:?}"),
+        }
+    }
+
+    /// The pool takes a custom job.
+    pub(crate) fn take_custom_job(&mut self, place: usize, custom: &SetCustomMiningJob) {
+        let (channel_id, request_id) = (custom.channel_id, custom.request_id);
+        let job_id = JobId(0x7000_0000 + request_id.0);
+        self.receive(place, SetCustomMiningJobSuccess { channel_id, request_id, job_id });
+    }
+
     /// Whose work is published.
     pub(crate) fn source(&self, feed: Feed) -> usize {
         usize::from(self.job(feed).origin.upstream.0)
@@ -203,6 +314,9 @@ impl Stage {
                 let mut out = std::mem::take(&mut self.outs[place]);
                 self.publish(place, &mut out);
                 sent.extend(messages(&out.bytes).into_iter().map(|message| (place, message)));
+                let to_server = messages(&out.declaration_bytes).into_iter();
+                sent.extend(to_server.map(|message| (SERVER, message)));
+                self.blocks.append(&mut out.blocks);
                 self.open_failed.extend(out.open_failed.iter().map(|(key, _)| *key));
                 self.records.append(&mut out.records);
                 self.answers.append(&mut out.answers);
@@ -215,7 +329,12 @@ impl Stage {
             if sent.is_empty() {
                 return;
             }
-            sent.into_iter().for_each(|(place, message)| self.at_pool(place, message));
+            for (place, message) in sent {
+                match place {
+                    SERVER => self.at_server(message),
+                    place => self.at_pool(place, message),
+                }
+            }
         }
     }
 
@@ -270,6 +389,8 @@ impl Stage {
                 pool.shares += 1;
                 pool.channels.get_mut(&share.channel_id).expect("a channel that is open").push(share);
             }
+            Message::SetCustomMiningJob(custom) if pool.manner == Manner::Mute => self.waiting.push(custom),
+            Message::SetCustomMiningJob(custom) => self.take_custom_job(place, &custom),
             Message::CloseChannel(close) => drop(pool.channels.remove(&close.channel_id)),
             _ => (),
         }
