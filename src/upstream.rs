@@ -132,6 +132,8 @@ struct Driver {
     /// The connections to job declaration servers, of those that have one.
     declarations: Vec<Option<Link>>,
     node: Option<OwnNode>,
+    /// What the rest of the program knows of job declaration.
+    declarations_shown: DeclarationView,
     aggregate: bool,
     mailboxes: HashMap<DownstreamKey, Arc<dyn Mailbox>>,
     shares: Vec<ShareEvent>,
@@ -162,6 +164,7 @@ impl Driver {
             links,
             declarations,
             node: task.node.take().map(OwnNode::new),
+            declarations_shown: DeclarationView::default(),
             aggregate,
             mailboxes: HashMap::new(),
             commands: Vec::with_capacity(COMMAND_BATCH),
@@ -427,7 +430,7 @@ impl Driver {
         }
         self.task.status.set(&self.upstreams, self.task.clock.now());
         if self.node.is_some() {
-            self.task.status.set_declarations(&self.upstreams);
+            self.task.status.set_declarations(&self.upstreams, &mut self.declarations_shown);
         }
     }
 

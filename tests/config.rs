@@ -141,6 +141,29 @@ fn the_example_of_job_declaration_loads() {
 }
 
 #[test]
+fn failover_is_as_patient_as_it_is_told() {
+    let text = example("mining-proxy.toml").replace("# hold_down_s = 30", "hold_down_s = 700");
+    let config = read::<ProxyConfig>(&text, Path::new("p.toml")).expect("an example").config;
+    let seconds = [config.patience.hold_down, config.patience.longest_hold_down, config.patience.steady];
+    assert_eq!(
+        seconds.map(|time| time.as_secs()),
+        [700, 700, 30],
+        "the longest is no shorter than the first"
+    );
+    let text = text.replace("# longest_hold_down_s = 600", "longest_hold_down_s = 699");
+    let problems =
+        problems::<ProxyConfig>(&text.replace("# steady_s = 30", "steady_s = 0"), Path::new("p.toml"));
+    assert!(
+        problems.iter().any(|it| it.contains("longest_hold_down_s: is below hold_down_s")),
+        "{problems:?}"
+    );
+    assert!(
+        problems.iter().any(|it| it.contains("failover.steady_s: 0 is not from 1 to 3600")),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn job_declaration_needs_one_channel_and_its_own_section() {
     let without = example("mining-proxy.toml").replace("# job_declaration_url", "job_declaration_url");
     let problems = problems::<ProxyConfig>(&without, Path::new("p.toml"));

@@ -73,14 +73,18 @@ impl UpstreamStatus {
         *self.declarations.lock().expect("nothing panics while it holds a few numbers")
     }
 
-    /// Only where jobs are declared, so that nobody else takes the lock.
-    pub(super) fn set_declarations(&self, upstreams: &Upstreams) {
+    /// Only where jobs are declared. The lock is taken when something has changed: not for a share of a job that the
+    /// pool has taken. `shown` is what was set last.
+    pub(super) fn set_declarations(&self, upstreams: &Upstreams, shown: &mut DeclarationView) {
         let (tally, held) = upstreams.declarations();
-        let mut known = self.declarations.lock().expect("nothing panics while it holds a few numbers");
         let count = |blocks: &AtomicU64| blocks.load(Ordering::Relaxed);
         let (blocks_found, blocks_accepted) =
             (count(&self.own_blocks.found), count(&self.own_blocks.accepted));
-        *known = DeclarationView { tally, held, blocks_found, blocks_accepted };
+        let view = DeclarationView { tally, held, blocks_found, blocks_accepted };
+        if *shown != view {
+            *shown = view;
+            *self.declarations.lock().expect("nothing panics while it holds a few numbers") = view;
+        }
     }
 
     pub(super) fn set(&self, upstreams: &Upstreams, now: Now) {
