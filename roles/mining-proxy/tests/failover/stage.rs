@@ -67,6 +67,11 @@ pub(crate) struct Stage {
     pub(crate) blocks: Vec<FoundBlock>,
     /// Custom jobs that a mute pool leaves unanswered.
     pub(crate) waiting: Vec<SetCustomMiningJob>,
+    /// The custom jobs that the first pool has taken on its present connection.
+    taken: BTreeSet<JobId>,
+    declares: bool,
+    server_is_connected: bool,
+    submitted: u64,
     block: u8,
 }
 
@@ -95,6 +100,7 @@ impl Stage {
 
     fn with_configs(configs: Vec<UpstreamConfig>, now: Now) -> Self {
         let count = configs.len();
+        let declares = configs[0].job_declaration.is_some();
         let pool = || Pool {
             manner: Manner::Well,
             is_connected: false,
@@ -114,6 +120,10 @@ impl Stage {
             open_failed: Vec::new(),
             blocks: Vec::new(),
             waiting: Vec::new(),
+            taken: BTreeSet::new(),
+            declares,
+            server_is_connected: false,
+            submitted: 0,
             block: 1,
         }
     }
@@ -140,6 +150,7 @@ impl Stage {
         let pool = &mut self.pools[place];
         pool.is_connected = false;
         pool.channels.clear();
+        self.forget(place);
         self.upstreams.handle_disconnected(place, self.now, &mut self.outs);
         self.settle();
     }
@@ -192,6 +203,7 @@ impl Stage {
 
     /// A miner's share on what was published last, or on a job that it kept.
     pub(crate) fn share(&mut self, job: &Job, nonce: u32) -> Fate {
+        self.submitted += 1;
         self.upstreams.handle_share(rig::share(job, nonce, false, self.now), self.now, &mut self.outs);
         self.settle();
         self.records.last().expect("every share has a record").fate
@@ -204,6 +216,7 @@ impl Stage {
     /// A share whose record may have to wait.
     pub(crate) fn submit(&mut self, job: &Job, nonce: u32, is_block: bool) -> Option<Fate> {
         let before = self.records.len();
+        self.submitted += 1;
         let share = rig::share(job, nonce, is_block, self.now);
         self.upstreams.handle_share(share, self.now, &mut self.outs);
         self.settle();
@@ -233,13 +246,25 @@ impl Stage {
         self.settle();
     }
 
+    /// What the first pool had taken, and had not answered, is over with its connection.
+    fn forget(&mut self, place: usize) {
+        if place == 0 {
+            self.taken.clear();
+            self.waiting.clear();
+        }
+    }
+
     pub(crate) fn connect_server(&mut self) {
+        if std::mem::replace(&mut self.server_is_connected, true) {
+            return;
+        }
         let endpoint = Endpoint { host: "pool.example".to_owned(), port: 34264 };
         self.upstreams.handle_declaration_connected(0, &endpoint, self.now, &mut self.outs);
         self.settle();
     }
 
     pub(crate) fn disconnect_server(&mut self) {
+        self.server_is_connected = false;
         self.upstreams.handle_declaration_disconnected(0, self.now, &mut self.outs);
         self.settle();
     }
@@ -275,6 +300,7 @@ impl Stage {
     pub(crate) fn take_custom_job(&mut self, place: usize, custom: &SetCustomMiningJob) {
         let (channel_id, request_id) = (custom.channel_id, custom.request_id);
         let job_id = JobId(0x7000_0000 + request_id.0);
+        self.taken.insert(job_id);
         self.receive(place, SetCustomMiningJobSuccess { channel_id, request_id, job_id });
     }
 
@@ -323,7 +349,9 @@ impl Stage {
                 if out.close.is_some() {
                     self.pools[place].is_connected = false;
                     self.pools[place].channels.clear();
+                    self.forget(place);
                 }
+                self.server_is_connected &= out.close_declaration.is_none();
             }
             self.check();
             if sent.is_empty() {
@@ -387,6 +415,8 @@ impl Stage {
             }
             Message::SubmitSharesExtended(share) => {
                 pool.shares += 1;
+                let is_taken = !self.declares || place > 0 || self.taken.contains(&share.job_id);
+                assert!(is_taken, "a share of a job that the pool has not taken: {share:?}");
                 pool.channels.get_mut(&share.channel_id).expect("a channel that is open").push(share);
             }
             Message::SetCustomMiningJob(custom) if pool.manner == Manner::Mute => self.waiting.push(custom),
@@ -413,6 +443,8 @@ impl Stage {
             })
             .sum();
         assert_eq!(answered, tally.acknowledged + tally.rejected + tally.lost);
+        let held = self.upstreams.declarations().1;
+        assert_eq!(self.submitted, self.records.len() as u64 + held, "every share is recorded, or waits");
         let received: u64 = self.pools.iter().map(|pool| pool.shares).sum();
         assert!(received <= tally.forwarded, "nothing arrives that was not sent");
         if let Some(serving) = self.upstreams.serving()
