@@ -418,19 +418,29 @@ impl Driver {
 
     /// Passes on what the state machine put out, new work first.
     fn settle(&mut self) {
-        for place in 0..self.outs.len() {
-            self.publish(place);
-            self.settle_declaration(place);
-            self.send(place);
-            self.record(place);
-            if let Some(reason) = self.outs[place].close.take() {
-                self.links[place].redirect = self.outs[place].reconnect_to.take();
-                self.links[place].go_down(&reason.to_string(), self.task.clock.now());
+        // A connection that breaks over what is sent may have another upstream say something: once for each of them.
+        for _ in 0..=self.outs.len() {
+            for place in 0..self.outs.len() {
+                self.settle_one(place);
+            }
+            if self.outs.iter().all(|out| out.bytes.is_empty() && out.publish.is_empty()) {
+                break;
             }
         }
         self.task.status.set(&self.upstreams, self.task.clock.now());
         if self.node.is_some() {
             self.task.status.set_declarations(&self.upstreams, &mut self.declarations_shown);
+        }
+    }
+
+    fn settle_one(&mut self, place: usize) {
+        self.publish(place);
+        self.settle_declaration(place);
+        self.send(place);
+        self.record(place);
+        if let Some(reason) = self.outs[place].close.take() {
+            self.links[place].redirect = self.outs[place].reconnect_to.take();
+            self.links[place].go_down(&reason.to_string(), self.task.clock.now());
         }
     }
 

@@ -20,6 +20,10 @@ const LAST_SUBMISSIONS: Duration = Duration::from_secs(2);
 /// Blocks that wait for our node's judgement. Only a test network has more than one at a time.
 const MAX_SUBMISSIONS: usize = 1024;
 
+/// Bytes that wait for a job declaration server: the transactions of a few whole blocks. One that leaves more unread is
+/// given up.
+const MAX_UNWRITTEN: usize = 16 * 1024 * 1024;
+
 /// Blocks of our own templates, since the start.
 #[derive(Debug, Default)]
 pub struct OwnBlocks {
@@ -169,6 +173,11 @@ impl Driver {
             out.declaration_bytes.clear();
             if let Err(error) = sent {
                 return self.disconnect_declaration(place, &error.to_string());
+            }
+            let waiting = link.unwritten.len();
+            if waiting > MAX_UNWRITTEN {
+                let what = format!("the job declaration server does not read: {waiting} bytes wait for it");
+                return self.disconnect_declaration(place, &what);
             }
         }
         if let Some(reason) = out.close_declaration.take() {

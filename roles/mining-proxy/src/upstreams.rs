@@ -3,7 +3,7 @@
 //! They stand in the order in which the operator prefers them. Each is connected, whether it is used or not, so that
 //! one that is needed is known to be there and opens its channels at once; only the one that serves has channels. We
 //! go over to the next at once when the one that serves is gone, gives no work, or refuses what is good, and go back
-//! when a better one has been well for a while ([`job_declarator::Ladder`]). What it gave goes on being hashed until
+//! when a better one has been well for a while ([`Ladder`]). What it gave goes on being hashed until
 //! there is work from the other, so that miners stay connected and never stop; then a clean job takes its place.
 //!
 //! A share goes to the upstream that its job came from, or nowhere: one that has become useless to it is recorded as
