@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::Network;
+use mining_proxy::Patience;
 use rand::RngCore;
 use rand::rngs::OsRng;
 use stratum::HashRate;
@@ -145,8 +146,11 @@ impl Demo {
                     authority: Some(key.public()),
                 },
                 user_identity: "demo".to_owned(),
+                job_declaration_url: None,
                 forward_worker_names: true,
             }],
+            job_declaration: None,
+            patience: Patience::default(),
             aggregate: true,
             vardiff,
             ledger: options.ledger.clone().map(LedgerConfig::in_folder),

@@ -35,6 +35,7 @@ use crate::config::ApiConfig;
 use crate::latency::Latencies;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordSink;
+use crate::upstream::DeclarationView;
 use listener::{Bounded, Peer};
 use problem::Problem;
 use view::View;
@@ -106,6 +107,21 @@ pub struct Status {
     pub shared_worker_names: u64,
     /// The upstreams, or the node of a pool, in the order of their ids.
     pub upstreams: Vec<UpstreamState>,
+    /// How often work came to be from another upstream, by reason; empty for a pool.
+    pub switches: Vec<(&'static str, u64)>,
+    /// How job declaration goes, where jobs are declared.
+    pub declarations: Option<DeclarationView>,
+}
+
+/// What a role says of where its work comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamStates {
+    /// See [`Status::upstreams`].
+    pub states: Vec<UpstreamState>,
+    /// See [`Status::switches`].
+    pub switches: Vec<(&'static str, u64)>,
+    /// See [`Status::declarations`].
+    pub declarations: Option<DeclarationView>,
 }
 
 /// One upstream, or the node of a pool.
@@ -117,6 +133,8 @@ pub struct UpstreamState {
     pub account: Option<Arc<str>>,
     /// Whether it gives work.
     pub is_live: bool,
+    /// What it is used for: `serving`, `standby`, `held_down` or `away`.
+    pub standing: &'static str,
 }
 
 impl Status {

@@ -17,8 +17,8 @@ use crate::config::{
     DownstreamConfig, HttpConfig, LedgerConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings,
 };
 use crate::error::RunError;
-use crate::http::UpstreamState;
 use crate::http::view::Job;
+use crate::http::{UpstreamState, UpstreamStates};
 use crate::node::{
     self, BlockSource, BlockSubmitter, NodeClient, NodeClientSettings, SubmitterSettings,
     TemplateSourceSettings, run_template_source,
@@ -129,7 +129,9 @@ pub fn start(
         let fresh =
             |template: &Arc<BlockTemplate>| clock.now().since(template.received) < OLDEST_LIVE_TEMPLATE;
         let is_live = templates.borrow().as_ref().is_some_and(fresh);
-        vec![UpstreamState { name: name.clone(), account: None, is_live }]
+        let standing = if is_live { "serving" } else { "away" };
+        let state = UpstreamState { name: name.clone(), account: None, is_live, standing };
+        UpstreamStates { states: vec![state], ..UpstreamStates::default() }
     };
     let jobs =
         move || of_jobs.borrow().as_deref().map(|template| job(template, &of_job)).into_iter().collect();

@@ -1,22 +1,26 @@
 //! The `mining-proxy` role: miners in, pool out.
 
+mod plan;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mining_proxy::UpstreamConfig as UpstreamRules;
+use mining_proxy::SwitchReason;
 use mining_server::{Settings, ShareUse, Work};
 use stratum::{JobNumber, UpstreamId, coinbase};
 
 use crate::clock::Clock;
-use crate::config::{Listeners, ProxyConfig, UpstreamConfig};
+use crate::config::{Listeners, ProxyConfig};
 use crate::error::RunError;
-use crate::http::UpstreamState;
 use crate::http::view::Job;
+use crate::http::{UpstreamState, UpstreamStates};
+use crate::node::BlockSource;
 use crate::owner::owner;
+use crate::pool;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
 use crate::upstream::{self, UpstreamStatus, UpstreamTask};
+use plan::Planned;
 
 /// Miners get fresh work at least this often when the upstream sends none: cgminer drops a pool that says nothing
 /// for 90 seconds, and a difficulty change waits for the next job.
@@ -27,35 +31,59 @@ pub async fn run(config: ProxyConfig, listeners: Listeners, shutdown: Shutdown) 
     start(&config, listeners, Clock::start(), shutdown)?.run().await
 }
 
-/// Starts a mining proxy and returns at once.
+/// Starts a mining proxy and returns at once. Where jobs are declared, templates come from the node that the
+/// configuration names.
 pub fn start(
     config: &ProxyConfig,
+    listeners: Listeners,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> Result<Role, RunError> {
+    let source = match &config.job_declaration {
+        Some(declaration) => {
+            let client = Arc::new(pool::node_client(&declaration.node)?);
+            Some(pool::node_source(client, declaration.blocks_dir.clone(), clock, shutdown.clone()))
+        }
+        None => None,
+    };
+    start_with(config, source, listeners, clock, shutdown)
+}
+
+/// The same, with templates from `source`, which nobody asks where no jobs are declared.
+pub fn start_with(
+    config: &ProxyConfig,
+    source: Option<BlockSource>,
     mut listeners: Listeners,
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<Role, RunError> {
-    // The first entry is the preferred one; the others wait for failover, which comes with job declaration.
-    let Some(preferred) = config.upstreams.first() else {
+    if config.upstreams.is_empty() {
         return Err(RunError::Failed("there is no upstream".to_owned()));
-    };
-    if config.upstreams.len() > 1 {
-        tracing::warn!("only the first upstream is used: failover to the others is not built yet");
     }
     let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref(), config.rules.clone())?;
     let (owner, inbox) = owner();
-    let upstream_status = Arc::new(UpstreamStatus::default());
-    let name = format!("{}:{}", preferred.url.host, preferred.url.port);
-    let account = preferred.user_identity.as_str();
-    role.observed.sink.writer().upstream(UpstreamId(0), &name, account, clock.now());
+    let mut planned = plan::pools(config);
+    if let Some((declaration, source)) = config.job_declaration.as_ref().zip(source.as_ref())
+        && let Some(payout) = &declaration.solo
+    {
+        let place = (planned.len(), source);
+        planned.push(plan::solo(config, declaration, payout, place, clock, &shutdown, &mut role)?);
+    }
+    for (id, planned) in (0..).zip(&planned) {
+        let mut writer = role.observed.sink.writer();
+        writer.upstream(UpstreamId(id), &planned.name, &planned.account, clock.now());
+    }
+    let status = Arc::new(UpstreamStatus::new(planned.len()));
     let task = UpstreamTask {
-        config: rules(config, preferred),
-        url: preferred.url.clone(),
+        upstreams: planned.iter().map(|planned| planned.entry.clone()).collect(),
+        node: source,
+        patience: config.patience,
         inbox,
         writer: role.observed.sink.writer(),
         clock,
         latencies: Arc::clone(&role.observed.latencies),
         registry: role.observed.registry.clone(),
-        status: Arc::clone(&upstream_status),
+        status: Arc::clone(&status),
     };
     if !config.aggregate {
         // Every device has a prefix of its own from the upstream: no reserved value can clash.
@@ -67,21 +95,34 @@ pub fn start(
         ..role::settings(ShareUse::Forward, &config.vardiff, &config.downstream)
     };
     // Where every device has jobs of its own, there is none that all work on, and none is shown.
-    let (shared, of_jobs): (_, Arc<str>) = (owner.work.clone(), name.as_str().into());
+    let (shared, of_jobs) = (owner.work.clone(), planned.clone());
     role.listen(&mut listeners, &config.downstream, settings, owner)?;
-    let account: Arc<str> = preferred.user_identity.as_str().into();
-    let upstreams = move || {
-        let is_live = upstream_status.live.load(Ordering::Relaxed);
-        vec![UpstreamState { name: name.clone(), account: Some(Arc::clone(&account)), is_live }]
-    };
+    let declares = config.job_declaration.is_some();
+    let upstreams = move || upstream_states(&planned, &status, declares);
     let jobs = move || shared.borrow().as_deref().map(|work| job(work, &of_jobs)).into_iter().collect();
     role.serve_http(&mut listeners, &config.http, upstreams, jobs)?;
     Ok(role)
 }
 
+fn upstream_states(planned: &[Planned], status: &UpstreamStatus, declares: bool) -> UpstreamStates {
+    let states = planned.iter().zip(status.views()).map(|(planned, view)| UpstreamState {
+        name: planned.name.to_string(),
+        account: Some(Arc::clone(&planned.account)),
+        is_live: view.is_live,
+        standing: view.standing.name(),
+    });
+    let reasons = SwitchReason::ALL.into_iter().map(SwitchReason::name);
+    UpstreamStates {
+        states: states.collect(),
+        switches: reasons.zip(status.switches()).collect(),
+        declarations: declares.then(|| status.declarations()),
+    }
+}
+
 /// What the API shows of the job that all devices work on.
-fn job(work: &Work, upstream: &Arc<str>) -> Job {
+fn job(work: &Work, upstreams: &[Planned]) -> Job {
     let job = &work.active().job;
+    let upstream = &upstreams[usize::from(job.origin.upstream.0)].name;
     let facts = coinbase::read(&job.coinbase_prefix, job.rollable_size, &job.coinbase_suffix);
     let mut previous_hash = job.tip.previous_hash;
     previous_hash.reverse();
@@ -96,18 +137,5 @@ fn job(work: &Work, upstream: &Arc<str>) -> Job {
         value_sats: facts.map(|facts| facts.value_sats),
         // A pool says no more of them than the merkle path.
         transactions: None,
-    }
-}
-
-fn rules(config: &ProxyConfig, upstream: &UpstreamConfig) -> UpstreamRules {
-    UpstreamRules {
-        id: UpstreamId(0),
-        user_identity: upstream.user_identity.clone(),
-        aggregate: config.aggregate,
-        forward_worker_names: upstream.forward_worker_names,
-        vendor: "Checkweigh".to_owned(),
-        hardware_version: "mining-proxy".to_owned(),
-        firmware: env!("CARGO_PKG_VERSION").to_owned(),
-        refresh_interval: REFRESH_INTERVAL,
     }
 }

@@ -22,7 +22,7 @@ use crate::downstream::{self, ConnectionCounts, Context, Patience, Protocol};
 use crate::error::RunError;
 use crate::http::view::History;
 use crate::http::view::{self, RecordedView};
-use crate::http::{self, Served, Sources, Status, UpstreamState};
+use crate::http::{self, Served, Sources, Status, UpstreamStates};
 use crate::latency::Latencies;
 use crate::ledger::LedgerThreads;
 use crate::ledger::revival::{revive, started};
@@ -189,7 +189,7 @@ impl Role {
         &mut self,
         listeners: &mut Listeners,
         config: &HttpConfig,
-        upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+        upstreams: impl Fn() -> UpstreamStates + Send + Sync + 'static,
         jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
     ) -> Result<(), RunError> {
         let served = self.served(config, upstreams, jobs);
@@ -221,7 +221,7 @@ impl Role {
     fn served(
         &self,
         config: &HttpConfig,
-        upstreams: impl Fn() -> Vec<UpstreamState> + Send + Sync + 'static,
+        upstreams: impl Fn() -> UpstreamStates + Send + Sync + 'static,
         jobs: impl Fn() -> Vec<view::Job> + Send + Sync + 'static,
     ) -> Served {
         let counts = Arc::clone(&self.observed.counts);
@@ -333,7 +333,7 @@ fn listener_of(listener: std::net::TcpListener) -> Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
-fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: Vec<UpstreamState>) -> Status {
+fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: UpstreamStates) -> Status {
     Status {
         sv1_connections: counts.sv1.load(Ordering::Relaxed),
         sv2_connections: counts.sv2.load(Ordering::Relaxed),
@@ -346,7 +346,9 @@ fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: Vec<U
         rolling_withheld_total: counts.rolling_withheld_total.load(Ordering::Relaxed),
         rolled_outside_mask: counts.rolled_outside_mask.load(Ordering::Relaxed),
         shared_worker_names: registry.shared_names() as u64,
-        upstreams,
+        upstreams: upstreams.states,
+        switches: upstreams.switches,
+        declarations: upstreams.declarations,
     }
 }
 

@@ -1,49 +1,49 @@
-//! Drives one upstream: dials it, keeps the Noise connection, and carries frames, shares and work between the
-//! state machine of the `mining-proxy` crate and the rest of the program.
+//! Drives the upstreams of a proxy: dials them, keeps their Noise connections, and carries frames, shares and work
+//! between the state machine of the `mining-proxy` crate and the rest of the program.
+//!
+//! One task drives all of them, because a share that was judged goes to the one that its job came from, without
+//! another queue, and because work is published by one hand. Those that stand by cost it nothing but a look at their
+//! sockets.
 //!
 //! The task never waits for a connection of ours, and a slow pool never holds up work: what cannot be written is
 //! kept up to a bound, and then shares wait in their queue and are dropped there. Blocks never wait; a pool that does
 //! not even take those is given up.
 
+mod declaring;
 mod lines;
+mod link;
+mod status;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::task::Poll;
 
 use mining_proxy::upstream::MAX_DEVICE_CHANNELS;
-use mining_proxy::{
-    Backoff, DownstreamKey, Endpoint, Feed, LinkState, Upstream, UpstreamConfig, UpstreamOutput,
-};
+use mining_proxy::{DownstreamKey, Feed, Patience, UpstreamConfig, UpstreamOutput, Upstreams};
 use mining_server::{CloseReason, Fate, ShareEvent};
-use rand::RngCore;
-use rand::rngs::OsRng;
-use stratum::sv2::frame::MAX_PAYLOAD_FROM_UPSTREAM;
-use stratum::sv2::noise::{Initiator, RESPONDER_MESSAGE_SIZE};
-use stratum::sv2::transport::{Decryptor, Encryptor};
+use stratum::sv2::frame::{MAX_PAYLOAD_FROM_DECLARATION_SERVER, MAX_PAYLOAD_FROM_UPSTREAM};
 use stratum::sv2::url::PoolUrl;
 use stratum::{HashRate, JobNumber, Now};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::task::JoinHandle;
+use template::BlockTemplate;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
+use crate::node::BlockSource;
 use crate::owner::{
     BLOCK_QUEUE, COMMAND_BATCH, Command, DRAIN_GRACE, Delivery, Mailbox, OwnerInbox, SHARE_QUEUE,
 };
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordWriter;
+use declaring::OwnNode;
 use lines::LineLimit;
+use link::{Connected, Link, LinkEvent};
 
-/// How long a pool has to accept a TCP connection and finish the handshake.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+pub use declaring::OwnBlocks;
+pub use status::{DeclarationView, UpstreamStatus, UpstreamView};
 
 /// Bytes that wait for a slow pool. With more, no further shares are taken from their queue.
 const MAX_UNWRITTEN: usize = 256 * 1024;
@@ -66,24 +66,17 @@ const MAX_WAITING_CLOSES: usize = MAX_DEVICE_CHANNELS;
 /// Bytes read at once from the pool.
 const READ_BUFFER: usize = 16 * 1024;
 
-/// How long the last frames have to leave when the program ends.
-const FAREWELL: Duration = Duration::from_millis(500);
-
-/// What the rest of the program may know of an upstream.
-#[derive(Debug, Default)]
-pub struct UpstreamStatus {
-    /// Whether work comes from it and shares go to it.
-    pub live: AtomicBool,
-}
-
-/// What an upstream's task needs.
+/// What the task of the upstreams needs.
 #[derive(Debug)]
 pub struct UpstreamTask {
-    /// What the state machine must know.
-    pub config: UpstreamConfig,
-    /// Where to dial.
-    pub url: PoolUrl,
-    /// The queues of the connections that this upstream serves.
+    /// Each upstream, in order of preference. At least one; each has its place in the list as its id, and all
+    /// aggregate or none does.
+    pub upstreams: Vec<UpstreamEntry>,
+    /// Our own node, for those that jobs are declared to.
+    pub node: Option<BlockSource>,
+    /// How long those that were in trouble are left alone.
+    pub patience: Patience,
+    /// The queues of the connections that they serve.
     pub inbox: OwnerInbox,
     /// Where records go.
     pub writer: RecordWriter,
@@ -93,11 +86,22 @@ pub struct UpstreamTask {
     pub latencies: Arc<Latencies>,
     /// Told which job is the oldest that counts.
     pub registry: SharedRegistry,
-    /// Told whether it is live.
+    /// Told how they are.
     pub status: Arc<UpstreamStatus>,
 }
 
-/// Serves one upstream until the end is asked for.
+/// One upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamEntry {
+    /// What the state machine must know of it.
+    pub config: UpstreamConfig,
+    /// Where to dial it.
+    pub url: PoolUrl,
+    /// Where its job declaration server is, where jobs are declared.
+    pub declaration: Option<PoolUrl>,
+}
+
+/// Serves the upstreams until the end is asked for.
 pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
     let now = task.clock.now();
     let mut driver = Driver::new(task, now);
@@ -107,42 +111,31 @@ pub async fn run(task: UpstreamTask, mut shutdown: Shutdown) {
     driver.farewell().await;
 }
 
-/// The transport, in one of its three states.
-enum Link {
-    Down { dial_at: Duration },
-    Dialling(JoinHandle<Result<Box<Connected>, String>>),
-    Up(Box<Connected>),
-}
-
-struct Connected {
-    endpoint: Endpoint,
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
-    encryptor: Encryptor,
-    decryptor: Decryptor,
-}
-
 /// Everything that can wake the task.
 enum Wake {
-    Read(std::io::Result<usize>),
-    Wrote(std::io::Result<usize>),
-    Dialled(Result<Box<Connected>, String>),
+    Link(usize, LinkEvent),
+    Declaration(usize, LinkEvent),
+    Template(Option<Arc<BlockTemplate>>),
     /// Boxed because it is rare, and much larger than all else that can happen.
     Block(Box<ShareEvent>),
     Commands,
     Shares,
     Time,
-    Dial,
     End,
 }
 
 struct Driver {
-    upstream: Upstream,
-    out: UpstreamOutput,
+    upstreams: Upstreams,
+    /// One for each upstream, and so are the links.
+    outs: Vec<UpstreamOutput>,
+    links: Vec<Link>,
+    /// The connections to job declaration servers, of those that have one.
+    declarations: Vec<Option<Link>>,
+    node: Option<OwnNode>,
+    /// What the rest of the program knows of job declaration.
+    declarations_shown: DeclarationView,
+    aggregate: bool,
     mailboxes: HashMap<DownstreamKey, Arc<dyn Mailbox>>,
-    backoff: Backoff,
-    link: Link,
-    unwritten: Vec<u8>,
     shares: Vec<ShareEvent>,
     commands: Vec<Command>,
     /// Shares that were taken out of their queue until now.
@@ -153,21 +146,27 @@ struct Driver {
     found_lines: LineLimit,
     lost_lines: LineLimit,
     buffer: Vec<u8>,
-    /// Where the upstream asked us to go, tried once.
-    redirect: Option<Endpoint>,
-    name: String,
     task: UpstreamTask,
 }
 
 impl Driver {
-    fn new(task: UpstreamTask, now: Now) -> Self {
+    fn new(mut task: UpstreamTask, now: Now) -> Self {
+        let entries = std::mem::take(&mut task.upstreams);
+        let links = entries.iter().map(|entry| Link::new(&entry.url, MAX_PAYLOAD_FROM_UPSTREAM, now));
+        let links: Vec<Link> = links.collect();
+        let declaration = |url| Link::new(url, MAX_PAYLOAD_FROM_DECLARATION_SERVER, now);
+        let declarations = entries.iter().map(|entry| entry.declaration.as_ref().map(declaration)).collect();
+        let configs: Vec<UpstreamConfig> = entries.into_iter().map(|entry| entry.config).collect();
+        let aggregate = configs.first().is_some_and(|config| config.aggregate);
         Driver {
-            upstream: Upstream::new(task.config.clone(), JobNumber::first(now), now),
-            out: UpstreamOutput::default(),
+            outs: configs.iter().map(|_| UpstreamOutput::default()).collect(),
+            upstreams: Upstreams::new(configs, task.patience, JobNumber::first(now), now),
+            links,
+            declarations,
+            node: task.node.take().map(OwnNode::new),
+            declarations_shown: DeclarationView::default(),
+            aggregate,
             mailboxes: HashMap::new(),
-            backoff: Backoff::new(),
-            link: Link::Down { dial_at: now.monotonic },
-            unwritten: Vec::new(),
             commands: Vec::with_capacity(COMMAND_BATCH),
             shares: Vec::with_capacity(SHARE_BATCH),
             shares_taken: 0,
@@ -176,8 +175,6 @@ impl Driver {
             found_lines: LineLimit::default(),
             lost_lines: LineLimit::default(),
             buffer: vec![0; READ_BUFFER],
-            redirect: None,
-            name: format!("{}:{}", task.url.host, task.url.port),
             task,
         }
     }
@@ -188,19 +185,13 @@ impl Driver {
         loop {
             match self.next(end.as_mut()).await {
                 Wake::End => return,
-                Wake::Read(Ok(length)) if length > 0 => self.handle_read(length),
-                Wake::Read(Ok(_)) => self.disconnect("the pool closed the connection"),
-                Wake::Read(Err(error)) | Wake::Wrote(Err(error)) => self.disconnect(&error.to_string()),
-                Wake::Wrote(Ok(length)) => drop(self.unwritten.drain(..length)),
-                Wake::Dialled(result) => self.handle_dialled(result),
+                Wake::Link(place, event) => self.handle_link(place, event),
+                Wake::Declaration(place, event) => self.handle_declaration(place, event),
+                Wake::Template(template) => self.handle_template(template),
                 Wake::Block(share) => self.handle_block(*share),
                 Wake::Commands => self.handle_commands(),
                 Wake::Shares => self.handle_shares(),
-                Wake::Time => {
-                    self.upstream.handle_timeout(self.task.clock.now(), &mut self.out);
-                    self.task.writer.flush();
-                }
-                Wake::Dial => self.dial(),
+                Wake::Time => self.handle_time(),
             }
             self.settle();
             self.give_up_if_unread();
@@ -218,7 +209,10 @@ impl Driver {
     /// Waits for the next thing to do. Blocks come first, if not too many did, and then whatever comes from the
     /// upstream: it may be a new block of somebody else's.
     async fn wait(&mut self, end: Pin<&mut impl Future<Output = ()>>) -> Wake {
-        let timeout = self.upstream.next_timeout().map(|at| self.task.clock.instant(at));
+        let links = self.links.iter().chain(self.declarations.iter().flatten());
+        let dial = links.filter_map(Link::dial_at);
+        let timeout = self.upstreams.next_timeout(self.task.clock.now()).into_iter().chain(dial).min();
+        let timeout = timeout.map(|at| self.task.clock.instant(at));
         let timer = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -227,32 +221,38 @@ impl Driver {
         };
         let room = self.has_room();
         let blocks_first = self.blocks_in_a_row < BLOCKS_IN_A_ROW;
-        let Driver { link, buffer, unwritten, commands, shares, task, .. } = self;
+        let serving = self.upstreams.serving().unwrap_or(0);
+        let Driver { links, declarations, node, buffer, commands, shares, task, .. } = self;
         let inbox = &mut task.inbox;
         let block =
             async { inbox.blocks.recv().await.map_or(Wake::End, |share| Wake::Block(Box::new(share))) };
-        let link = async {
-            match link {
-                Link::Down { dial_at } => {
-                    tokio::time::sleep_until(task.clock.instant(*dial_at)).await;
-                    Wake::Dial
+        let link = std::future::poll_fn(|context| {
+            // The one that serves comes first: it may say that there is a new block.
+            for place in (serving..links.len()).chain(0..serving) {
+                if let Poll::Ready(event) = links[place].poll(buffer, context) {
+                    return Poll::Ready(Wake::Link(place, event));
                 }
-                Link::Dialling(dialling) => {
-                    Wake::Dialled(dialling.await.unwrap_or_else(|error| Err(error.to_string())))
+            }
+            for (place, link) in declarations.iter_mut().enumerate() {
+                if let Some(link) = link
+                    && let Poll::Ready(event) = link.poll(buffer, context)
+                {
+                    return Poll::Ready(Wake::Declaration(place, event));
                 }
-                Link::Up(connected) => {
-                    let Connected { reader, writer, .. } = connected.as_mut();
-                    tokio::select! {
-                        biased;
-                        read = reader.read(buffer) => Wake::Read(read),
-                        wrote = writer.write(unwritten), if !unwritten.is_empty() => Wake::Wrote(wrote),
-                    }
-                }
+            }
+            Poll::Pending
+        });
+        let template = async {
+            match node {
+                Some(node) => Wake::Template(node.next().await),
+                None => std::future::pending().await,
             }
         };
         let other = async {
             tokio::select! {
                 biased;
+                // A new block is in our node before a pool says so, or not.
+                wake = template => wake,
                 wake = link => wake,
                 // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
                 () = timer => Wake::Time,
@@ -270,26 +270,50 @@ impl Driver {
         tokio::select! { biased; () = end => Wake::End, wake = urgent_first => wake }
     }
 
-    fn handle_read(&mut self, length: usize) {
+    fn handle_link(&mut self, place: usize, event: LinkEvent) {
+        match event {
+            LinkEvent::Read(Ok(0)) => self.disconnect(place, "the pool closed the connection"),
+            LinkEvent::Read(Ok(length)) => self.handle_read(place, length),
+            LinkEvent::Read(Err(error)) | LinkEvent::Wrote(Err(error)) => {
+                self.disconnect(place, &error.to_string());
+            }
+            LinkEvent::Wrote(Ok(length)) => drop(self.links[place].unwritten.drain(..length)),
+            LinkEvent::Dialled(result) => self.handle_dialled(place, result),
+        }
+    }
+
+    fn handle_read(&mut self, place: usize, length: usize) {
         let now = self.task.clock.now();
-        let Link::Up(connected) = &mut self.link else { return };
         let mut input = &self.buffer[..length];
         loop {
-            match connected.decryptor.next_frame(&mut input) {
+            let Some(decryptor) = self.links[place].decryptor() else { return };
+            match decryptor.next_frame(&mut input) {
                 Ok(None) => return,
                 Ok(Some(frame)) => {
-                    self.upstream.handle_frame(frame.header, frame.payload, now, &mut self.out)
+                    let (header, payload) = (frame.header, frame.payload);
+                    self.upstreams.handle_frame(place, header, payload, now, &mut self.outs);
                 }
                 Err(error) => {
-                    self.out.close = Some(CloseReason::upstream(error.to_string()));
-                    self.upstream.handle_disconnected(now, &mut self.out);
+                    self.outs[place].close = Some(CloseReason::upstream(error.to_string()));
+                    self.upstreams.handle_disconnected(place, now, &mut self.outs);
                     return;
                 }
             }
-            if self.out.close.is_some() {
+            if self.outs[place].close.is_some() {
                 return;
             }
         }
+    }
+
+    fn handle_time(&mut self) {
+        let now = self.task.clock.now();
+        for link in self.links.iter_mut().chain(self.declarations.iter_mut().flatten()) {
+            if link.dial_at().is_some_and(|at| at <= now.monotonic) {
+                link.dial(self.task.clock);
+            }
+        }
+        self.upstreams.handle_timeout(now, &mut self.outs);
+        self.task.writer.flush();
     }
 
     fn handle_block(&mut self, share: ShareEvent) {
@@ -301,13 +325,14 @@ impl Driver {
     }
 
     fn forward(&mut self, share: ShareEvent, now: Now) {
-        if let Some(device) = share.record.device
-            && self.upstream.lacks_name_of(device)
-        {
-            // Once for each device, so that shares need no lock of the registry.
-            self.upstream.note_worker_name(device, &self.task.registry.worker_name(device));
+        if let Some(device) = share.record.device {
+            let upstream = self.upstreams.get_mut(self.upstreams.place_of(&share));
+            if upstream.lacks_name_of(device) {
+                // Once for each device, so that shares need no lock of the registry.
+                upstream.note_worker_name(device, &self.task.registry.worker_name(device));
+            }
         }
-        self.upstream.handle_share(share, now, &mut self.out);
+        self.upstreams.handle_share(share, now, &mut self.outs);
     }
 
     /// Does what a batch of commands says, but first takes what was sent before it: the end of a device must not
@@ -351,30 +376,31 @@ impl Driver {
         0
     }
 
-    /// Whether further shares may be taken, or the pool is too slow for them.
+    /// Whether further shares may be taken, or the pool that they are for is too slow for them.
     fn has_room(&self) -> bool {
-        self.unwritten.len() + self.out.bytes.len() < MAX_UNWRITTEN
+        let serving = self.upstreams.serving().unwrap_or(0);
+        self.links[serving].unwritten.len() + self.outs[serving].bytes.len() < MAX_UNWRITTEN
     }
 
     fn handle_command(&mut self, command: Command) {
         let now = self.task.clock.now();
-        let (upstream, out) = (&mut self.upstream, &mut self.out);
+        let (upstreams, outs) = (&mut self.upstreams, &mut self.outs);
         match command {
             Command::Open { key, user_identity, hash_rate, mailbox } => {
                 self.mailboxes.insert(key, mailbox);
-                upstream.handle_open(key, &user_identity, hash_rate, now, out);
+                upstreams.handle_open(key, &user_identity, hash_rate, now, outs);
             }
             Command::Close { key } => {
                 self.mailboxes.remove(&key);
-                upstream.handle_close(key, now, out);
+                upstreams.handle_close(key, now, outs);
             }
             Command::HashRate { key, rate } => {
                 let rate = Some(rate).filter(|rate| *rate > HashRate(0.0));
-                upstream.handle_hash_rate(key, rate, now, out);
+                upstreams.handle_hash_rate(key, rate, now, outs);
             }
             Command::NewJobWanted { key } => {
-                let feed = if self.task.config.aggregate { Feed::Shared } else { Feed::Device(key) };
-                upstream.handle_new_job_wanted(feed);
+                let feed = if self.aggregate { Feed::Shared } else { Feed::Device(key) };
+                upstreams.handle_new_job_wanted(feed);
             }
         }
     }
@@ -392,7 +418,34 @@ impl Driver {
 
     /// Passes on what the state machine put out, new work first.
     fn settle(&mut self) {
-        for (feed, work) in self.out.publish.drain(..) {
+        // A connection that breaks over what is sent may have another upstream say something: once for each of them.
+        for _ in 0..=self.outs.len() {
+            for place in 0..self.outs.len() {
+                self.settle_one(place);
+            }
+            if self.outs.iter().all(|out| out.bytes.is_empty() && out.publish.is_empty()) {
+                break;
+            }
+        }
+        self.task.status.set(&self.upstreams, self.task.clock.now());
+        if self.node.is_some() {
+            self.task.status.set_declarations(&self.upstreams, &mut self.declarations_shown);
+        }
+    }
+
+    fn settle_one(&mut self, place: usize) {
+        self.publish(place);
+        self.settle_declaration(place);
+        self.send(place);
+        self.record(place);
+        if let Some(reason) = self.outs[place].close.take() {
+            self.links[place].redirect = self.outs[place].reconnect_to.take();
+            self.links[place].go_down(&reason.to_string(), self.task.clock.now());
+        }
+    }
+
+    fn publish(&mut self, place: usize) {
+        for (feed, work) in self.outs[place].publish.drain(..) {
             match feed {
                 Feed::Shared => {
                     let oldest = work.oldest();
@@ -409,13 +462,27 @@ impl Driver {
                 }
             }
         }
-        self.send();
-        for (key, reason) in self.out.open_failed.drain(..) {
+    }
+
+    fn send(&mut self, place: usize) {
+        let out = &mut self.outs[place];
+        if out.bytes.is_empty() {
+            return;
+        }
+        if let Err(error) = self.links[place].send(&out.bytes) {
+            out.close.get_or_insert(CloseReason::ours(error.to_string()));
+        }
+        out.bytes.clear();
+    }
+
+    fn record(&mut self, place: usize) {
+        let out = &mut self.outs[place];
+        for (key, reason) in out.open_failed.drain(..) {
             if let Some(mailbox) = self.mailboxes.get(&key) {
                 mailbox.put(key.channel, Delivery::OpenFailed(reason));
             }
         }
-        for record in self.out.records.drain(..) {
+        for record in out.records.drain(..) {
             if record.verdict == mining_server::Verdict::BlockFound
                 && record.fate != Fate::Forwarded
                 && let Some(blocks) = self.lost_lines.admit(self.task.clock.now().monotonic)
@@ -424,103 +491,45 @@ impl Driver {
             }
             self.task.writer.share(record);
         }
-        for answer in self.out.answers.drain(..) {
+        for answer in out.answers.drain(..) {
             self.task.writer.answer(answer);
         }
-        for latency in self.out.ack_latencies.drain(..) {
+        for latency in out.ack_latencies.drain(..) {
             self.task.latencies.upstream_ack.record(latency);
         }
-        for notice in self.out.notices.drain(..) {
-            tracing::info!(upstream = self.name, "{notice}");
-        }
-        if let Some(reason) = self.out.close.take() {
-            self.redirect = self.out.reconnect_to.take();
-            self.go_down(&reason.to_string());
-        }
-        self.task.status.live.store(self.is_live(), Ordering::Relaxed);
-    }
-
-    /// Whether work comes from the upstream. Where devices have channels of their own, one that is open is enough,
-    /// and where there is no device the connection is: but an upstream that opens none of them serves nobody.
-    fn is_live(&self) -> bool {
-        if self.task.config.aggregate {
-            self.task.inbox.work.newest().is_some_and(|work| work.live)
-        } else {
-            self.upstream.link() == LinkState::Ready
-                && (self.upstream.device_count() == 0 || self.upstream.open_channels() > 0)
-        }
-    }
-
-    fn send(&mut self) {
-        if self.out.bytes.is_empty() {
-            return;
-        }
-        if let Link::Up(connected) = &mut self.link
-            && let Err(error) = connected.encryptor.encrypt_frames(&self.out.bytes, &mut self.unwritten)
-        {
-            self.out.close.get_or_insert(CloseReason::ours(error.to_string()));
-        }
-        self.out.bytes.clear();
-        // Most writes fit the socket's buffer: the frames leave now and not at the next turn.
-        if let Link::Up(connected) = &mut self.link
-            && let Ok(written) = connected.writer.try_write(&self.unwritten)
-        {
-            self.unwritten.drain(..written);
+        for notice in out.notices.drain(..) {
+            tracing::info!(upstream = self.links[place].name, "{notice}");
         }
     }
 
     fn give_up_if_unread(&mut self) {
-        let bytes = self.unwritten.len();
-        if bytes > MAX_UNWRITTEN_WITH_BLOCKS {
-            self.disconnect(&format!("the pool does not read: {bytes} bytes wait for it"));
-            self.settle();
+        for place in 0..self.links.len() {
+            let bytes = self.links[place].unwritten.len();
+            if bytes > MAX_UNWRITTEN_WITH_BLOCKS {
+                self.disconnect(place, &format!("the pool does not read: {bytes} bytes wait for it"));
+                self.settle();
+            }
         }
     }
 
-    fn disconnect(&mut self, reason: &str) {
-        self.upstream.handle_disconnected(self.task.clock.now(), &mut self.out);
-        self.go_down(reason);
-    }
-
-    fn go_down(&mut self, reason: &str) {
+    fn disconnect(&mut self, place: usize, reason: &str) {
         let now = self.task.clock.now();
-        // After a redirect, too: pools that send each other's proxies back and forth must not keep them busy.
-        let delay = self.backoff.failed(now, OsRng.next_u32());
-        self.task.status.live.store(false, Ordering::Relaxed);
-        let seconds = delay.as_secs_f32();
-        tracing::warn!(upstream = self.name, "disconnected: {reason}; dialling again in {seconds:.1} s");
-        self.unwritten.clear();
-        self.link = Link::Down { dial_at: now.monotonic + delay };
+        self.upstreams.handle_disconnected(place, now, &mut self.outs);
+        self.links[place].go_down(reason, now);
     }
 
-    fn dial(&mut self) {
-        let endpoint = self
-            .redirect
-            .take()
-            .unwrap_or_else(|| Endpoint { host: self.task.url.host.clone(), port: self.task.url.port });
-        let (authority, clock) = (self.task.url.authority, self.task.clock);
-        self.link = Link::Dialling(tokio::spawn(async move {
-            match tokio::time::timeout(DIAL_TIMEOUT, connect(endpoint, authority, clock)).await {
-                Ok(result) => result,
-                Err(_) => Err("no connection in time".to_owned()),
-            }
-        }));
-    }
-
-    fn handle_dialled(&mut self, result: Result<Box<Connected>, String>) {
+    fn handle_dialled(&mut self, place: usize, result: Result<Box<Connected>, String>) {
         let now = self.task.clock.now();
         match result {
             Ok(connected) => {
-                tracing::info!(upstream = self.name, "connected");
-                self.backoff.connected(now);
-                self.upstream.handle_connected(&connected.endpoint, now, &mut self.out);
-                self.link = Link::Up(connected);
+                self.upstreams.handle_connected(place, &connected.endpoint, now, &mut self.outs);
+                self.links[place].go_up(connected, now);
             }
-            Err(reason) => self.go_down(&reason),
+            Err(reason) => self.links[place].go_down(&reason, now),
         }
     }
 
-    /// Says goodbye to the upstream, and accounts for what was still on its way.
+    /// Says goodbye to the upstreams, and accounts for what was still on its way.
     async fn farewell(&mut self) {
         let now = self.task.clock.now();
         self.task.inbox.close();
@@ -530,38 +539,18 @@ impl Driver {
         while let Ok(share) = self.task.inbox.shares.try_recv() {
             self.forward(share, now);
         }
-        self.upstream.handle_shutdown(now, &mut self.out);
+        self.upstreams.handle_shutdown(now, &mut self.outs);
         self.settle();
-        if let Link::Up(connected) = &mut self.link {
-            let flushed = tokio::time::timeout(FAREWELL, connected.writer.write_all(&self.unwritten)).await;
-            if !matches!(flushed, Ok(Ok(()))) {
-                tracing::warn!(upstream = self.name, "the last frames did not leave in time");
-            }
+        // Together, so that one that does not read holds up no other.
+        let links = self.links.iter_mut().chain(self.declarations.iter_mut().flatten());
+        futures_util::future::join_all(links.map(Link::farewell)).await;
+        if let Some(node) = &mut self.node {
+            node.finish().await;
         }
-        self.upstream.handle_disconnected(now, &mut self.out);
-        self.out.close = None;
+        for place in 0..self.links.len() {
+            self.upstreams.handle_disconnected(place, now, &mut self.outs);
+            self.outs[place].close = None;
+        }
         self.settle();
     }
-}
-
-async fn connect(
-    endpoint: Endpoint,
-    authority: Option<stratum::sv2::keys::AuthorityPublicKey>,
-    clock: Clock,
-) -> Result<Box<Connected>, String> {
-    let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(text)?;
-    stream.set_nodelay(true).map_err(text)?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
-    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(text)?;
-    let initiator = Initiator::new(authority.as_ref(), &mut OsRng);
-    stream.write_all(&initiator.first()).await.map_err(text)?;
-    let mut reply = [0; RESPONDER_MESSAGE_SIZE];
-    stream.read_exact(&mut reply).await.map_err(|error| format!("the Noise handshake failed: {error}"))?;
-    let transport = initiator
-        .finish(&reply, clock.now().unix_seconds())
-        .map_err(|error| format!("the Noise handshake failed: {error}"))?;
-    let (encryptor, decryptor) = transport.split(MAX_PAYLOAD_FROM_UPSTREAM);
-    let (reader, writer) = stream.into_split();
-    Ok(Box::new(Connected { endpoint, reader, writer, encryptor, decryptor }))
 }

@@ -7,6 +7,8 @@ use checkweigh::config::{
     CoinbaseOutput, NodeAuth, PoolConfig, ProxyConfig, RoleConfig, known_keys, load, load_and_listen, read,
 };
 
+use job_declarator::server::Mode;
+
 /// The public key of the secret key below: the pair of the reference implementation's example configurations.
 const PUBLIC_KEY: &str = "9auqWEzQDVyd2oe1JVGFLMLHZtCo2FFqZwtKA5gd9xbuEu7PH72";
 const SECRET_KEY: &str = "mkDLTBBRxdBv998612qipDYoTK3YUrqLe8uWw7gu3iXbSrn2n";
@@ -94,6 +96,85 @@ fn the_example_of_the_pool_lacks_only_who_is_paid() {
     assert_eq!(config.blocks_dir, Path::new("/etc/checkweigh/blocks"));
 }
 
+/// The example with job declaration as its comments show it.
+fn declaring_example() -> String {
+    let text = example("mining-proxy.toml");
+    let uncommented = [
+        "job_declaration_url",
+        "[job_declaration]",
+        "mode",
+        "coinbase_tag",
+        "pool_templates",
+        "[job_declaration.node]",
+        "cookie_file",
+        "network",
+    ];
+    let lines = text.lines().map(|line| match line.strip_prefix("# ") {
+        Some(rest)
+            if uncommented.iter().any(|start| {
+                rest.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with(" = "))
+            }) =>
+        {
+            rest.to_owned()
+        }
+        _ => line.replace("# solo_address = \"bc1q...\"", &format!("solo_address = \"{ADDRESS}\"")),
+    });
+    lines.collect::<Vec<String>>().join("\n")
+}
+
+#[test]
+fn the_example_of_job_declaration_loads() {
+    let loaded = read::<ProxyConfig>(&declaring_example(), Path::new("p.toml")).expect("an example");
+    let config = loaded.config;
+    let url = config.upstreams[0].job_declaration_url.as_ref().expect("it was uncommented");
+    assert_eq!((url.host.as_str(), url.port, url.authority.is_some()), ("pool.example", 34264, true));
+    let declaration = config.job_declaration.as_ref().expect("it was uncommented");
+    assert_eq!((declaration.mode, declaration.pool_templates), (Mode::FullTemplate, true));
+    assert_eq!(declaration.coinbase_tag, "/checkweigh/");
+    assert_eq!(declaration.node.network, Some(bitcoin::Network::Bitcoin));
+    let solo = declaration.solo.as_ref().expect("an address");
+    let script = solo.script(bitcoin::Network::Bitcoin).expect("an address of the main chain");
+    assert_eq!(script.to_hex_string(), "0014751e76e8199196d454941c45d1b3a323f1433bd6");
+    let effective = config.effective();
+    let again = read::<ProxyConfig>(&effective, Path::new("p.toml")).expect("what is printed can be read");
+    assert_eq!(again.config.effective(), effective);
+}
+
+#[test]
+fn failover_is_as_patient_as_it_is_told() {
+    let text = example("mining-proxy.toml").replace("# hold_down_s = 30", "hold_down_s = 700");
+    let config = read::<ProxyConfig>(&text, Path::new("p.toml")).expect("an example").config;
+    let seconds = [config.patience.hold_down, config.patience.longest_hold_down, config.patience.steady];
+    assert_eq!(
+        seconds.map(|time| time.as_secs()),
+        [700, 700, 30],
+        "the longest is no shorter than the first"
+    );
+    let text = text.replace("# longest_hold_down_s = 600", "longest_hold_down_s = 699");
+    let problems =
+        problems::<ProxyConfig>(&text.replace("# steady_s = 30", "steady_s = 0"), Path::new("p.toml"));
+    assert!(
+        problems.iter().any(|it| it.contains("longest_hold_down_s: is below hold_down_s")),
+        "{problems:?}"
+    );
+    assert!(
+        problems.iter().any(|it| it.contains("failover.steady_s: 0 is not from 1 to 3600")),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn job_declaration_needs_one_channel_and_its_own_section() {
+    let without = example("mining-proxy.toml").replace("# job_declaration_url", "job_declaration_url");
+    let problems = problems::<ProxyConfig>(&without, Path::new("p.toml"));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].ends_with("job_declaration: is missing: an upstream has a job_declaration_url"));
+    let apart = declaring_example().replace("# aggregate = true", "aggregate = false");
+    let problems = self::problems::<ProxyConfig>(&apart, Path::new("p.toml"));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("channels.aggregate: must be true where jobs are declared"), "{problems:?}");
+}
+
 #[test]
 fn the_examples_have_every_key_and_no_other() {
     has_every_key::<ProxyConfig>("mining-proxy.toml");
@@ -132,7 +213,13 @@ fn key_of(line: &str) -> Option<&str> {
 #[test]
 fn every_commented_key_can_be_uncommented() {
     let folder = folder();
-    let lone = ["is missing", "cannot stand beside", "not a Bitcoin address", "is not hexadecimal"];
+    let lone = [
+        "is missing",
+        "cannot stand beside",
+        "not a Bitcoin address",
+        "is not hexadecimal",
+        "needs cookie_file",
+    ];
     let check = |text: &str, found: &dyn Fn(&str, &Path) -> Vec<String>| {
         let path = folder.path().join("x.toml");
         for (number, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("# ")) {
@@ -204,7 +291,7 @@ red = 1
         "line 19: ledger.commit_interval_ms: 251 is not from 10 to 250",
         "line 20: ledger.keep_recrods_days: unknown key; did you mean `keep_records_days`?",
         "line 21: metrics.listen: is missing",
-        "line 22: colour: unknown key; known here: downstream, upstream, channels, vardiff, ledger, metrics, api, log",
+        "line 22: colour: unknown key; known here: downstream, upstream, job_declaration, failover, channels, vardiff, ledger, metrics, api, log",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {

@@ -17,10 +17,10 @@ use checkweigh::pool::task::{PoolStatus, PoolTask};
 use checkweigh::registry::SharedRegistry;
 use checkweigh::shutdown::shutdown;
 use checkweigh::sink::{RecordSink, Totals};
-use checkweigh::upstream::{UpstreamStatus, UpstreamTask};
+use checkweigh::upstream::{UpstreamEntry, UpstreamStatus, UpstreamTask};
 use checkweigh::{pool, upstream};
 use farm::{DEADLINE, Running, chain, fixed, listen, start_pool, start_proxy};
-use mining_proxy::UpstreamConfig;
+use mining_proxy::{Patience, UpstreamConfig};
 use mining_server::{DropReason, Fate, ForwardShare, ShareEvent, ShareRecord, Verdict};
 use stratum::sv2::PoolUrl;
 use stratum::{
@@ -110,24 +110,28 @@ async fn an_upstream_takes_blocks_until_its_connections_are_gone() {
     let (sink, _task) = RecordSink::start();
     let (owner, inbox) = owner();
     let nobody = listen(None).local_addr().expect("it was bound");
+    let config = UpstreamConfig {
+        id: UpstreamId(0),
+        user_identity: "account.farm".to_owned(),
+        aggregate: true,
+        forward_worker_names: false,
+        vendor: "Checkweigh".to_owned(),
+        hardware_version: "mining-proxy".to_owned(),
+        firmware: "tests".to_owned(),
+        refresh_interval: Duration::from_secs(20),
+        job_declaration: None,
+    };
+    let url = PoolUrl { host: nobody.ip().to_string(), port: nobody.port(), authority: None };
     let task = UpstreamTask {
-        config: UpstreamConfig {
-            id: UpstreamId(0),
-            user_identity: "account.farm".to_owned(),
-            aggregate: true,
-            forward_worker_names: false,
-            vendor: "Checkweigh".to_owned(),
-            hardware_version: "mining-proxy".to_owned(),
-            firmware: "tests".to_owned(),
-            refresh_interval: Duration::from_secs(20),
-        },
-        url: PoolUrl { host: nobody.ip().to_string(), port: nobody.port(), authority: None },
+        upstreams: vec![UpstreamEntry { config, url, declaration: None }],
+        node: None,
+        patience: Patience::default(),
         inbox,
         writer: sink.writer(),
         clock,
         latencies: Arc::default(),
         registry: SharedRegistry::new(clock, sink.writer()),
-        status: Arc::new(UpstreamStatus::default()),
+        status: Arc::new(UpstreamStatus::new(1)),
     };
     let (stop, end) = shutdown();
     stop.trigger();

@@ -79,8 +79,11 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         upstreams: vec![UpstreamConfig {
             url,
             user_identity: "account.farm".to_owned(),
+            job_declaration_url: None,
             forward_worker_names: true,
         }],
+        job_declaration: None,
+        patience: Default::default(),
         aggregate: true,
         vardiff: vardiff(EXPONENT),
         ledger: None,

@@ -7,6 +7,7 @@
 //! This module never talks to the network, except that [`listen`] binds the listeners, and never prints a secret.
 
 mod api;
+mod declaration;
 mod file;
 mod identity;
 mod ledger;
@@ -22,6 +23,7 @@ mod render;
 pub(crate) use file::{is_readable_by_others, read_key, read_text};
 
 pub use api::{ApiConfig, HttpConfig, Tokens};
+pub use declaration::JobDeclarationConfig;
 pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};

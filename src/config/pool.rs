@@ -26,7 +26,7 @@ const MAX_COINBASE_TAG: usize = 32;
 const MAX_COINBASE_SCRIPT: usize = 1000;
 
 /// Who found the blocks of a pool that says nothing else.
-const DEFAULT_COINBASE_TAG: &str = "/checkweigh/";
+pub(super) const DEFAULT_COINBASE_TAG: &str = "/checkweigh/";
 
 /// Where a node listens that was told nothing else.
 const DEFAULT_RPC_URL: &str = "http://127.0.0.1:8332/";
@@ -174,21 +174,33 @@ impl NodeConfig {
 
     fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
         let mut section = document.section(findings, "node");
+        let node = NodeConfig::read_section(&mut section, findings);
+        section.finish(findings);
+        node
+    }
+
+    /// Only says which keys there are, where nobody asks for a node.
+    pub(super) fn name_keys(section: &mut Section<'_>, findings: &mut Findings<'_>) {
+        for key in ["rpc_url", "cookie_file", "user", "password_file", "network"] {
+            section.string(findings, key);
+        }
+    }
+
+    pub(super) fn read_section(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
         let url = section
             .parsed(findings, "rpc_url", |text| parse_bare_http(text).map_err(|error| error.to_string()));
         let default = Url::parse(DEFAULT_RPC_URL).expect("the default is a URL");
-        let auth = read_auth(&mut section, findings);
+        let auth = read_auth(section, findings);
         let network = section.parsed(findings, "network", |text| {
             let known = "\"main\", \"test\", \"testnet4\", \"signet\" or \"regtest\"";
             Network::from_core_arg(text)
                 .map_err(|_| format!("{text:?} is not a chain that Bitcoin Core names: {known}"))
         });
-        section.finish(findings);
         Some(NodeConfig { rpc_url: url.unwrap_or(default), auth: auth?, network })
     }
 
-    fn render(&self, page: &mut Page) {
-        page.section("[node]");
+    pub(super) fn render(&self, page: &mut Page, title: &str) {
+        page.section(title);
         page.key("rpc_url", self.rpc_url.to_string());
         match &self.auth {
             NodeAuth::Cookie(file) => page.key("cookie_file", file.display().to_string()),
@@ -287,10 +299,7 @@ impl RoleConfig for PoolConfig {
         let mut section = document.section(findings, "pool");
         let network = node.as_ref().and_then(|node| node.network);
         let coinbase_output = read_coinbase_output(&mut section, findings, network);
-        let coinbase_tag = section.parsed(findings, "coinbase_tag", |text| match text.len() {
-            0..=MAX_COINBASE_TAG => Ok(text.to_owned()),
-            length => Err(format!("has {length} bytes; the coinbase has room for {MAX_COINBASE_TAG}")),
-        });
+        let coinbase_tag = read_tag(&mut section, findings);
         let blocks_dir = read_blocks_dir(&mut section, findings);
         let share_batch_size = section.integer(findings, "share_batch_size", 1..=MAX_SHARE_BATCH_SIZE);
         section.finish(findings);
@@ -318,7 +327,7 @@ impl RoleConfig for PoolConfig {
     fn effective(&self) -> String {
         let mut page = Page::default();
         self.downstream.render(&mut page);
-        self.node.render(&mut page);
+        self.node.render(&mut page, "[node]");
         page.section("[pool]");
         match &self.coinbase_output {
             CoinbaseOutput::Address(address) => {
@@ -346,25 +355,8 @@ fn read_coinbase_output(
     findings: &mut Findings<'_>,
     network: Option<Network>,
 ) -> Option<CoinbaseOutput> {
-    let address = section.parsed(findings, "coinbase_address", |text| {
-        let address =
-            Address::from_str(text).map_err(|error| format!("{text:?} is not a Bitcoin address: {error}"))?;
-        match network {
-            Some(network) if !address.is_valid_for_network(network) => Err(format!(
-                "{text} is not an address of the chain {}, which node.network names",
-                network.to_core_arg()
-            )),
-            _ => Ok(CoinbaseOutput::Address(address)),
-        }
-    });
-    let script = section.parsed(findings, "coinbase_script", |text| match hex::decode(text) {
-        Err(error) => Err(format!("is not hexadecimal: {error}")),
-        Ok(bytes) if bytes.is_empty() => Err("is empty: anybody could spend the reward".to_owned()),
-        Ok(bytes) if bytes.len() > MAX_COINBASE_SCRIPT => {
-            Err(format!("has {} bytes; at most {MAX_COINBASE_SCRIPT} are possible", bytes.len()))
-        }
-        Ok(bytes) => Ok(CoinbaseOutput::Script(ScriptBuf::from_bytes(bytes))),
-    });
+    let address = section.parsed(findings, "coinbase_address", |text| parse_address(text, network));
+    let script = section.parsed(findings, "coinbase_script", parse_script);
     match (section.has("coinbase_address"), section.has("coinbase_script")) {
         (true, true) => {
             let place = section.place_of(findings, "coinbase_script");
@@ -382,7 +374,39 @@ fn read_coinbase_output(
     }
 }
 
-fn read_blocks_dir(section: &mut Section<'_>, findings: &mut Findings<'_>) -> PathBuf {
+/// An address of `network`, if that is known.
+pub(super) fn parse_address(text: &str, network: Option<Network>) -> Result<CoinbaseOutput, String> {
+    let address =
+        Address::from_str(text).map_err(|error| format!("{text:?} is not a Bitcoin address: {error}"))?;
+    match network {
+        Some(network) if !address.is_valid_for_network(network) => Err(format!(
+            "{text} is not an address of the chain {}, which node.network names",
+            network.to_core_arg()
+        )),
+        _ => Ok(CoinbaseOutput::Address(address)),
+    }
+}
+
+/// An output script in hexadecimal.
+pub(super) fn parse_script(text: &str) -> Result<CoinbaseOutput, String> {
+    match hex::decode(text) {
+        Err(error) => Err(format!("is not hexadecimal: {error}")),
+        Ok(bytes) if bytes.is_empty() => Err("is empty: anybody could spend the reward".to_owned()),
+        Ok(bytes) if bytes.len() > MAX_COINBASE_SCRIPT => {
+            Err(format!("has {} bytes; at most {MAX_COINBASE_SCRIPT} are possible", bytes.len()))
+        }
+        Ok(bytes) => Ok(CoinbaseOutput::Script(ScriptBuf::from_bytes(bytes))),
+    }
+}
+
+pub(super) fn read_tag(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<String> {
+    section.parsed(findings, "coinbase_tag", |text| match text.len() {
+        0..=MAX_COINBASE_TAG => Ok(text.to_owned()),
+        length => Err(format!("has {length} bytes; the coinbase has room for {MAX_COINBASE_TAG}")),
+    })
+}
+
+pub(super) fn read_blocks_dir(section: &mut Section<'_>, findings: &mut Findings<'_>) -> PathBuf {
     let text = section.string(findings, "blocks_dir").unwrap_or(DEFAULT_BLOCKS_DIR);
     let path = findings.path(text);
     if path.exists() && !path.is_dir() {

@@ -23,8 +23,8 @@ use super::params::{Params, parse_time};
 use super::problem::Problem;
 use super::routes::MAX_BODY;
 use super::shapes::{
-    BlockShape, CostShape, EventShape, FleetShape, GroupShape, JobShape, LedgerShape, PointShape, SpanShape,
-    Time, UpstreamShape,
+    BlockShape, CostShape, DeclarationShape, EventShape, FleetShape, GroupShape, JobShape, LedgerShape,
+    Named, PointShape, SpanShape, Time, UpstreamShape,
 };
 use super::view::{PowerOf, PowerReading, Subject};
 
@@ -161,11 +161,15 @@ pub(super) async fn upstreams(State(served): State<Served>, RawQuery(query): Raw
     struct Shape<'a> {
         since: Time,
         upstreams: Vec<UpstreamShape<'a>>,
+        switches: Named<u64>,
+        job_declaration: Option<DeclarationShape>,
     }
     Params::read(query.as_deref(), &[])?;
     let overview = served.view.overview().await?;
     let upstreams = overview.upstreams.iter().map(UpstreamShape::of).collect();
-    Ok(Json(Shape { since: Time(overview.since_us), upstreams }).into_response())
+    let switches = Named(overview.switches.clone());
+    let job_declaration = overview.declarations.as_ref().map(DeclarationShape::of);
+    Ok(Json(Shape { since: Time(overview.since_us), upstreams, switches, job_declaration }).into_response())
 }
 
 /// The jobs that miners work on.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use accounting::{AnswerSums, PowerSource};
+use mining_proxy::Standing;
 use stratum::Target;
 
 use super::Status;
@@ -33,6 +34,8 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_work(&mut page, overview);
     render_answers(&mut page, overview);
     render_upstreams(&mut page, &overview.upstreams);
+    render_switches(&mut page, status);
+    render_declarations(&mut page, status);
     render_connections(&mut page, status);
     render_version_rolling(&mut page, status);
     page.gauge("checkweigh_devices", "Devices seen since the start.");
@@ -170,6 +173,56 @@ fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
     page.gauge("checkweigh_upstream_up", "Whether the upstream, or the node of a pool, gives work.");
     for upstream in upstreams {
         page.labelled("upstream", &upstream.name, u8::from(upstream.is_live));
+    }
+    let help = "1 for what an upstream is used for now, by upstream.";
+    page.gauge("checkweigh_upstream_standing", help);
+    for upstream in upstreams {
+        for standing in Standing::ALL.map(Standing::name) {
+            let is_so = u8::from(upstream.standing == standing);
+            page.labelled_twice([("upstream", &upstream.name), ("standing", standing)], is_so);
+        }
+    }
+}
+
+fn render_declarations(page: &mut Page, status: &Status) {
+    let Some(view) = status.declarations else { return };
+    let help =
+        "Jobs of our own templates: given to miners, declared, taken by the pool, refused by either side.";
+    page.counter("checkweigh_job_declaration_jobs_total", help);
+    let tally = view.tally;
+    for (state, count) in [
+        ("published", tally.published),
+        ("declared", tally.declared),
+        ("acknowledged", tally.acknowledged),
+        ("refused", tally.refused),
+    ] {
+        page.labelled("state", state, count);
+    }
+    let help = "Blocks of declared jobs that were pushed to job declaration servers.";
+    page.counter("checkweigh_job_declaration_solutions_pushed_total", help);
+    page.value(tally.solutions_pushed);
+    page.gauge(
+        "checkweigh_job_declaration_shares_held",
+        "Shares that wait until the pool has taken their job.",
+    );
+    page.value(view.held);
+    let help = "Shares of declared jobs that waited: sent in the end, or never.";
+    page.counter("checkweigh_job_declaration_held_shares_total", help);
+    page.labelled("fate", "released", tally.released);
+    page.labelled("fate", "dropped", tally.dropped);
+    page.counter(
+        "checkweigh_job_declaration_blocks_total",
+        "Blocks of our own templates, and those in our node's chain.",
+    );
+    page.labelled("state", "found", view.blocks_found);
+    page.labelled("state", "accepted", view.blocks_accepted);
+}
+
+fn render_switches(page: &mut Page, status: &Status) {
+    let help = "How often work came to be from another upstream, by reason.";
+    page.counter("checkweigh_upstream_switches_total", help);
+    for (reason, count) in &status.switches {
+        page.labelled("reason", reason, count);
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use super::view::{
     Block, Device, Event, Group, Job, Ledger, Overview, Point, Protocol, Rate, Rates, Span, Upstream, WINDOWS,
 };
+use crate::upstream::DeclarationView;
 
 pub(super) use cost::{CostShape, CostsShape};
 
@@ -30,7 +31,7 @@ impl Serialize for Time {
 
 /// An object whose keys are names of ours.
 #[derive(Clone, Debug)]
-pub(super) struct Named<T>(Vec<(&'static str, T)>);
+pub(super) struct Named<T>(pub(super) Vec<(&'static str, T)>);
 
 impl<T: Serialize> Serialize for Named<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -374,9 +375,43 @@ pub(super) struct UpstreamShape<'a> {
     name: &'a str,
     account: Option<&'a str>,
     is_live: bool,
+    standing: &'static str,
     shares: UpstreamShares,
     work: UpstreamTargetWork,
     ack_latency: AckShape,
+}
+
+/// How job declaration goes, since the process started.
+#[derive(Serialize)]
+pub(super) struct DeclarationShape {
+    published: u64,
+    declared: u64,
+    acknowledged: u64,
+    refused: u64,
+    solutions_pushed: u64,
+    shares_held: u64,
+    shares_released: u64,
+    shares_dropped: u64,
+    blocks_found: u64,
+    blocks_accepted: u64,
+}
+
+impl DeclarationShape {
+    pub(super) fn of(view: &DeclarationView) -> Self {
+        let tally = view.tally;
+        DeclarationShape {
+            published: tally.published,
+            declared: tally.declared,
+            acknowledged: tally.acknowledged,
+            refused: tally.refused,
+            solutions_pushed: tally.solutions_pushed,
+            shares_held: view.held,
+            shares_released: tally.released,
+            shares_dropped: tally.dropped,
+            blocks_found: view.blocks_found,
+            blocks_accepted: view.blocks_accepted,
+        }
+    }
 }
 
 /// Time from a share judged to the upstream's answer.
@@ -422,6 +457,7 @@ impl<'a> UpstreamShape<'a> {
             name: &upstream.name,
             account: upstream.account.as_deref(),
             is_live: upstream.is_live,
+            standing: upstream.standing,
             shares: UpstreamShares {
                 forwarded: answers.forwarded,
                 acknowledged: answers.acknowledged,

@@ -23,9 +23,19 @@ use crate::config::listen::bind;
 use crate::shutdown::{ShutdownTrigger, shutdown};
 
 fn status(is_live: bool) -> Status {
-    let upstream = |name: &str, is_live| UpstreamState { name: name.to_owned(), account: None, is_live };
+    let upstream = |name: &str, is_live| {
+        let standing = if is_live { "serving" } else { "standby" };
+        UpstreamState { name: name.to_owned(), account: None, is_live, standing }
+    };
     let upstreams = vec![upstream("pool.example:34254", is_live), upstream("other.example:1", false)];
-    Status { sv1_connections: 3, rolling_withheld: 2, rolled_outside_mask: 1, upstreams, ..Status::default() }
+    Status {
+        sv1_connections: 3,
+        rolling_withheld: 2,
+        rolled_outside_mask: 1,
+        upstreams,
+        switches: vec![("fail_back", 4)],
+        ..Status::default()
+    }
 }
 
 fn overview() -> Overview {
@@ -41,8 +51,9 @@ fn overview() -> Overview {
     let mut acks = AckSums::default();
     acks.add(3_000);
     let upstream = |name: &str, is_live, answers| {
+        let standing = if is_live { "serving" } else { "standby" };
         let acks = acks.clone();
-        Upstream { name: name.into(), account: None, is_live, answers, acks }
+        Upstream { name: name.into(), account: None, is_live, standing, answers, acks }
     };
     let upstreams = vec![
         upstream("pool.example:34254", true, totals.answers.clone()),
@@ -105,6 +116,12 @@ fn the_page_follows_the_text_format() {
     assert_eq!(samples["checkweigh_shares_refused_upstream_total{code=\"stale-share\"}"], 1.0);
     assert_eq!(samples["checkweigh_work_accepted_hashes_total"], 2f64.powi(100));
     assert_eq!(samples["checkweigh_upstream_up{upstream=\"pool.example:34254\"}"], 1.0);
+    let standing = |name: &str, standing: &str| {
+        samples[&format!("checkweigh_upstream_standing{{upstream=\"{name}\",standing=\"{standing}\"}}")]
+    };
+    assert_eq!(standing("pool.example:34254", "serving"), 1.0);
+    assert_eq!((standing("other.example:1", "serving"), standing("other.example:1", "standby")), (0.0, 1.0));
+    assert_eq!(samples["checkweigh_upstream_switches_total{reason=\"fail_back\"}"], 4.0);
     assert_eq!(samples["checkweigh_connections{protocol=\"sv1\"}"], 3.0);
     assert_eq!(samples["checkweigh_sv1_version_rolling_connections{state=\"granted\"}"], 0.0);
     assert_eq!(samples["checkweigh_sv1_version_rolling_connections{state=\"withheld\"}"], 2.0);

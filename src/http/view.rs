@@ -4,6 +4,7 @@
 //! Nothing here knows of HTTP, and whoever answers through [`View`] must not make a share wait: figures are taken at
 //! most once a second and shared by all who ask meanwhile.
 
+use crate::upstream::DeclarationView;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -79,6 +80,10 @@ pub struct Overview {
     pub groups: Vec<Group>,
     /// Upstreams, or the node of a pool, in the order of their numbers.
     pub upstreams: Vec<Upstream>,
+    /// How often work came to be from another upstream since the start, by reason; empty for a pool.
+    pub switches: Vec<(&'static str, u64)>,
+    /// How job declaration goes, where jobs are declared.
+    pub declarations: Option<DeclarationView>,
     /// What a terahash is worth at the current template, in satoshis.
     pub sats_per_terahash: Option<f64>,
 }
@@ -180,6 +185,8 @@ pub struct Upstream {
     pub account: Option<Arc<str>>,
     /// Whether it gives work.
     pub is_live: bool,
+    /// What it is used for: `serving`, `standby`, `held_down` or `away`.
+    pub standing: &'static str,
     /// What it was sent and answered.
     pub answers: accounting::AnswerSums,
     /// How long its answers took.

@@ -1,5 +1,8 @@
 //! In which order things reach the upstream's state machine, where a pool is slow or many come at once.
 
+use std::time::Duration;
+
+use mining_proxy::Endpoint;
 use mining_server::judge::{Submission, Submitter, refusal};
 use mining_server::work::JobLookup;
 use mining_server::{DropReason, ForwardShare, RejectReason, Verdict};
@@ -21,27 +24,34 @@ fn driver() -> (Driver, Owner) {
     let clock = Clock::start();
     let (sink, _task) = RecordSink::start();
     let (owner, inbox) = owner();
+    let url = PoolUrl { host: "pool.example".to_owned(), port: 34254, authority: None };
     let task = UpstreamTask {
-        config: UpstreamConfig {
-            id: UpstreamId(0),
-            user_identity: "account".to_owned(),
-            aggregate: false,
-            forward_worker_names: false,
-            vendor: "Checkweigh".to_owned(),
-            hardware_version: "mining-proxy".to_owned(),
-            firmware: "tests".to_owned(),
-            refresh_interval: Duration::from_secs(20),
-        },
-        url: PoolUrl { host: "pool.example".to_owned(), port: 34254, authority: None },
+        upstreams: vec![UpstreamEntry { config: config(), url, declaration: None }],
+        node: None,
+        patience: Patience::default(),
         inbox,
         writer: sink.writer(),
         clock,
         latencies: Arc::default(),
         registry: SharedRegistry::new(clock, sink.writer()),
-        status: Arc::default(),
+        status: Arc::new(UpstreamStatus::new(1)),
     };
     let now = clock.now();
     (Driver::new(task, now), owner)
+}
+
+fn config() -> UpstreamConfig {
+    UpstreamConfig {
+        id: UpstreamId(0),
+        user_identity: "account".to_owned(),
+        aggregate: false,
+        forward_worker_names: false,
+        vendor: "Checkweigh".to_owned(),
+        hardware_version: "mining-proxy".to_owned(),
+        firmware: "tests".to_owned(),
+        refresh_interval: Duration::from_secs(20),
+        job_declaration: None,
+    }
 }
 
 fn receive(driver: &mut Driver, message: impl Into<Message>) {
@@ -49,13 +59,14 @@ fn receive(driver: &mut Driver, message: impl Into<Message>) {
     message.into().encode_frame(&mut frame).expect("encodable");
     let (header, payload) = frame.split_first_chunk::<HEADER_SIZE>().expect("a header");
     let now = driver.task.clock.now();
-    driver.upstream.handle_frame(FrameHeader::parse(*header), payload, now, &mut driver.out);
+    driver.upstreams.handle_frame(0, FrameHeader::parse(*header), payload, now, &mut driver.outs);
 }
 
 /// Sets the connection up and asks for a channel for the device `KEY`.
 fn ask_for_channel(driver: &mut Driver) {
     let endpoint = Endpoint { host: "pool.example".to_owned(), port: 34254 };
-    driver.upstream.handle_connected(&endpoint, driver.task.clock.now(), &mut driver.out);
+    let now = driver.task.clock.now();
+    driver.upstreams.handle_connected(0, &endpoint, now, &mut driver.outs);
     receive(driver, SetupConnectionSuccess { used_version: 2, flags: 0 });
     driver.handle_command(Command::Open {
         key: KEY,
@@ -99,8 +110,8 @@ fn start_job(driver: &mut Driver) -> Job {
         nbits: 0x207f_ffff,
     };
     receive(driver, tip);
-    let (_, work) = driver.out.publish.pop().expect("a job was published");
-    driver.out = UpstreamOutput::default();
+    let (_, work) = driver.outs[0].publish.pop().expect("a job was published");
+    driver.outs[0] = UpstreamOutput::default();
     work.active().job.clone()
 }
 
@@ -142,7 +153,7 @@ fn submit_and_close(driver: &mut Driver, owner: &Owner, job: &Job) {
 }
 
 fn fates(driver: &Driver) -> Vec<Fate> {
-    driver.out.records.iter().map(|record| record.fate).collect()
+    driver.outs[0].records.iter().map(|record| record.fate).collect()
 }
 
 #[tokio::test]
@@ -150,30 +161,30 @@ async fn the_end_of_a_device_does_not_overtake_its_last_shares_and_its_block() {
     let (mut driver, owner, job) = mining();
     submit_and_close(&mut driver, &owner, &job);
     assert_eq!(fates(&driver), [Fate::Forwarded; 3]);
-    assert_eq!(driver.upstream.open_channels(), 0);
+    assert_eq!(driver.upstreams.get(0).open_channels(), 0);
 }
 
 #[tokio::test]
 async fn a_device_that_goes_keeps_its_channel_until_a_slow_pool_has_taken_its_last_shares() {
     let (mut driver, owner, job) = mining();
-    driver.unwritten = vec![0; MAX_UNWRITTEN];
+    driver.links[0].unwritten = vec![0; MAX_UNWRITTEN];
     submit_and_close(&mut driver, &owner, &job);
     assert_eq!(fates(&driver), [Fate::Forwarded], "a block does not wait for room");
-    assert_eq!((driver.upstream.open_channels(), driver.closes.len()), (1, 1));
-    driver.unwritten.clear();
+    assert_eq!((driver.upstreams.get(0).open_channels(), driver.closes.len()), (1, 1));
+    driver.links[0].unwritten.clear();
     assert_eq!(driver.take_shares(), 0);
     assert_eq!(fates(&driver), [Fate::Forwarded; 3]);
-    assert_eq!((driver.upstream.open_channels(), driver.closes.len()), (0, 0));
+    assert_eq!((driver.upstreams.get(0).open_channels(), driver.closes.len()), (0, 0));
 }
 
 #[tokio::test]
 async fn devices_that_wait_to_go_are_bounded() {
     let (mut driver, owner, job) = mining();
-    driver.unwritten = vec![0; MAX_UNWRITTEN];
+    driver.links[0].unwritten = vec![0; MAX_UNWRITTEN];
     driver.closes = std::iter::repeat_n((u64::MAX, KEY), MAX_WAITING_CLOSES).collect();
     submit_and_close(&mut driver, &owner, &job);
-    assert_eq!((driver.upstream.open_channels(), driver.closes.len()), (0, MAX_WAITING_CLOSES));
-    driver.unwritten.clear();
+    assert_eq!((driver.upstreams.get(0).open_channels(), driver.closes.len()), (0, MAX_WAITING_CLOSES));
+    driver.links[0].unwritten.clear();
     driver.take_shares();
     assert_eq!(fates(&driver)[1..], [Fate::Dropped(DropReason::UpstreamLost); 2]);
 }
@@ -182,12 +193,12 @@ async fn devices_that_wait_to_go_are_bounded() {
 async fn a_pool_that_does_not_even_take_blocks_is_given_up() {
     let (mut driver, _owner, job) = mining();
     let now = driver.task.clock.now();
-    driver.unwritten = vec![0; MAX_UNWRITTEN_WITH_BLOCKS];
+    driver.links[0].unwritten = vec![0; MAX_UNWRITTEN_WITH_BLOCKS];
     driver.give_up_if_unread();
-    assert_eq!(driver.upstream.open_channels(), 1, "as much may wait");
-    driver.unwritten.push(0);
+    assert_eq!(driver.upstreams.get(0).open_channels(), 1, "as much may wait");
+    driver.links[0].unwritten.push(0);
     driver.give_up_if_unread();
-    assert_eq!((driver.upstream.open_channels(), driver.unwritten.len()), (0, 0));
+    assert_eq!((driver.upstreams.get(0).open_channels(), driver.links[0].unwritten.len()), (0, 0));
     driver.handle_block(share(&job, 1, true, now));
     assert_eq!(fates(&driver), [Fate::Dropped(DropReason::UpstreamLost)]);
 }
@@ -200,7 +211,7 @@ async fn a_stream_of_blocks_does_not_hold_up_what_the_pool_says() {
     while !dialled.is_finished() {
         tokio::task::yield_now().await;
     }
-    driver.link = Link::Dialling(dialled);
+    driver.links[0].set_dialling(dialled);
     let mut blocks = 0;
     loop {
         owner.blocks.try_send(share(&job, blocks, true, now)).expect("there is room");
@@ -209,27 +220,27 @@ async fn a_stream_of_blocks_does_not_hold_up_what_the_pool_says() {
                 blocks += 1;
                 assert!(blocks <= BLOCKS_IN_A_ROW, "the pool is not heard");
             }
-            Wake::Dialled(_) => break,
+            Wake::Link(0, LinkEvent::Dialled(_)) => break,
             _ => panic!("nothing else is there"),
         }
     }
     assert_eq!(blocks, BLOCKS_IN_A_ROW);
-    driver.link = Link::Down { dial_at: now.monotonic + DIAL_TIMEOUT };
+    driver.links[0].go_down("refused", now);
     assert!(matches!(driver.next(pin!(std::future::pending())).await, Wake::Block(_)), "and then they go on");
 }
 
 #[tokio::test]
 async fn an_upstream_that_opens_no_channel_is_not_live() {
     let (mut driver, _owner) = driver();
-    assert!(!driver.is_live());
+    assert!(!driver.upstreams.gives_work());
     ask_for_channel(&mut driver);
-    assert!(!driver.is_live(), "not yet");
+    assert!(!driver.upstreams.gives_work(), "not yet");
     start_job(&mut driver);
-    assert!(driver.is_live());
+    assert!(driver.upstreams.gives_work());
     driver.handle_command(Command::Close { key: KEY });
-    assert!(driver.is_live(), "without devices the connection is all that there can be");
+    assert!(driver.upstreams.gives_work(), "without devices the connection is all that there can be");
     ask_for_channel(&mut driver);
     let error_code = "unknown-user".to_owned();
     receive(&mut driver, OpenMiningChannelError { request_id: RequestId(2), error_code });
-    assert!(!driver.is_live());
+    assert!(!driver.upstreams.gives_work());
 }

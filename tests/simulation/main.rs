@@ -67,6 +67,8 @@ fn block(seeds: Range<u64>) {
         figures.prefixes > 0 && figures.repeated > 0,
         "prefixes change, and shares are repeated: {figures:?}"
     );
+    assert!(figures.switches > least, "upstreams are changed: {figures:?}");
+    assert!(figures.lost_in_failover > 0, "which costs what was on its way: {figures:?}");
     assert!(figures.slow > 0, "slow readers are cut: {figures:?}");
 }
 

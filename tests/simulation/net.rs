@@ -38,10 +38,10 @@ pub(crate) enum What {
     Wake(LinkId),
     /// The owner of the proxy's, or the pool's, work looks at its queues and its timers.
     Owner(Place),
-    /// The proxy dials.
-    Dial,
-    /// The dialled connection is up or has failed.
-    Dialled,
+    /// The proxy dials this upstream.
+    Dial(usize),
+    /// The connection to this upstream that was dialled is up or has failed.
+    Dialled(usize),
     /// A miner connects.
     Connect(usize),
     /// A miner finds a share, unless its work has changed since: then its count has moved on.
@@ -50,16 +50,17 @@ pub(crate) enum What {
     Weather,
     /// Somebody else found a block.
     ForeignBlock,
-    /// The pool can be reached again.
-    Reachable,
+    /// This upstream can be reached again.
+    Reachable(usize),
     /// Slow invariants are looked at.
     Look,
 }
 
-/// The two roles that miners can connect to.
+/// The two roles that miners can connect to, and the second pool of the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     Pool,
+    Second,
     Proxy,
 }
 

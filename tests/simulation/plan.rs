@@ -19,6 +19,8 @@ const ALL_BLOCKS: u32 = 0x207f_ffff;
 pub(crate) struct Plan {
     /// The upstream is a pool of somebody else.
     pub(crate) is_foreign: bool,
+    /// The proxy has a second pool.
+    pub(crate) has_second: bool,
     /// That pool forbids version rolling at times.
     pub(crate) may_fix_version: bool,
     pub(crate) upstream_exponent: i32,
@@ -53,6 +55,7 @@ impl Plan {
             .collect();
         Plan {
             is_foreign,
+            has_second: dice.chance(0.5),
             may_fix_version,
             upstream_exponent: dice.pick(&[-26, -24, -22, -21]),
             nbits: if every_share_is_a_block { ALL_BLOCKS } else { SOME_BLOCKS },

@@ -1,11 +1,13 @@
-//! The proxy: its miners' side, its upstream, and the driver between them, as the program has it. Work is published
+//! The proxy: its miners' side, its upstreams, and the driver between them, as the program has it. Work is published
 //! before frames are sent, frames are sent before anything is recorded, and who writes slowly loses shares.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use mining_proxy::{Backoff, DownstreamKey, Endpoint, Feed, Upstream, UpstreamConfig, UpstreamOutput};
-use mining_server::{DropReason, Fate, Settings, ShareRecord};
+use mining_proxy::{
+    Backoff, DownstreamKey, Endpoint, Feed, LinkState, Patience, UpstreamConfig, UpstreamOutput, Upstreams,
+};
+use mining_server::{DropReason, Fate, LossReason, Settings, ShareRecord, UpstreamVerdict};
 use stratum::sv2::{Message, codes};
 use stratum::{ChannelId, HashRate, JobNumber, Now, Target, UpstreamId};
 
@@ -23,6 +25,14 @@ const MAX_UNWRITTEN_WITH_BLOCKS: usize = 16 * MAX_UNWRITTEN;
 /// Shares that are forwarded together at most.
 const SHARE_BATCH: usize = 16;
 
+/// Shorter than usual, so that a simulation of minutes sees many changes.
+const PATIENCE: Patience = Patience {
+    hold_down: Duration::from_secs(5),
+    longest_hold_down: Duration::from_secs(40),
+    steady: Duration::from_secs(5),
+    start_grace: Duration::from_secs(2),
+};
+
 #[derive(Debug)]
 enum State {
     Down,
@@ -30,15 +40,45 @@ enum State {
     Up(LinkId),
 }
 
+/// The way to one upstream.
 #[derive(Debug)]
-pub(crate) struct Proxy {
-    pub(crate) server: Server,
-    pub(crate) upstream: Upstream,
-    out: UpstreamOutput,
+struct Leg {
     state: State,
     frames: Frames,
     unwritten: Vec<u8>,
     backoff: Backoff,
+    /// Since when there has been a session, if there is one.
+    up_since: Option<Duration>,
+    /// False while the pool cannot be reached.
+    can_reach: bool,
+}
+
+impl Leg {
+    fn new() -> Self {
+        Leg {
+            state: State::Down,
+            frames: Frames::default(),
+            unwritten: Vec::new(),
+            backoff: Backoff::new(),
+            up_since: None,
+            can_reach: true,
+        }
+    }
+
+    fn link(&self) -> Option<LinkId> {
+        match self.state {
+            State::Up(link) => Some(link),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) server: Server,
+    pub(crate) upstreams: Upstreams,
+    outs: Vec<UpstreamOutput>,
+    legs: Vec<Leg>,
     timer: Duration,
     mailboxes: BTreeSet<DownstreamKey>,
     shares_taken: u64,
@@ -51,17 +91,15 @@ pub(crate) struct Proxy {
     pub(crate) served: BTreeMap<DownstreamKey, Duration>,
     /// During which session with the upstream each job was published first.
     lives: BTreeMap<JobNumber, Option<LinkId>>,
-    /// Since when there has been a session with the upstream, if there is one.
-    pub(crate) up_since: Option<Duration>,
-    /// False while the pool cannot be reached.
-    pub(crate) can_reach: bool,
     pub(crate) dials: u64,
+    pub(crate) lost_in_failover: u64,
 }
 
 impl Proxy {
-    pub(crate) fn new(settings: Settings, now: Now) -> Self {
-        let config = UpstreamConfig {
-            id: UpstreamId(0),
+    /// A proxy before so many pools.
+    pub(crate) fn new(settings: Settings, pools: usize, now: Now) -> Self {
+        let config = |id| UpstreamConfig {
+            id: UpstreamId(id),
             user_identity: "account.farm".to_owned(),
             aggregate: !settings.channel_per_device,
             forward_worker_names: false,
@@ -69,19 +107,19 @@ impl Proxy {
             hardware_version: "mining-proxy".to_owned(),
             firmware: "simulated".to_owned(),
             refresh_interval: Duration::from_secs(20),
+            job_declaration: None,
         };
+        let configs: Vec<UpstreamConfig> = (0..pools as u16).map(config).collect();
+        let is_apart = settings.channel_per_device;
         let mut server = Server::new(Place::Proxy, settings, now);
-        if !config.aggregate {
+        if is_apart {
             server.registry.oldest_live_job = JobNumber(u64::MAX);
         }
         Proxy {
             server,
-            upstream: Upstream::new(config, JobNumber::first(now), now),
-            out: UpstreamOutput::default(),
-            state: State::Down,
-            frames: Frames::default(),
-            unwritten: Vec::new(),
-            backoff: Backoff::new(),
+            upstreams: Upstreams::new(configs, PATIENCE, JobNumber::first(now), now),
+            outs: (0..pools).map(|_| UpstreamOutput::default()).collect(),
+            legs: (0..pools).map(|_| Leg::new()).collect(),
             timer: Duration::MAX,
             mailboxes: BTreeSet::new(),
             shares_taken: 0,
@@ -90,54 +128,68 @@ impl Proxy {
             wanted: BTreeMap::new(),
             served: BTreeMap::new(),
             lives: BTreeMap::new(),
-            up_since: None,
-            can_reach: true,
             dials: 0,
+            lost_in_failover: 0,
         }
     }
 
-    pub(crate) fn link(&self) -> Option<LinkId> {
-        match self.state {
-            State::Up(link) => Some(link),
-            _ => None,
-        }
+    /// The session with this upstream.
+    pub(crate) fn link(&self, place: usize) -> Option<LinkId> {
+        self.legs.get(place).and_then(Leg::link)
     }
 
-    pub(crate) fn dial(&mut self, net: &mut Net) {
-        self.state = State::Dialling;
+    /// Since when there has been a session with this upstream.
+    pub(crate) fn up_since(&self, place: usize) -> Option<Duration> {
+        self.legs[place].up_since
+    }
+
+    pub(crate) fn set_reachable(&mut self, place: usize, can_reach: bool) {
+        self.legs[place].can_reach = can_reach;
+    }
+
+    pub(crate) fn pool_count(&self) -> usize {
+        self.legs.len()
+    }
+
+    /// Which upstream a session is with.
+    pub(crate) fn place_of(&self, link: LinkId) -> Option<usize> {
+        self.legs.iter().position(|leg| leg.link() == Some(link))
+    }
+
+    pub(crate) fn dial(&mut self, place: usize, net: &mut Net) {
+        self.legs[place].state = State::Dialling;
         self.dials += 1;
         let wait = net.dice.between(Duration::from_millis(5), Duration::from_millis(600));
-        net.after(wait, What::Dialled);
+        net.after(wait, What::Dialled(place));
     }
 
     /// Returns the new session for the pool to accept.
-    pub(crate) fn dialled(&mut self, net: &mut Net) -> Option<LinkId> {
-        if !self.can_reach {
-            self.go_down(net);
+    pub(crate) fn dialled(&mut self, place: usize, net: &mut Net) -> Option<LinkId> {
+        if !self.legs[place].can_reach {
+            self.go_down(place, net);
             return None;
         }
-        let link = net.open(Place::Pool, None);
-        self.state = State::Up(link);
-        self.up_since = Some(net.now.monotonic);
-        self.frames = Frames::default();
-        self.backoff.connected(net.now);
+        let link = net.open(if place == 0 { Place::Pool } else { Place::Second }, None);
+        let leg = &mut self.legs[place];
+        leg.state = State::Up(link);
+        leg.up_since = Some(net.now.monotonic);
+        leg.frames = Frames::default();
+        leg.backoff.connected(net.now);
         let endpoint = Endpoint { host: "pool.example".to_owned(), port: 34254 };
-        self.upstream.handle_connected(&endpoint, net.now, &mut self.out);
+        self.upstreams.handle_connected(place, &endpoint, net.now, &mut self.outs);
         self.settle(net);
         Some(link)
     }
 
     pub(crate) fn readable(&mut self, link: LinkId, net: &mut Net) {
         let Some(piece) = net.read(link, End::Client) else { return };
-        if self.link() != Some(link) {
-            return;
-        }
-        self.frames.push(&piece);
-        while let Some((header, payload)) = self.frames.next() {
+        let Some(place) = self.place_of(link) else { return };
+        self.legs[place].frames.push(&piece);
+        while let Some((header, payload)) = self.legs[place].frames.next() {
             let message = Message::decode(header, &payload).expect("pools of simulations are well-formed");
             note_answer(link, &message, net);
-            self.upstream.handle_frame(header, &payload, net.now, &mut self.out);
-            if self.out.close.is_some() {
+            self.upstreams.handle_frame(place, header, &payload, net.now, &mut self.outs);
+            if self.outs[place].close.is_some() {
                 break;
             }
         }
@@ -145,9 +197,9 @@ impl Proxy {
     }
 
     pub(crate) fn gone(&mut self, link: LinkId, net: &mut Net) {
-        if self.link() == Some(link) {
-            self.upstream.handle_disconnected(net.now, &mut self.out);
-            self.go_down(net);
+        if let Some(place) = self.place_of(link) {
+            self.upstreams.handle_disconnected(place, net.now, &mut self.outs);
+            self.go_down(place, net);
             self.settle(net);
         }
     }
@@ -158,8 +210,8 @@ impl Proxy {
         for _ in 0..1 + net.dice.below(8) {
             self.turn(net);
         }
-        self.upstream.handle_timeout(net.now, &mut self.out);
-        let next = self.upstream.next_timeout();
+        self.upstreams.handle_timeout(net.now, &mut self.outs);
+        let next = self.upstreams.next_timeout(net.now);
         assert!(next.is_none_or(|at| at > net.now.monotonic), "what was due was done: {next:?}");
         self.settle(net);
         if self.server.has_news() {
@@ -178,10 +230,12 @@ impl Proxy {
         } else if is_seen() && self.has_room() {
             self.take_share_batch(net);
         }
-        if self.unwritten.len() > MAX_UNWRITTEN_WITH_BLOCKS {
-            self.upstream.handle_disconnected(net.now, &mut self.out);
-            self.hang_up(net);
-            self.settle(net);
+        for place in 0..self.legs.len() {
+            if self.legs[place].unwritten.len() > MAX_UNWRITTEN_WITH_BLOCKS {
+                self.upstreams.handle_disconnected(place, net.now, &mut self.outs);
+                self.hang_up(place, net);
+                self.settle(net);
+            }
         }
     }
 
@@ -208,7 +262,7 @@ impl Proxy {
     fn take_blocks(&mut self, most: usize, net: &mut Net) {
         for _ in 0..most {
             let Some(share) = self.server.blocks.pop_front() else { break };
-            self.upstream.handle_share(share, net.now, &mut self.out);
+            self.upstreams.handle_share(share, net.now, &mut self.outs);
         }
         self.settle(net);
     }
@@ -217,7 +271,7 @@ impl Proxy {
         for _ in 0..SHARE_BATCH {
             let Some(share) = self.server.shares.pop_front() else { break };
             self.shares_taken += 1;
-            self.upstream.handle_share(share, net.now, &mut self.out);
+            self.upstreams.handle_share(share, net.now, &mut self.outs);
         }
         while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.shares_taken) {
             self.handle_command(Command::Close { key }, net);
@@ -226,54 +280,71 @@ impl Proxy {
     }
 
     fn has_room(&self) -> bool {
-        self.unwritten.len() < MAX_UNWRITTEN
+        self.legs[self.upstreams.serving().unwrap_or(0)].unwritten.len() < MAX_UNWRITTEN
     }
 
     pub(crate) fn check(&self) {
         let queued = self.server.shares.len() + self.server.blocks.len();
-        self.server.accounts.check(queued, Some(self.upstream.tally()));
-        if !self.upstream.config().aggregate && self.server.commands.is_empty() {
-            let (asked, needed) = (self.upstream.device_count(), self.server.needed_channels());
+        self.server.accounts.check(queued, Some(self.upstreams.tally()));
+        if !self.upstreams.get(0).config().aggregate && self.server.commands.is_empty() {
+            let needed = self.server.needed_channels();
             let going = self.closes.len();
-            assert_eq!(asked, needed + going, "every channel with the upstream is some device's");
+            for place in 0..self.legs.len() {
+                let asked = self.upstreams.get(place).device_count();
+                assert_eq!(asked, needed + going, "every channel with an upstream is some device's");
+            }
         }
+        self.check_serving();
         assert!(self.server.shares.len() <= crate::server::SHARE_QUEUE, "the queue of shares is bounded");
-        assert!(
-            self.unwritten.len() <= MAX_UNWRITTEN_WITH_BLOCKS,
-            "what waits for a slow pool is bounded: {}",
-            self.unwritten.len()
-        );
+        let unwritten = self.legs.iter().map(|leg| leg.unwritten.len()).max().unwrap_or(0);
+        assert!(unwritten <= MAX_UNWRITTEN_WITH_BLOCKS, "what waits for a slow pool is bounded: {unwritten}");
+    }
+
+    /// One that is there serves, if any is.
+    fn check_serving(&self) {
+        let Some(serving) = self.upstreams.serving() else { return };
+        let is_ready = |place: usize| self.upstreams.get(place).link() == LinkState::Ready;
+        let others = (0..self.legs.len()).filter(|place| *place != serving).any(is_ready);
+        assert!(is_ready(serving) || !others, "an upstream that is there serves");
     }
 
     fn handle_command(&mut self, command: Command, net: &mut Net) {
         let now = net.now;
-        let (upstream, out) = (&mut self.upstream, &mut self.out);
+        let (upstreams, outs) = (&mut self.upstreams, &mut self.outs);
         match command {
             Command::Open { key, user_identity, rate } => {
                 self.mailboxes.insert(key);
                 self.wanted.insert(key, now.monotonic);
-                upstream.handle_open(key, &user_identity, rate, now, out);
+                upstreams.handle_open(key, &user_identity, rate, now, outs);
             }
             Command::Close { key } => {
                 self.mailboxes.remove(&key);
                 self.wanted.remove(&key);
                 self.served.remove(&key);
-                upstream.handle_close(key, now, out);
+                upstreams.handle_close(key, now, outs);
             }
             Command::HashRate { key, rate } => {
                 let rate = Some(rate).filter(|rate| *rate > HashRate(0.0));
-                upstream.handle_hash_rate(key, rate, now, out);
+                upstreams.handle_hash_rate(key, rate, now, outs);
             }
             Command::NewJobWanted { key } => {
-                let feed = if upstream.config().aggregate { Feed::Shared } else { Feed::Device(key) };
-                upstream.handle_new_job_wanted(feed);
+                let feed = if upstreams.get(0).config().aggregate { Feed::Shared } else { Feed::Device(key) };
+                upstreams.handle_new_job_wanted(feed);
             }
         }
     }
 
     fn settle(&mut self, net: &mut Net) {
-        let link = self.link();
-        for (feed, work) in std::mem::take(&mut self.out.publish) {
+        for place in 0..self.legs.len() {
+            self.settle_one(place, net);
+        }
+        self.schedule(net);
+    }
+
+    fn settle_one(&mut self, place: usize, net: &mut Net) {
+        let link = self.link(place);
+        let mut out = std::mem::take(&mut self.outs[place]);
+        for (feed, work) in out.publish.drain(..) {
             for published in &work.jobs {
                 self.lives.entry(published.job.number).or_insert(link);
             }
@@ -289,56 +360,56 @@ impl Proxy {
                 }
             }
         }
-        let bytes = std::mem::take(&mut self.out.bytes);
-        let records = std::mem::take(&mut self.out.records);
-        self.note_forwarded(&bytes, &records, net);
-        self.check_dropped(&bytes, &records);
-        self.unwritten.extend_from_slice(&bytes);
-        self.flush(net);
-        for (key, reason) in std::mem::take(&mut self.out.open_failed) {
+        self.note_forwarded(place, &out.bytes, &out.records, net);
+        self.check_dropped(place, &out.bytes, &out.records);
+        self.legs[place].unwritten.extend_from_slice(&out.bytes);
+        self.flush(place, net);
+        for (key, reason) in out.open_failed {
             if self.mailboxes.contains(&key) {
                 self.server.deliver(key, Delivery::OpenFailed(reason), net);
             }
         }
-        records.iter().for_each(|record| self.server.accounts.record(record));
-        self.out.answers.drain(..).for_each(|answer| self.server.accounts.answer(&answer));
-        self.out.ack_latencies.clear();
-        self.out.notices.clear();
-        if self.out.close.take().is_some() {
-            self.out.reconnect_to = None;
-            self.hang_up(net);
+        out.records.iter().for_each(|record| self.server.accounts.record(record));
+        for answer in &out.answers {
+            if let UpstreamVerdict::Lost { reason: LossReason::Failover, count, .. } = answer.verdict {
+                self.lost_in_failover += u64::from(count);
+            }
+            self.server.accounts.answer(answer);
         }
-        self.schedule(net);
+        if out.close.is_some() {
+            self.hang_up(place, net);
+        }
     }
 
-    fn hang_up(&mut self, net: &mut Net) {
-        if let Some(link) = self.link() {
+    fn hang_up(&mut self, place: usize, net: &mut Net) {
+        if let Some(link) = self.link(place) {
             net.close(link, End::Client);
         }
-        self.go_down(net);
+        self.go_down(place, net);
     }
 
     /// Writes what the pool's side takes. Called again when it has read something.
-    pub(crate) fn flush(&mut self, net: &mut Net) {
-        let State::Up(link) = self.state else {
-            self.unwritten.clear();
+    pub(crate) fn flush(&mut self, place: usize, net: &mut Net) {
+        let leg = &mut self.legs[place];
+        let State::Up(link) = leg.state else {
+            leg.unwritten.clear();
             return;
         };
-        let written = net.write(link, End::Server, &self.unwritten);
-        let was_full = self.unwritten.len() >= MAX_UNWRITTEN;
-        self.unwritten.drain(..written);
+        let written = net.write(link, End::Server, &leg.unwritten);
+        let was_full = leg.unwritten.len() >= MAX_UNWRITTEN;
+        leg.unwritten.drain(..written);
         if was_full && !self.server.shares.is_empty() {
             self.server.wake_owner(net);
         }
     }
 
     /// Every forwarded share goes out in the session that its job came in, as it was judged.
-    fn note_forwarded(&mut self, bytes: &[u8], records: &[ShareRecord], net: &mut Net) {
+    fn note_forwarded(&mut self, place: usize, bytes: &[u8], records: &[ShareRecord], net: &mut Net) {
         let mut forwarded = records.iter().filter(|record| record.fate == Fate::Forwarded);
         for message in messages(bytes) {
             let Message::SubmitSharesExtended(share) = message else { continue };
             let record = forwarded.next().expect("what is sent is recorded");
-            let link = self.link().expect("shares are sent to an upstream that is there");
+            let link = self.link(place).expect("shares are sent to an upstream that is there");
             let number = record.job.expect("the job of an accepted share is known");
             assert_eq!(
                 self.lives.get(&number),
@@ -374,8 +445,8 @@ impl Proxy {
     }
 
     /// No share is dropped because the device that submitted it has gone since.
-    fn check_dropped(&mut self, bytes: &[u8], records: &[ShareRecord]) {
-        let Some(link) = self.link() else { return };
+    fn check_dropped(&mut self, place: usize, bytes: &[u8], records: &[ShareRecord]) {
+        let Some(link) = self.link(place) else { return };
         for message in messages(bytes) {
             if let Message::CloseChannel(close) = message
                 && close.reason_code == codes::close_channel::DOWNSTREAM_DISCONNECTED
@@ -394,17 +465,18 @@ impl Proxy {
         }
     }
 
-    fn go_down(&mut self, net: &mut Net) {
-        self.state = State::Down;
-        self.unwritten.clear();
-        self.up_since = None;
+    fn go_down(&mut self, place: usize, net: &mut Net) {
+        let leg = &mut self.legs[place];
+        leg.state = State::Down;
+        leg.unwritten.clear();
+        leg.up_since = None;
         let random = net.dice.next() as u32;
-        let wait = self.backoff.failed(net.now, random);
-        net.after(wait, What::Dial);
+        let wait = leg.backoff.failed(net.now, random);
+        net.after(wait, What::Dial(place));
     }
 
     fn schedule(&mut self, net: &mut Net) {
-        let Some(due) = self.upstream.next_timeout() else { return };
+        let Some(due) = self.upstreams.next_timeout(net.now) else { return };
         let due = due.max(net.now.monotonic + Duration::from_micros(1));
         if self.timer <= net.now.monotonic || due < self.timer {
             self.timer = due;

@@ -37,6 +37,8 @@ pub(crate) struct Figures {
     pub(crate) refused_upstream: u64,
     pub(crate) dropped: u64,
     pub(crate) lost: u64,
+    pub(crate) switches: u64,
+    pub(crate) lost_in_failover: u64,
     pub(crate) blocks: u64,
     pub(crate) blocks_accepted: u64,
     pub(crate) dials: u64,
@@ -54,6 +56,8 @@ enum Upper {
 struct World {
     net: Net,
     upper: Upper,
+    /// The proxy's second pool, which it turns to when it must.
+    second: Option<Box<Foreign>>,
     proxy: Proxy,
     miners: Vec<Miner>,
     calm: f64,
@@ -92,12 +96,19 @@ impl World {
             let wait = net.dice.between(Duration::ZERO, Duration::from_secs(20));
             net.after(wait, What::Connect(miner.index));
         }
-        net.after(Duration::from_millis(10), What::Dial);
+        let second = plan.has_second.then(|| {
+            let batch = 1 + net.dice.below(20) as u32;
+            Box::new(Foreign::new(plan.upstream_exponent, plan.may_fix_version, plan.nbits, batch))
+        });
+        let pools = 1 + usize::from(second.is_some());
+        for place in 0..pools {
+            net.after(Duration::from_millis(10), What::Dial(place));
+        }
         net.after(Duration::from_secs(5), What::Weather);
         net.after(Duration::from_secs(1), What::Look);
-        let proxy = Proxy::new(plan.proxy, now);
+        let proxy = Proxy::new(plan.proxy, pools, now);
         let acknowledge_at = START;
-        World { net, upper, proxy, miners: plan.miners, calm: plan.calm, acknowledge_at, steps: 0 }
+        World { net, upper, second, proxy, miners: plan.miners, calm: plan.calm, acknowledge_at, steps: 0 }
     }
 
     fn act(&mut self, what: What) {
@@ -113,18 +124,20 @@ impl World {
                         pool.server.wake(link, net);
                     }
                 }
-                None => (),
+                Some(Place::Second) | None => (),
             },
+            What::Owner(Place::Second) => (),
             What::Owner(Place::Proxy) => self.proxy.wake(net),
             What::Owner(Place::Pool) => {
                 if let Upper::Ours(pool) = &mut self.upper {
                     pool.wake(net);
                 }
             }
-            What::Dial => self.proxy.dial(net),
-            What::Dialled => {
-                if let Some(link) = self.proxy.dialled(net) {
+            What::Dial(place) => self.proxy.dial(place, net),
+            What::Dialled(place) => {
+                if let Some(link) = self.proxy.dialled(place, net) {
                     match &mut self.upper {
+                        _ if place > 0 => self.second.as_mut().expect("it was dialled").accept(link),
                         Upper::Ours(pool) => pool.server.accept(link, false, net),
                         Upper::Foreign(foreign) => foreign.accept(link),
                     }
@@ -134,7 +147,7 @@ impl World {
             What::Share(miner, count) => self.miners[miner].mine(count, net),
             What::Weather => self.weather(),
             What::ForeignBlock => self.foreign_block(),
-            What::Reachable => self.proxy.can_reach = true,
+            What::Reachable(place) => self.proxy.set_reachable(place, true),
             What::Look => self.look(),
         }
     }
@@ -162,10 +175,11 @@ impl World {
             (Some(Place::Proxy), _) => self.proxy.server.readable(link, net),
             (Some(Place::Pool), Upper::Ours(pool)) => pool.server.readable(link, net),
             (Some(Place::Pool), Upper::Foreign(foreign)) => foreign.readable(link, net),
+            (Some(Place::Second), _) => self.second.as_mut().expect("it was dialled").readable(link, net),
             (None, _) => (),
         }
-        if self.proxy.link() == Some(link) {
-            self.proxy.flush(net);
+        if let Some(place) = self.proxy.place_of(link) {
+            self.proxy.flush(place, net);
         }
     }
 
@@ -178,6 +192,9 @@ impl World {
             (End::Server, _, Place::Proxy, _) => self.proxy.server.gone(id, net),
             (End::Server, _, Place::Pool, Upper::Ours(pool)) => pool.server.gone(id, net),
             (End::Server, _, Place::Pool, Upper::Foreign(foreign)) => foreign.gone(id, net),
+            (End::Server, _, Place::Second, _) => {
+                self.second.as_mut().expect("it was dialled").gone(id, net);
+            }
         }
     }
 
@@ -188,7 +205,7 @@ impl World {
         match (self.miners[miner].place, &mut self.upper) {
             (Place::Proxy, _) => self.proxy.server.accept(link, is_sv1, net),
             (Place::Pool, Upper::Ours(pool)) => pool.server.accept(link, is_sv1, net),
-            (Place::Pool, Upper::Foreign(_)) => panic!("nobody connects to somebody else's pool"),
+            (Place::Pool | Place::Second, _) => panic!("nobody connects to somebody else's pool"),
         }
     }
 
@@ -215,7 +232,8 @@ impl World {
             }
             10..13 => self.stall(miner),
             13 => {
-                if let Some(link) = self.proxy.link() {
+                let place = net.dice.below(self.proxy.pool_count() as u64) as usize;
+                if let Some(link) = self.proxy.link(place) {
                     net.cut(link);
                 }
             }
@@ -232,7 +250,11 @@ impl World {
     /// What only somebody else's pool does.
     fn whim(&mut self, which: u64) {
         let net = &mut self.net;
-        let Upper::Foreign(foreign) = &mut self.upper else { return };
+        let foreign = match (&mut self.second, &mut self.upper) {
+            (Some(second), _) if net.dice.chance(0.5) => second,
+            (_, Upper::Foreign(foreign)) => foreign,
+            (_, Upper::Ours(_)) => return,
+        };
         match which {
             16 => foreign.change_prefix(net),
             17 => foreign.change_target(net),
@@ -249,6 +271,9 @@ impl World {
             }
             Upper::Foreign(foreign) => foreign.new_tip(&mut self.net),
         }
+        if let Some(second) = &mut self.second {
+            second.new_tip(&mut self.net);
+        }
     }
 
     fn fresh_job(&mut self) {
@@ -259,11 +284,15 @@ impl World {
             }
             Upper::Foreign(foreign) => foreign.new_job(&mut self.net),
         }
+        if let Some(second) = &mut self.second {
+            second.new_job(&mut self.net);
+        }
     }
 
     fn stall(&mut self, miner: usize) {
         let net = &mut self.net;
-        let link = if net.dice.chance(0.3) { self.proxy.link() } else { self.miners[miner].link };
+        let place = net.dice.below(self.proxy.pool_count() as u64) as usize;
+        let link = if net.dice.chance(0.3) { self.proxy.link(place) } else { self.miners[miner].link };
         let end = if net.dice.chance(0.6) { End::Client } else { End::Server };
         let wait = net.dice.between(Duration::from_millis(200), Duration::from_secs(40));
         if let Some(link) = link {
@@ -273,10 +302,11 @@ impl World {
 
     fn outage(&mut self) {
         let net = &mut self.net;
-        self.proxy.can_reach = false;
+        let place = net.dice.below(self.proxy.pool_count() as u64) as usize;
+        self.proxy.set_reachable(place, false);
         let wait = net.dice.between(Duration::from_secs(1), Duration::from_secs(70));
-        net.after(wait, What::Reachable);
-        if let Some(link) = self.proxy.link() {
+        net.after(wait, What::Reachable(place));
+        if let Some(link) = self.proxy.link(place) {
             net.cut(link);
         }
     }
@@ -293,11 +323,14 @@ impl World {
     fn look(&mut self) {
         self.net.after(Duration::from_secs(1), What::Look);
         let now = self.net.now.monotonic;
-        if let Upper::Foreign(foreign) = &mut self.upper
-            && now >= self.acknowledge_at
-        {
+        if now >= self.acknowledge_at {
             self.acknowledge_at = now + ACKNOWLEDGE_EVERY;
-            foreign.acknowledge(&mut self.net);
+            if let Upper::Foreign(foreign) = &mut self.upper {
+                foreign.acknowledge(&mut self.net);
+            }
+            if let Some(second) = &mut self.second {
+                second.acknowledge(&mut self.net);
+            }
         }
         self.proxy.server.check_silence(&self.net);
         if let Upper::Ours(pool) = &self.upper {
@@ -322,8 +355,9 @@ impl World {
         let at_pool = matches!(&self.upper, Upper::Ours(pool) if pool.server.is_serving(link));
         at_pool
             || self.proxy.server.is_serving(link)
-            || self.proxy.link() == Some(link)
+            || self.proxy.place_of(link).is_some()
             || self.miners.iter().any(|miner| miner.link == Some(link))
+            || self.second.is_some()
             || matches!(&self.upper, Upper::Foreign(_))
     }
 
@@ -352,11 +386,16 @@ impl World {
     /// Who wants a channel of its own gets one before long.
     fn check_channels(&self) {
         let now = self.net.now.monotonic;
-        let (Upper::Ours(_), Some(up_since)) = (&self.upper, self.proxy.up_since) else { return };
-        let Some(link) = self.proxy.link().and_then(|link| self.net.links.get(&link)) else { return };
+        // Somebody else's pool may refuse them for long.
+        if self.second.is_some() {
+            return;
+        }
+        let (Upper::Ours(_), Some(up_since)) = (&self.upper, self.proxy.up_since(0)) else { return };
+        let Some(link) = self.proxy.link(0).and_then(|link| self.net.links.get(&link)) else { return };
         for (key, wanted) in &self.proxy.wanted {
             let since = up_since.max(*wanted).max(link.disturbed_until);
-            let is_served = self.proxy.served.contains_key(key) || self.proxy.upstream.config().aggregate;
+            let is_served =
+                self.proxy.served.contains_key(key) || self.proxy.upstreams.get(0).config().aggregate;
             assert!(
                 is_served || link.is_cut || now <= since + PATIENCE,
                 "a device gets its channel soon: {key:?} at {now:?}"
@@ -381,6 +420,8 @@ impl World {
             refused_upstream: accounts.refused,
             dropped: accounts.total.dropped,
             lost: accounts.lost,
+            switches: self.proxy.upstreams.switches().iter().sum(),
+            lost_in_failover: self.proxy.lost_in_failover,
             blocks: accounts.total.blocks,
             accepted: accounts.total.accepted,
             dials: self.proxy.dials,
@@ -419,6 +460,8 @@ impl std::ops::AddAssign for Figures {
         self.refused_upstream += other.refused_upstream;
         self.dropped += other.dropped;
         self.lost += other.lost;
+        self.switches += other.switches;
+        self.lost_in_failover += other.lost_in_failover;
         self.blocks += other.blocks;
         self.blocks_accepted += other.blocks_accepted;
         self.dials += other.dials;

@@ -22,6 +22,7 @@ use checkweigh::proxy;
 use checkweigh::role::Observed;
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use checkweigh::sink::Totals;
+use mining_proxy::Patience;
 use stratum::sv2::{AuthoritySecretKey, PoolUrl};
 use stratum::vardiff::VardiffConfig;
 use tokio::task::JoinHandle;
@@ -143,15 +144,27 @@ pub(crate) fn start_pool_with_status(
 
 /// Starts a proxy before the pool at `pool`.
 pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSettings) -> Running {
-    let (stop, end) = shutdown();
-    let url = PoolUrl { host: pool.ip().to_string(), port: pool.port(), authority: Some(key().public()) };
+    start_proxy_before(&[pool], Patience::default(), aggregate, vardiff)
+}
+
+/// Starts a proxy before several pools, the preferred one first.
+pub(crate) fn start_proxy_before(
+    pools: &[SocketAddr],
+    patience: Patience,
+    aggregate: bool,
+    vardiff: VardiffSettings,
+) -> Running {
+    let upstreams = pools.iter().enumerate().map(|(place, pool)| UpstreamConfig {
+        url: PoolUrl { host: pool.ip().to_string(), port: pool.port(), authority: Some(key().public()) },
+        user_identity: if place == 0 { "account.farm" } else { "other.farm" }.to_owned(),
+        job_declaration_url: None,
+        forward_worker_names: true,
+    });
     let config = ProxyConfig {
         downstream: downstream(),
-        upstreams: vec![UpstreamConfig {
-            url,
-            user_identity: "account.farm".to_owned(),
-            forward_worker_names: true,
-        }],
+        upstreams: upstreams.collect(),
+        job_declaration: None,
+        patience,
         aggregate,
         vardiff,
         ledger: None,
@@ -160,6 +173,12 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         http: HttpConfig { api: Some(open_api()), max_device_series: 0 },
         log: LogConfig::default(),
     };
+    run_proxy(&config, None)
+}
+
+/// Starts a proxy, with templates from `source` where jobs are declared.
+pub(crate) fn run_proxy(config: &ProxyConfig, source: Option<BlockSource>) -> Running {
+    let (stop, end) = shutdown();
     let metrics_listener = listen(None);
     let metrics = metrics_listener.local_addr().ok();
     let listeners = Listeners {
@@ -169,7 +188,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
         api: Some(listen(None)),
         ..Listeners::default()
     };
-    let role = proxy::start(&config, listeners, Clock::start(), end).expect("the proxy starts");
+    let role = proxy::start_with(config, source, listeners, Clock::start(), end).expect("the proxy starts");
     Running {
         sv1: role.sv1_address.expect("it has a listener"),
         sv2: role.sv2_address.expect("it has a listener"),
@@ -182,7 +201,7 @@ pub(crate) fn start_proxy(pool: SocketAddr, aggregate: bool, vardiff: VardiffSet
 }
 
 /// An API without tokens.
-fn open_api() -> ApiConfig {
+pub(crate) fn open_api() -> ApiConfig {
     ApiConfig {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
         read_tokens: None,
@@ -192,7 +211,7 @@ fn open_api() -> ApiConfig {
     }
 }
 
-fn downstream() -> DownstreamConfig {
+pub(crate) fn downstream() -> DownstreamConfig {
     DownstreamConfig {
         sv1_listen: None,
         sv1_profiles: Vec::new(),

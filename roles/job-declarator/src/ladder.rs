@@ -9,21 +9,33 @@ use std::time::Duration;
 
 use stratum::Now;
 
-/// How long a better source must have been well before we climb back to it.
-pub const STEADY_FOR: Duration = Duration::from_secs(30);
-
-/// How long a source is left alone after its first trouble.
-pub const FIRST_HOLD_DOWN: Duration = Duration::from_secs(30);
-
-/// The longest time that a source is left alone, however often it was in trouble: an operator who repairs something
-/// should see the effect soon.
-pub const LONGEST_HOLD_DOWN: Duration = Duration::from_secs(600);
-
-/// A source that served this long without trouble starts over with [`FIRST_HOLD_DOWN`].
+/// A source that served this long without trouble starts over with the first hold-down.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(900);
 
-/// At the start the most preferred source is waited for this long while others are ready.
-pub const START_GRACE: Duration = Duration::from_secs(10);
+/// How patient a ladder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a source is left alone after its first trouble. Each further trouble doubles it.
+    pub hold_down: Duration,
+    /// The longest time that a source is left alone, however often it was in trouble: an operator who repairs
+    /// something should see the effect soon.
+    pub longest_hold_down: Duration,
+    /// How long a better source must have been well before we climb back to it.
+    pub steady: Duration,
+    /// How long the most preferred source is waited for at the start, while others are ready.
+    pub start_grace: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            hold_down: Duration::from_secs(30),
+            longest_hold_down: Duration::from_secs(600),
+            steady: Duration::from_secs(30),
+            start_grace: Duration::from_secs(10),
+        }
+    }
+}
 
 /// The most sources: more than any config lists.
 pub const MAX_SOURCES: usize = 64;
@@ -35,6 +47,7 @@ pub struct Rung(pub usize);
 /// The sources and how they are.
 #[derive(Debug)]
 pub struct Ladder {
+    patience: Patience,
     sources: Vec<Source>,
     current: Option<Rung>,
     /// Since when the current one is used.
@@ -55,17 +68,18 @@ impl Source {
         self.up_since.is_some() && self.barred_until <= now
     }
 
-    /// From when on we may climb to it.
-    fn steady_at(&self) -> Option<Duration> {
-        self.up_since.map(|up| up.max(self.barred_until) + STEADY_FOR)
+    /// From when on we may climb to it, if it must have been well for `steady`.
+    fn steady_at(&self, steady: Duration) -> Option<Duration> {
+        self.up_since.map(|up| up.max(self.barred_until) + steady)
     }
 }
 
 impl Ladder {
     /// `count` sources, none of which is up yet. Panics when there is none, or more than [`MAX_SOURCES`].
-    pub fn new(count: usize, now: Now) -> Self {
+    pub fn new(count: usize, patience: Patience, now: Now) -> Self {
         assert!((1..=MAX_SOURCES).contains(&count), "{count} sources of work");
         Ladder {
+            patience,
             sources: vec![Source::default(); count],
             current: None,
             since: now.monotonic,
@@ -77,6 +91,16 @@ impl Ladder {
     /// until the first one is up.
     pub fn current(&self) -> Option<Rung> {
         self.current
+    }
+
+    /// Whether a source can serve, left alone for its troubles or not.
+    pub fn is_up(&self, rung: Rung) -> bool {
+        self.sources.get(rung.0).is_some_and(|source| source.up_since.is_some())
+    }
+
+    /// Until when a source is left alone, on the monotonic clock; in the past when it is not.
+    pub fn barred_until(&self, rung: Rung) -> Duration {
+        self.sources.get(rung.0).map_or(Duration::ZERO, |source| source.barred_until)
     }
 
     /// Whether the current source can serve.
@@ -113,10 +137,11 @@ impl Ladder {
     /// When [`Ladder::handle_timeout`] is due, on the monotonic clock.
     pub fn next_timeout(&self, now: Now) -> Option<Duration> {
         let better = self.current.map_or(self.sources.len(), |rung| rung.0);
-        let steady = self.sources[..better].iter().filter_map(Source::steady_at);
+        let steady =
+            self.sources[..better].iter().filter_map(|source| source.steady_at(self.patience.steady));
         let is_up = |source: &&Source| source.up_since.is_some();
         let barred = self.sources.iter().filter(is_up).map(|source| source.barred_until);
-        let grace = self.current.is_none().then_some(self.started + START_GRACE);
+        let grace = self.current.is_none().then_some(self.started + self.patience.start_grace);
         steady.chain(barred).chain(grace).filter(|at| *at > now.monotonic).min()
     }
 
@@ -132,8 +157,9 @@ impl Ladder {
         if is_healthy {
             source.troubles = 0;
         }
-        // Five doublings already pass the longest.
-        let hold_down = (FIRST_HOLD_DOWN * (1 << source.troubles.min(8))).min(LONGEST_HOLD_DOWN);
+        // Eight doublings pass the longest where that is what it should be: some minutes.
+        let longest = self.patience.longest_hold_down;
+        let hold_down = (self.patience.hold_down * (1 << source.troubles.min(8))).min(longest);
         source.troubles = source.troubles.saturating_add(1);
         source.barred_until = now.monotonic + hold_down;
     }
@@ -144,18 +170,25 @@ impl Ladder {
         let chosen = match self.current {
             Some(current) if self.sources[current.0].is_usable(at) => {
                 let is_steady = |source: &Source| {
-                    source.is_usable(at) && source.steady_at().is_some_and(|steady| steady <= at)
+                    source.is_usable(at)
+                        && source.steady_at(self.patience.steady).is_some_and(|steady| steady <= at)
                 };
                 self.sources[..current.0].iter().position(is_steady).map(Rung)
             }
+            // One that is left alone for its troubles is still better than one that is not there.
+            Some(current) if !self.is_up(current) => usable.or_else(|| self.first_up()),
             Some(_) => usable,
-            None if at < self.started + START_GRACE => usable.filter(|rung| *rung == Rung(0)),
+            None if at < self.started + self.patience.start_grace => usable.filter(|rung| *rung == Rung(0)),
             None => usable,
         };
         let chosen = chosen.filter(|chosen| Some(*chosen) != self.current)?;
         self.current = Some(chosen);
         self.since = at;
         Some(chosen)
+    }
+
+    fn first_up(&self) -> Option<Rung> {
+        self.sources.iter().position(|source| source.up_since.is_some()).map(Rung)
     }
 }
 
@@ -168,12 +201,20 @@ mod tests {
     const NEXT: Rung = Rung(1);
     const SOLO: Rung = Rung(2);
 
+    /// The one that the config has when it says nothing.
+    const PATIENCE: Patience = Patience {
+        hold_down: Duration::from_secs(30),
+        longest_hold_down: Duration::from_secs(600),
+        steady: Duration::from_secs(30),
+        start_grace: Duration::from_secs(10),
+    };
+
     fn at(seconds: u64) -> Now {
         Now::simulated(Duration::from_secs(1_700_000_000), Duration::from_secs(seconds))
     }
 
     fn all_up() -> Ladder {
-        let mut ladder = Ladder::new(3, at(0));
+        let mut ladder = Ladder::new(3, PATIENCE, at(0));
         assert_eq!(ladder.handle_up(SOLO, at(0)), None, "the preferred one has its grace");
         assert_eq!(ladder.handle_up(NEXT, at(1)), None);
         assert_eq!(ladder.handle_up(POOL, at(2)), Some(POOL));
@@ -182,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_preferred_source_is_waited_for_and_not_for_ever() {
-        let mut ladder = Ladder::new(3, at(0));
+        let mut ladder = Ladder::new(3, PATIENCE, at(0));
         assert_eq!(ladder.handle_up(SOLO, at(1)), None);
         assert_eq!(ladder.next_timeout(at(1)), Some(at(10).monotonic));
         assert_eq!(ladder.handle_timeout(at(10)), Some(SOLO));
@@ -218,12 +259,23 @@ mod tests {
 
     #[test]
     fn when_none_can_serve_the_last_one_goes_on() {
-        let mut ladder = Ladder::new(1, at(0));
+        let mut ladder = Ladder::new(1, PATIENCE, at(0));
         ladder.handle_up(POOL, at(0));
         assert_eq!(ladder.handle_trouble(POOL, at(5)), None);
         assert_eq!((ladder.current(), ladder.is_serving(at(5))), (Some(POOL), false));
         assert!(ladder.is_serving(at(35)));
         assert_eq!(ladder.handle_up(Rung(7), at(40)), None, "there is no such source");
+    }
+
+    #[test]
+    fn one_that_is_in_trouble_is_better_than_one_that_is_away() {
+        let mut ladder = all_up();
+        ladder.handle_down(SOLO, at(3));
+        assert_eq!(ladder.handle_trouble(POOL, at(100)), Some(NEXT));
+        assert_eq!(ladder.handle_down(NEXT, at(101)), Some(POOL), "it is there, if nothing else");
+        assert_eq!(ladder.handle_up(NEXT, at(102)), None);
+        assert_eq!(ladder.handle_timeout(at(130)), None);
+        assert!(ladder.is_serving(at(130)), "its time is over");
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -251,7 +303,7 @@ mod tests {
         /// twice within the hold-down.
         #[test]
         fn a_source_that_can_serve_is_used_and_none_flaps(operations in operations()) {
-            let mut ladder = Ladder::new(4, at(0));
+            let mut ladder = Ladder::new(4, PATIENCE, at(0));
             let mut seconds = 0;
             let mut climbs: [Option<u64>; 4] = [None; 4];
             for operation in operations {
@@ -267,7 +319,7 @@ mod tests {
                 };
                 prop_assert_eq!(changed.is_some(), ladder.current() != before);
                 let can_serve = ladder.sources.iter().any(|source| source.is_usable(at(seconds).monotonic));
-                if can_serve && seconds >= START_GRACE.as_secs() {
+                if can_serve && seconds >= PATIENCE.start_grace.as_secs() {
                     prop_assert!(ladder.is_serving(at(seconds)));
                 }
                 if let (Some(to), Some(from)) = (changed, before)
@@ -275,7 +327,7 @@ mod tests {
                     && ladder.sources[from.0].is_usable(at(seconds).monotonic)
                 {
                     let last = climbs[to.0].replace(seconds);
-                    prop_assert!(last.is_none_or(|last| seconds - last >= STEADY_FOR.as_secs()));
+                    prop_assert!(last.is_none_or(|last| seconds - last >= PATIENCE.steady.as_secs()));
                 }
                 if let Some(next) = ladder.next_timeout(at(seconds)) {
                     prop_assert!(next > at(seconds).monotonic);

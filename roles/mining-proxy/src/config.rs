@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use job_declarator::client::ClientConfig;
 use stratum::UpstreamId;
 
 /// The longest text that an SV2 message carries (STR0_255), in bytes.
@@ -28,6 +29,8 @@ pub struct UpstreamConfig {
     pub firmware: String,
     /// How often miners get fresh work when the upstream sends none.
     pub refresh_interval: Duration,
+    /// Set where the jobs are ours and are declared to the pool; then there is one channel for all devices.
+    pub job_declaration: Option<ClientConfig>,
 }
 
 /// Where a connection leads.
@@ -74,6 +77,7 @@ mod tests {
             hardware_version: String::new(),
             firmware: String::new(),
             refresh_interval: Duration::from_secs(20),
+            job_declaration: None,
         }
     }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::client::ClientJob;
 use mining_server::{JobBook, Work};
 use stratum::hash::Hash;
 use stratum::job::{JobOrigin, JobParts, Tip};
@@ -64,6 +65,8 @@ pub(crate) struct FeedState {
     pub(crate) backoff: Backoff,
     book: JobBook,
     live: bool,
+    /// Whether another upstream gives its work now: what comes from this one is not published.
+    retired: bool,
     tip_number: TipNumber,
     tip: Option<(Hash, u32)>,
     last_job: Duration,
@@ -84,6 +87,7 @@ impl FeedState {
             backoff: Backoff::new(),
             book,
             live: false,
+            retired: false,
             tip_number: TipNumber(0),
             tip: None,
             last_job: Duration::ZERO,
@@ -113,6 +117,40 @@ impl FeedState {
         self.book.work().map(Arc::new)
     }
 
+    /// Whether work of it is published, and may be made anew.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.book.is_empty()
+    }
+
+    /// Whether work comes from its channel, and shares go there.
+    pub(crate) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Whether another upstream gives its work.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Another upstream gives its work from now on. The channel stays, for what is still on its way.
+    pub(crate) fn retire(&mut self) {
+        self.book.start_over(self.book.next_number());
+        self.live = false;
+        self.retired = true;
+        self.refresh_at = None;
+    }
+
+    /// Its work is to come from this upstream again. Its jobs have the number `next` or higher ones.
+    pub(crate) fn revive(&mut self, next: JobNumber) {
+        self.book.start_over(next);
+        self.retired = false;
+    }
+
+    /// The first number that was ever its own.
+    pub(crate) fn first_number(&self) -> JobNumber {
+        self.book.first()
+    }
+
     /// The number that its next job will have.
     pub(crate) fn next_number(&self) -> JobNumber {
         self.book.next_number()
@@ -127,7 +165,11 @@ impl FeedState {
         job: &Arc<ReceivedJob>,
         now: Now,
     ) -> Result<bool, &'static str> {
+        let is_retired = self.retired;
         let Some(channel) = self.channel_mut() else { return Ok(false) };
+        if is_retired {
+            return Ok(false);
+        }
         let Some(min_ntime) = job.min_ntime else {
             channel.hold(Arc::clone(job));
             return Ok(false);
@@ -137,6 +179,39 @@ impl FeedState {
         let start = Start { upstream, job, min_ntime, tip, prefix, voids_others: false };
         self.start(&start, refresh_interval, now);
         Ok(true)
+    }
+
+    /// Takes a job of ours, which is the active one at once. True when there is something to publish.
+    pub(crate) fn take_custom_job(
+        &mut self,
+        upstream: UpstreamId,
+        refresh_interval: Duration,
+        custom: &ClientJob,
+        now: Now,
+    ) -> bool {
+        if self.retired || self.channel().is_none() {
+            return false;
+        }
+        let template = &custom.template;
+        let tip = ChannelTip {
+            previous_hash: template.previous_hash,
+            nbits: template.nbits,
+            network_target: template.network_target,
+        };
+        let job = ReceivedJob {
+            id: UpstreamJobId(custom.id.0),
+            min_ntime: Some(template.start_time),
+            version: template.version,
+            version_rolling_allowed: true,
+            coinbase_prefix: custom.coinbase.prefix.clone(),
+            coinbase_suffix: custom.coinbase.suffix.as_slice().into(),
+            merkle_path: template.merkle_path.as_slice().into(),
+        };
+        let min_ntime = template.start_time;
+        // The prefix of the channel is in the job's already.
+        let start = Start { upstream, job: &job, min_ntime, tip, prefix: &[], voids_others: custom.clean };
+        self.start(&start, refresh_interval, now);
+        true
     }
 
     /// Takes a message's tip, with the job that it makes the active one. `Ok(true)` when there is something to
@@ -149,7 +224,11 @@ impl FeedState {
         (job, min_ntime): (UpstreamJobId, u32),
         now: Now,
     ) -> Result<bool, &'static str> {
+        let is_retired = self.retired;
         let Some(channel) = self.channel_mut() else { return Ok(false) };
+        if is_retired {
+            return Ok(false);
+        }
         let Some(future) = channel.set_tip(tip, job) else {
             return Err("a previous hash for a future job that it never sent");
         };

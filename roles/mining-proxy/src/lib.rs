@@ -6,6 +6,7 @@
 //! is one upstream only: each [`Upstream`] stands alone.
 //!
 //! - [`upstream`]: the state machine, which survives redials.
+//! - [`upstreams`]: all of them, and which gives the work.
 //! - [`backoff`]: how long to wait before dialling again.
 //! - [`config`]: what an upstream must be told, and who a device is to it.
 //! - [`output`]: what an upstream hands back.
@@ -18,8 +19,11 @@ mod notices;
 pub mod output;
 mod pending;
 pub mod upstream;
+pub mod upstreams;
 
 pub use backoff::Backoff;
 pub use config::{Endpoint, UpstreamConfig};
+pub use job_declarator::ladder::Patience;
 pub use output::{DownstreamKey, Feed, Tally, UpstreamOutput};
 pub use upstream::{LinkState, Upstream};
+pub use upstreams::{Standing, SwitchReason, Upstreams};

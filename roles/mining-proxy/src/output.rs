@@ -48,8 +48,23 @@ pub struct UpstreamOutput {
     /// Set together with `close` when the upstream named another endpoint to dial. The driver must expect the same
     /// authority key there (SV2 3.6.5), and goes back to the configured endpoint when it cannot connect.
     pub reconnect_to: Option<Endpoint>,
+    /// Plain SV2 frames for the job declaration server, where jobs are declared.
+    pub declaration_bytes: Vec<u8>,
+    /// Set when the connection to the job declaration server must be closed once its bytes are written.
+    pub close_declaration: Option<CloseReason>,
+    /// Blocks of our own templates, for our node: before everything else.
+    pub blocks: Vec<FoundBlock>,
     /// What the operator should see, at the log level of information. At most a few a minute.
     pub notices: Vec<String>,
+}
+
+/// A block of one of our own templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundBlock {
+    /// Its height.
+    pub height: u32,
+    /// The whole block, as nodes take it.
+    pub bytes: Vec<u8>,
 }
 
 /// What became of the shares that were forwarded, over the life of the process. At any time `forwarded` is the sum

@@ -11,8 +11,10 @@
 //! This module never dials, never waits, and never judges a share. What an upstream does wrong ends the connection
 //! to it and nothing else.
 
+mod declaring;
 mod extensions;
 mod messages;
+mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -32,15 +34,19 @@ use stratum::{
     ChannelId, Epoch, HashRate, JobId, JobNumber, Now, RequestId, SequenceNumber, Target, UpstreamChannelId,
 };
 
+use self::declaring::Declaring;
 use self::extensions::WorkerNames;
+use self::serving::{Part, Refusals};
 use crate::channel::{Channel, LatestParts};
 use crate::config::{Endpoint, UpstreamConfig, cut};
 use crate::feed::{FeedState, Nominal, Standing};
 use crate::notices::Notices;
 use crate::output::{DownstreamKey, Feed, Tally, UpstreamOutput};
 
+pub use self::declaring::OLDEST_TEMPLATE;
 pub use self::extensions::{MAX_NAMED_DEVICES, NEGOTIATION_DEADLINE};
 pub use self::messages::REFUSALS_WORTH_TELLING;
+pub use self::serving::{REFUSALS_ARE_TROUBLE, REFUSED_FOR};
 pub use crate::channel::{MAX_COINBASE_PREFIX, MAX_COINBASE_SUFFIX, MAX_FUTURE_JOBS, MIN_ROLLABLE_SIZE};
 pub use crate::pending::MAX_PENDING_SHARES;
 
@@ -91,6 +97,10 @@ pub enum LinkState {
 pub struct Upstream {
     config: UpstreamConfig,
     link: LinkState,
+    part: Part,
+    /// Boxed, because most upstreams have none.
+    declaring: Option<Box<Declaring>>,
+    refusals: Refusals,
     /// Where the connection leads, or the last one led.
     endpoint: Endpoint,
     /// When SetupConnection was sent; later, when the upstream was last heard.
@@ -130,6 +140,8 @@ impl Upstream {
     /// work of the process need first numbers of their own (see [`mining_server::JobBook`]).
     pub fn new(config: UpstreamConfig, first: JobNumber, now: Now) -> Self {
         let mut feeds = BTreeMap::new();
+        let id = config.id;
+        let declaring = config.job_declaration.clone().map(|config| Box::new(Declaring::new(config)));
         if config.aggregate {
             feeds.insert(
                 Feed::Shared,
@@ -139,6 +151,9 @@ impl Upstream {
         Upstream {
             config,
             link: LinkState::Away,
+            part: Part::Serving,
+            declaring,
+            refusals: Refusals::default(),
             endpoint: Endpoint { host: String::new(), port: 0 },
             heard: now.monotonic,
             fixed_version: false,
@@ -148,7 +163,7 @@ impl Upstream {
             to_open: VecDeque::new(),
             closed_lately: VecDeque::new(),
             next_request: RequestId(1),
-            epoch: Epoch(0),
+            epoch: serving::first_epoch(id),
             next_first: JobNumber(first.0.saturating_add(NUMBERS_APART)),
             rates: BTreeMap::new(),
             latest_parts: LatestParts::new(),
@@ -188,23 +203,25 @@ impl Upstream {
 
     /// When [`Upstream::handle_timeout`] is due, on the monotonic clock. May have changed after every call.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.wake
+        let declaring = self.declaring.as_ref().and_then(|declaring| declaring.next_timeout());
+        self.wake.into_iter().chain(declaring).min()
     }
 
     /// The transport to `endpoint` is up: introduces us.
     ///
-    /// No flag is set: jobs that forbid version rolling are served too.
+    /// Only where jobs are declared is a flag set: jobs that forbid version rolling are served too.
     pub fn handle_connected(&mut self, endpoint: &Endpoint, now: Now, out: &mut UpstreamOutput) {
         self.lose(now, out);
         self.link = LinkState::SettingUp;
         self.endpoint = endpoint.clone();
         self.heard = now.monotonic;
         self.fixed_version = false;
+        let flags = if self.is_declaring() { codes::setup_flags::REQUIRES_WORK_SELECTION } else { 0 };
         let setup = SetupConnection {
             protocol: Protocol::Mining,
             min_version: codes::PROTOCOL_VERSION,
             max_version: codes::PROTOCOL_VERSION,
-            flags: 0,
+            flags,
             endpoint_host: cut(&endpoint.host).to_owned(),
             endpoint_port: endpoint.port,
             vendor: cut(&self.config.vendor).to_owned(),
@@ -254,9 +271,14 @@ impl Upstream {
 
     /// A share was judged. Forwards it if it is worth forwarding and can be, and completes its record.
     pub fn handle_share(&mut self, event: ShareEvent, now: Now, out: &mut UpstreamOutput) {
+        if self.declaring.is_some() {
+            out.blocks.extend(self.declared_block(&event));
+            return self.declare_share(event, now, out);
+        }
         let ShareEvent { mut record, forward } = event;
         if let Some(share) = forward {
-            match self.forward(&record, &share, now, out) {
+            let job = JobId(share.origin.job.0);
+            match self.forward(&record, &share, job, now, out) {
                 Ok(sequence_number) => {
                     record.fate = Fate::Forwarded;
                     record.sequence_number = Some(sequence_number);
@@ -290,7 +312,11 @@ impl Upstream {
         let first = JobNumber::first(now).max(self.next_first);
         self.next_first = JobNumber(first.0.saturating_add(NUMBERS_APART));
         let identity = self.config.device_identity(worker_name);
-        self.feeds.insert(feed, Box::new(FeedState::new(identity, JobBook::private(first))));
+        let mut state = Box::new(FeedState::new(identity, JobBook::private(first)));
+        if self.part != Part::Serving {
+            state.retire();
+        }
+        self.feeds.insert(feed, state);
         self.rates.insert(key, sane(rate));
         if self.link == LinkState::Ready {
             self.enqueue(feed);
@@ -312,7 +338,7 @@ impl Upstream {
             self.channels.remove(&channel.id);
             close(channel.id, codes::close_channel::DOWNSTREAM_DISCONNECTED, out);
             self.note_closed(channel.id);
-            self.count_lost(&channel, now, out);
+            self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
         }
     }
 
@@ -366,6 +392,7 @@ impl Upstream {
 
     /// Time has passed. May be called at any time; does nothing before [`Upstream::next_timeout`].
     pub fn handle_timeout(&mut self, now: Now, out: &mut UpstreamOutput) {
+        self.declare_timeout(now, out);
         if self.wake.is_none_or(|wake| now.monotonic < wake) {
             return;
         }
@@ -381,6 +408,7 @@ impl Upstream {
             if let Standing::Resting(until) = state.standing
                 && until <= now.monotonic
             {
+                state.standing = Standing::Idle;
                 awake.push(*feed);
             }
             if state.rate_is_due(now) {
@@ -412,7 +440,8 @@ impl Upstream {
         if oldest.is_some_and(|request| now.monotonic.saturating_sub(request.sent) >= ANSWER_DEADLINE) {
             return Some("the upstream did not answer a request for a channel".to_owned());
         }
-        if silence >= SILENCE_DEADLINE {
+        // Who has no channel is told nothing, and may be silent.
+        if silence >= SILENCE_DEADLINE && !self.channels.is_empty() {
             return Some(format!("the upstream was silent for {} seconds", silence.as_secs()));
         }
         let stuck = self.feeds.values().filter_map(|state| state.channel()).any(|channel| {
@@ -429,7 +458,10 @@ impl Upstream {
             LinkState::Away => None,
             LinkState::SettingUp => Some(self.heard + ANSWER_DEADLINE),
             LinkState::Negotiating => Some(self.heard + NEGOTIATION_DEADLINE),
-            LinkState::Ready => [Some(self.heard + SILENCE_DEADLINE), request].into_iter().flatten().min(),
+            LinkState::Ready => {
+                let silence = (!self.channels.is_empty()).then_some(self.heard + SILENCE_DEADLINE);
+                [silence, request].into_iter().flatten().min()
+            }
         }
     }
 
@@ -437,6 +469,7 @@ impl Upstream {
         &mut self,
         record: &ShareRecord,
         share: &ForwardShare,
+        job_id: JobId,
         now: Now,
         out: &mut UpstreamOutput,
     ) -> Result<SequenceNumber, DropReason> {
@@ -468,7 +501,7 @@ impl Upstream {
         let submit = ExtendedShare {
             channel_id: ChannelId(channel.id.0),
             sequence_number,
-            job_id: JobId(share.origin.job.0),
+            job_id,
             nonce: record.nonce,
             ntime: record.ntime,
             version: record.version,
@@ -500,21 +533,22 @@ impl Upstream {
         for (feed, state) in &mut feeds {
             let (channel, publish) = state.end(Standing::Idle);
             if let Some(channel) = channel {
-                self.count_lost(&channel, now, out);
+                self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
             }
             if publish {
                 out.publish.extend(state.work().map(|work| (*feed, work)));
             }
         }
         self.feeds = feeds;
+        self.declare_channel(now, out);
     }
 
-    fn count_lost(&mut self, channel: &Channel, now: Now, out: &mut UpstreamOutput) {
+    fn count_lost(&mut self, channel: &Channel, reason: LossReason, now: Now, out: &mut UpstreamOutput) {
         let count = channel.pending.unanswered();
         if count > 0 {
             self.tally.lost += u64::from(count);
             let (last, work) = (channel.pending.last(), channel.pending.work());
-            let verdict = UpstreamVerdict::Lost { last, count, reason: LossReason::ConnectionEnded, work };
+            let verdict = UpstreamVerdict::Lost { last, count, reason, work };
             let (upstream, channel) = (self.config.id, channel.id);
             out.answers.push(UpstreamAnswer { received: now, upstream, channel, verdict });
         }
@@ -529,7 +563,8 @@ impl Upstream {
 
     /// Has a feed wait for its turn to ask for a channel.
     fn enqueue(&mut self, feed: Feed) {
-        if let Some(state) = self.feeds.get_mut(&feed)
+        if self.part == Part::Serving
+            && let Some(state) = self.feeds.get_mut(&feed)
             && !matches!(state.standing, Standing::Queued | Standing::Requested | Standing::Open(_))
         {
             state.standing = Standing::Queued;
@@ -629,6 +664,7 @@ mod tests {
             hardware_version: String::new(),
             firmware: String::new(),
             refresh_interval: Duration::from_secs(20),
+            job_declaration: None,
         };
         let now = Now::simulated(Duration::ZERO, Duration::ZERO);
         let mut upstream = Upstream::new(config, JobNumber(1), now);

@@ -187,6 +187,25 @@ impl JobBook {
         true
     }
 
+    /// Forgets its jobs: the next one has the number `next`, or a higher one if that was taken already. What it had
+    /// before is retired, and not unknown.
+    pub fn start_over(&mut self, next: JobNumber) {
+        self.jobs.clear();
+        self.base = None;
+        self.live = false;
+        self.next = self.next.max(next);
+    }
+
+    /// The number that its first job had, or was to have.
+    pub fn first(&self) -> JobNumber {
+        self.first
+    }
+
+    /// Whether it has no job.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     /// Says whether the upstream takes shares. Jobs stay as they are.
     pub fn set_live(&mut self, live: bool) {
         self.live = live;

@@ -129,9 +129,12 @@ pub(crate) fn fleet(count: usize) -> Fleet {
             name: "pool.example:34254".into(),
             account: Some("account.farm".into()),
             is_live: true,
+            standing: "serving",
             answers: all.answers.clone(),
             acks: acks(),
         }],
+        switches: vec![("connection_lost", 2), ("fail_back", 1)],
+        declarations: Some(Default::default()),
         sats_per_terahash: Some(0.5),
         ..Overview::default()
     };

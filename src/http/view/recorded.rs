@@ -47,13 +47,14 @@ impl RecordedView {
             overview;
         let worth = overview.worth.map(|worth| worth.sats_per_hash()).or_else(|| self.worth_of_jobs());
         let acks = overview.acks;
-        let states = (self.sources.status)().upstreams;
-        let upstreams = states.into_iter().enumerate().map(|(id, upstream)| {
+        let status = (self.sources.status)();
+        let upstreams = status.upstreams.into_iter().enumerate().map(|(id, upstream)| {
             let known = summed.iter().find(|(known, ..)| usize::from(known.0) == id);
             Upstream {
                 name: upstream.name.into(),
                 account: upstream.account,
                 is_live: upstream.is_live,
+                standing: upstream.standing,
                 answers: known.map(|(.., view)| view.sums.answers.clone()).unwrap_or_default(),
                 acks: known.and_then(|(id, ..)| acks.get(id).cloned()).unwrap_or_default(),
             }
@@ -68,6 +69,8 @@ impl RecordedView {
             since_us: began.unwrap_or(micros(self.started)),
             started_us: micros(self.started),
             upstreams: upstreams.collect(),
+            switches: status.switches,
+            declarations: status.declarations,
             totals,
             energy: fleet.sums.energy.clone(),
             power_w: power_milliwatts.map(|milliwatts| milliwatts as f64 / 1e3),

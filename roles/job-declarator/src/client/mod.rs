@@ -182,6 +182,16 @@ impl<S> Client<S> {
         matches!(self.link, Link::Ready) && self.channel.is_some() && !self.stock.is_empty()
     }
 
+    /// Whether the conversation with the server is set up.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_ready()
+    }
+
+    /// Whether there is a token for the next job.
+    pub fn has_token(&self) -> bool {
+        !self.stock.is_empty()
+    }
+
     /// The newest job that the pool has taken, for the ladder: a source is up when it has one on the present tip.
     pub fn acknowledged(&self) -> Option<CustomJobId> {
         let taken = |job: &&Job| matches!(job.stage, Stage::Acknowledged(_));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mining_server::record::UpstreamVerdict;
-use mining_server::{CloseReason, UpstreamAnswer};
+use mining_server::{CloseReason, LossReason, UpstreamAnswer};
 use stratum::sv2::Message;
 use stratum::sv2::codes;
 use stratum::sv2::jobs::ExtendedJob;
@@ -30,6 +30,9 @@ impl Upstream {
     pub(super) fn handle_message(&mut self, message: Message, now: Now, out: &mut UpstreamOutput) -> Handled {
         if self.link == LinkState::SettingUp {
             return self.handle_setup(message, now, out);
+        }
+        if self.declare_answer(&message, now, out) {
+            return Ok(());
         }
         match message {
             Message::OpenExtendedMiningChannelSuccess(message) => self.handle_opened(&message, now, out),
@@ -147,6 +150,9 @@ impl Upstream {
         self.schedule_if(due);
         self.channels.insert(id, feed);
         self.open_waiting(now, out);
+        let deadline = self.deadline();
+        self.schedule_if(deadline);
+        self.declare_channel(now, out);
         Ok(())
     }
 
@@ -181,6 +187,10 @@ impl Upstream {
         out: &mut UpstreamOutput,
     ) -> Handled {
         channel::check_job(message)?;
+        if self.is_declaring() {
+            // Pools may send what they would have us mine.
+            return Ok(());
+        }
         let (upstream, interval) = (self.config.id, self.config.refresh_interval);
         let channel_id = message.channel_id;
         let job = Arc::new(self.latest_parts.job(message));
@@ -190,6 +200,9 @@ impl Upstream {
 
     fn handle_tip(&mut self, message: &SetNewPrevHash, now: Now, out: &mut UpstreamOutput) -> Handled {
         let tip = channel::check_tip(message.prev_hash, message.nbits)?;
+        if self.is_declaring() {
+            return Ok(());
+        }
         let (upstream, interval) = (self.config.id, self.config.refresh_interval);
         let job = (UpstreamJobId(message.job_id.0), message.min_ntime);
         self.for_addressees(message.channel_id, now, out, |state| {
@@ -217,7 +230,11 @@ impl Upstream {
         out: &mut UpstreamOutput,
     ) -> Handled {
         match self.channel_mut(message.channel_id) {
-            Some(channel) => channel.set_prefix(&message.extranonce_prefix),
+            Some(channel) => {
+                channel.set_prefix(&message.extranonce_prefix)?;
+                self.declare_channel(now, out);
+                Ok(())
+            }
             None => {
                 let id = message.channel_id;
                 self.tell_of(id, now, out, || {
@@ -249,6 +266,7 @@ impl Upstream {
         });
         let count = count.unwrap_or(0);
         if count > 0 {
+            self.refusals.none();
             self.tally.acknowledged += u64::from(count);
             let shares_sum = message.new_shares_sum;
             let verdict = UpstreamVerdict::Acknowledged { last, count, claimed, shares_sum, work };
@@ -276,6 +294,7 @@ impl Upstream {
             return;
         };
         self.tally.rejected += 1;
+        self.refusals.one_more(&message.error_code, now);
         if in_a_row == REFUSALS_WORTH_TELLING {
             self.tell(now, out, || {
                 format!(
@@ -329,8 +348,9 @@ impl Upstream {
         }
         if let Some(channel) = channel {
             self.channels.remove(&channel.id);
-            self.count_lost(&channel, now, out);
+            self.count_lost(&channel, LossReason::ConnectionEnded, now, out);
         }
+        self.declare_channel(now, out);
         self.schedule(until);
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct Rig {
 
 pub(crate) fn config(aggregate: bool) -> UpstreamConfig {
     UpstreamConfig {
-        id: UpstreamId(1),
+        id: UpstreamId(0),
         user_identity: "account.farm".to_owned(),
         aggregate,
         forward_worker_names: false,
@@ -46,6 +46,7 @@ pub(crate) fn config(aggregate: bool) -> UpstreamConfig {
         hardware_version: "mining-proxy".to_owned(),
         firmware: "0.1.0".to_owned(),
         refresh_interval: Duration::from_secs(20),
+        job_declaration: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use job_declarator::client::{
     Client, ClientJob, ClientOutput, CustomJobId, FoundSolution, NodeSolution, TOKEN_DEADLINE,
 };
-use job_declarator::ladder::{Ladder, Rung};
+use job_declarator::ladder::{Ladder, Patience, Rung};
 use job_declarator::server::Mode;
 use stratum::hash::{Hash, header_hash, merkle_root, sha256d};
 use stratum::sv2::Message;
@@ -60,7 +60,7 @@ pub(super) struct Farm {
 
 impl Farm {
     pub(super) fn new(mode: Mode, now: Now) -> Self {
-        let mut ladder = Ladder::new(2, now);
+        let mut ladder = Ladder::new(2, Patience::default(), now);
         ladder.handle_up(SOLO, now);
         Farm {
             client: Client::new(config(mode), CustomJobId(1)),

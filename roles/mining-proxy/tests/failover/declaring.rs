@@ -1,0 +1,118 @@
+//! A pool that takes jobs of ours, and another one behind it, in virtual time.
+
+use mining_proxy::upstream::OLDEST_TEMPLATE;
+use mining_proxy::{Feed, Standing, SwitchReason};
+use mining_server::{DropReason, Fate};
+
+use crate::stage::{Manner, Stage};
+
+/// Miners on a declared job that the pool has taken.
+fn mining() -> Stage {
+    let mut stage = Stage::declaring();
+    stage.connect(0);
+    stage.connect(1);
+    stage.connect_server();
+    assert_eq!(stage.upstreams.serving(), None, "there is no template");
+    stage.template(1, 1);
+    assert_eq!((stage.upstreams.serving(), stage.source(Feed::Shared)), (Some(0), 0));
+    stage
+}
+
+fn switches(stage: &Stage, reason: SwitchReason) -> u64 {
+    stage.upstreams.switches()[reason as usize]
+}
+
+#[test]
+fn shares_go_out_under_the_pools_number_of_their_job() {
+    let mut stage = mining();
+    let job = stage.job(Feed::Shared);
+    assert_eq!(job.tip.previous_hash, [1; 32]);
+    assert_eq!(stage.submit(&job, 1, false), Some(Fate::Forwarded));
+    let share = stage.pools[0].channels.values().flatten().next().expect("it was sent");
+    assert!(share.job_id.0 > 0x7000_0000, "{share:?}");
+    stage.new_block(0);
+    assert_eq!(
+        stage.job(Feed::Shared).number,
+        job.number,
+        "what the pool itself would have mined is no matter"
+    );
+}
+
+#[test]
+fn shares_wait_for_the_pool_and_a_block_for_nobody() {
+    let mut stage = mining();
+    stage.pools[0].manner = Manner::Mute;
+    stage.template(2, 2);
+    let job = stage.job(Feed::Shared);
+    assert_eq!(job.tip.previous_hash, [2; 32], "it is mined at once");
+    assert_eq!((stage.submit(&job, 1, false), stage.submit(&job, 2, true)), (None, None));
+    assert_eq!(stage.blocks.len(), 1);
+    assert_eq!(stage.upstreams.declarations().1, 2);
+    assert_eq!(stage.pools[0].shares, 0);
+    let custom = stage.waiting.pop().expect("the pool was told");
+    stage.take_custom_job(0, &custom);
+    let fates: Vec<Fate> = stage.records.iter().map(|record| record.fate).collect();
+    assert_eq!((fates, stage.pools[0].shares), (vec![Fate::Forwarded; 2], 2));
+}
+
+#[test]
+fn shares_that_wait_when_the_pool_goes_are_dropped_and_recorded() {
+    let mut stage = mining();
+    stage.pools[0].manner = Manner::Mute;
+    stage.template(2, 2);
+    let job = stage.job(Feed::Shared);
+    assert_eq!(stage.submit(&job, 1, false), None);
+    stage.disconnect(0);
+    assert_eq!(stage.records.last().map(|record| record.fate), Some(Fate::Dropped(DropReason::EpochEnded)));
+    assert_eq!(stage.source(Feed::Shared), 1);
+    assert_eq!(stage.submit(&job, 2, true), Some(Fate::Dropped(DropReason::EpochEnded)));
+    assert_eq!(stage.blocks.len(), 1, "our node takes a block from whomever we mined for");
+}
+
+#[test]
+fn a_pool_that_says_nothing_to_a_custom_job_is_left_and_its_work_goes_on_until_then() {
+    let mut stage = mining();
+    stage.pools[0].manner = Manner::Mute;
+    stage.template(2, 1);
+    stage.advance(14);
+    assert_eq!(stage.source(Feed::Shared), 0);
+    stage.advance(2);
+    assert_eq!(stage.source(Feed::Shared), 1);
+    assert_eq!(switches(&stage, SwitchReason::DeclarationUnanswered), 1);
+    stage.pools[0].manner = Manner::Well;
+    for round in 0..4 {
+        stage.template(3 + round, 1);
+        stage.advance(30);
+    }
+    assert_eq!(stage.source(Feed::Shared), 0);
+    assert_eq!(switches(&stage, SwitchReason::FailBack), 1);
+}
+
+#[test]
+fn without_its_server_a_pool_is_left() {
+    let mut stage = mining();
+    stage.disconnect_server();
+    assert_eq!((stage.source(Feed::Shared), stage.standing(0)), (1, Standing::Away));
+    stage.connect_server();
+    for round in 0..3 {
+        stage.advance(30);
+        stage.template(2 + round, 1);
+    }
+    assert_eq!(stage.source(Feed::Shared), 0);
+}
+
+#[test]
+fn when_our_node_is_away_the_pools_of_others_have_the_work() {
+    let mut stage = mining();
+    stage.advance(OLDEST_TEMPLATE.as_secs() - 1);
+    assert_eq!(stage.source(Feed::Shared), 0);
+    stage.advance(1);
+    assert_eq!(stage.source(Feed::Shared), 1);
+    assert_eq!(switches(&stage, SwitchReason::NoWork), 1);
+    for round in 0..3 {
+        stage.template(2 + round, 5);
+        stage.advance(30);
+    }
+    assert_eq!(stage.source(Feed::Shared), 0);
+    assert_eq!(stage.job(Feed::Shared).tip.previous_hash, [5; 32]);
+}
