@@ -33,6 +33,7 @@ use tokio::net::TcpListener;
 use crate::clock::Clock;
 use crate::config::ApiConfig;
 use crate::latency::Latencies;
+use crate::node::source::SourceFigures;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordSink;
 use listener::{Bounded, Peer};
@@ -106,6 +107,8 @@ pub struct Status {
     pub shared_worker_names: u64,
     /// The upstreams, or the node of a pool, in the order of their ids.
     pub upstreams: Vec<UpstreamState>,
+    /// What the source of templates does, where there is one.
+    pub template_source: Option<SourceFigures>,
 }
 
 /// One upstream, or the node of a pool.

@@ -23,4 +23,5 @@ pub mod registry;
 pub mod role;
 pub mod shutdown;
 pub mod sink;
+pub mod templates;
 pub mod upstream;

@@ -18,6 +18,7 @@ mod problem;
 mod proxy;
 mod reader;
 mod render;
+mod templates;
 
 pub(crate) use file::{is_readable_by_others, read_key, read_text};
 
@@ -26,7 +27,8 @@ pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};
 pub use parts::{DownstreamConfig, LogConfig, LogFormat, Sv1Profile, VardiffSettings};
-pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork};
+pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork, ZmqEndpoint};
 pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
 pub(crate) use reader::distance;
+pub use templates::{SourceConfig, TemplatesConfig};

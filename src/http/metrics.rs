@@ -12,6 +12,7 @@ use super::Status;
 use super::page::Page;
 use super::view::{Device, Fleet, Group, Overview, Rate, Rates, Upstream, WINDOWS};
 use crate::latency::Latencies;
+use crate::node::source::SourceFigures;
 
 /// Devices whose lines are made at once, so that a page of a hundred megabytes never is in memory as a whole.
 const DEVICES_A_PIECE: usize = 256;
@@ -35,6 +36,9 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_upstreams(&mut page, &overview.upstreams);
     render_connections(&mut page, status);
     render_version_rolling(&mut page, status);
+    if let Some(source) = &status.template_source {
+        render_template_source(&mut page, source);
+    }
     page.gauge("checkweigh_devices", "Devices seen since the start.");
     page.value(overview.devices);
     let help = "Worker names under which several machines mine at present; each machine is a device.";
@@ -386,4 +390,65 @@ fn render_version_rolling(page: &mut Page, status: &Status) {
     let help = "SV1 connections whose miner rolled version bits outside its mask; those shares are refused.";
     page.counter("checkweigh_sv1_rolled_outside_mask_connections_total", help);
     page.value(status.rolled_outside_mask);
+}
+
+/// What a source of templates does; shared with roles that have nothing else to show.
+pub(crate) fn render_template_source(page: &mut Page, source: &SourceFigures) {
+    page.gauge("checkweigh_template_source_up", "Whether the source gives templates, by its kind.");
+    page.labelled("source", source.kind.name(), u8::from(source.is_live));
+    let times: [(&str, &str, u64); 2] = [
+        (
+            "checkweigh_template_source_heard_time_seconds",
+            "When the source last gave a template, or said that nothing is new; unix seconds.",
+            source.heard_us,
+        ),
+        (
+            "checkweigh_template_received_time_seconds",
+            "When the template that is mined on reached us; unix seconds.",
+            source.received_us,
+        ),
+    ];
+    for (name, help, us) in times.into_iter().filter(|(.., us)| *us > 0) {
+        page.gauge(name, help);
+        page.value(us as f64 / 1e6);
+    }
+    let gauges = [
+        ("checkweigh_template_height", "Height of the block to find.", source.height),
+        ("checkweigh_template_fees_sats", "Fees of the template that is mined on.", source.fees),
+        ("checkweigh_template_transactions", "Its transactions besides the coinbase.", source.transactions),
+    ];
+    for (name, help, value) in gauges {
+        page.gauge(name, help);
+        page.value(value);
+    }
+    let counters = [
+        ("checkweigh_template_heard_total", "Templates that the source brought.", source.heard),
+        ("checkweigh_template_published_total", "Templates that were worth a job.", source.published),
+        (
+            "checkweigh_template_new_tips_total",
+            "Templates that were the first on their tip.",
+            source.new_tips,
+        ),
+        (
+            "checkweigh_template_empty_first_total",
+            "Those that were empty, before a full one came.",
+            source.empty_first,
+        ),
+        ("checkweigh_template_failures_total", "Times that the source failed.", source.failures),
+        (
+            "checkweigh_template_block_notices_total",
+            "New blocks that the node announced by ZeroMQ.",
+            source.block_notices,
+        ),
+        (
+            "checkweigh_template_dropped_transactions_total",
+            "Transactions that made room for outputs of the coinbase.",
+            source.dropped_transactions,
+        ),
+        ("checkweigh_template_dropped_fees_sats_total", "The fees that went with them.", source.dropped_fees),
+    ];
+    for (name, help, value) in counters {
+        page.counter(name, help);
+        page.value(value);
+    }
 }

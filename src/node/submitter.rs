@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::SubmitOutcome;
 use super::client::{NodeClient, SubmitAnswer};
 use super::error::NodeError;
-use super::template_source::jittered;
+use super::source::rpc::jittered;
 
 /// The wait after the first attempt that failed; doubled after each further one.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
