@@ -36,6 +36,7 @@ use crate::latency::Latencies;
 use crate::node::source::SourceFigures;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordSink;
+use crate::template_provider::ProviderStatus;
 use listener::{Bounded, Peer};
 use problem::Problem;
 use view::View;
@@ -133,6 +134,24 @@ impl Status {
     }
 }
 
+/// Serves a page of metrics and health, for roles without accounts, until the end is asked for.
+pub async fn serve_page(
+    listener: TcpListener,
+    page: impl Fn() -> String + Clone + Send + Sync + 'static,
+    health: impl Fn() -> Result<(), String> + Clone + Send + Sync + 'static,
+    shutdown: Shutdown,
+) -> io::Result<()> {
+    let metrics = move || async move { (TEXT_FORMAT, page()).into_response() };
+    let healthz = move || async move { health_answer(health()) };
+    let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz));
+    serve(Bounded::new(listener, MAX_CONNECTIONS), router, shutdown).await
+}
+
+/// The page of a template provider.
+pub fn render_provider(status: &ProviderStatus, source: Option<SourceFigures>) -> String {
+    metrics::render_provider(status, source)
+}
+
 /// Serves metrics and health until the end is asked for.
 pub async fn serve_metrics(listener: TcpListener, served: Served, shutdown: Shutdown) -> io::Result<()> {
     let router = Router::new()
@@ -193,7 +212,11 @@ async fn device_metrics(State(served): State<Served>) -> Response {
 }
 
 async fn healthz(State(served): State<Served>) -> Response {
-    match (served.status)().health() {
+    health_answer((served.status)().health())
+}
+
+fn health_answer(health: Result<(), String>) -> Response {
+    match health {
         Ok(()) => "ok\n".into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }

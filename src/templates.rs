@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
 use crate::clock::Clock;
 use crate::config::{NodeConfig, SourceConfig, TemplatesConfig};
 use crate::error::RunError;
 use crate::node::{
-    BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SubmitterSettings, run_rpc_source, submitter,
-    template_source,
+    BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SourcePath, SubmitterSettings,
+    run_rpc_source, run_sv2_source, submitter, template_source,
 };
 use crate::shutdown::Shutdown;
 
@@ -35,7 +37,15 @@ pub fn start(
             let submitter = Arc::new(BlockSubmitter::new(client, settings));
             Ok(BlockSource::Node { source, submitter })
         }
-        SourceConfig::Ipc { .. } | SourceConfig::Sv2 { .. } => {
+        SourceConfig::Sv2 { url } => {
+            let (queue, blocks) = mpsc::channel(submitter::SOURCE_QUEUE);
+            let path = SourcePath { blocks: queue, templates: source.templates() };
+            tokio::spawn(run_sv2_source(url.clone(), outlet, blocks, shutdown));
+            let client = node.map(|(_, client)| client);
+            let submitter = Arc::new(BlockSubmitter::through_source(client, path, settings));
+            Ok(BlockSource::Node { source, submitter })
+        }
+        SourceConfig::Ipc { .. } => {
             Err(RunError::Failed(format!("templates.source: \"{}\" is not built in", config.source.kind())))
         }
     }

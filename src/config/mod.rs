@@ -18,6 +18,7 @@ mod problem;
 mod proxy;
 mod reader;
 mod render;
+mod template_provider;
 mod templates;
 
 pub(crate) use file::{is_readable_by_others, read_key, read_text};
@@ -31,4 +32,5 @@ pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, W
 pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
 pub(crate) use reader::distance;
+pub use template_provider::TemplateProviderConfig;
 pub use templates::{SourceConfig, TemplatesConfig};

@@ -34,7 +34,7 @@ const DEFAULT_COINBASE_TAG: &str = "/checkweigh/";
 const DEFAULT_RPC_URL: &str = "http://127.0.0.1:8332/";
 
 /// Where found blocks go when the file does not say.
-const DEFAULT_BLOCKS_DIR: &str = "blocks";
+pub(super) const DEFAULT_BLOCKS_DIR: &str = "blocks";
 
 /// Shares that are acknowledged together when the file does not say: one message for ten keeps answers within
 /// about a minute at the default share rate.

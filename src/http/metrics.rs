@@ -4,6 +4,7 @@
 //! `/metrics/devices` has names, for as many devices as the configuration allows.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use accounting::{AnswerSums, PowerSource};
 use stratum::Target;
@@ -13,6 +14,7 @@ use super::page::Page;
 use super::view::{Device, Fleet, Group, Overview, Rate, Rates, Upstream, WINDOWS};
 use crate::latency::Latencies;
 use crate::node::source::SourceFigures;
+use crate::template_provider::ProviderStatus;
 
 /// Devices whose lines are made at once, so that a page of a hundred megabytes never is in memory as a whole.
 const DEVICES_A_PIECE: usize = 256;
@@ -22,6 +24,39 @@ pub(super) const COMMIT: &str = match option_env!("CHECKWEIGH_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
+
+/// The page of a template provider, which keeps no accounts.
+pub(super) fn render_provider(status: &ProviderStatus, source: Option<SourceFigures>) -> String {
+    let mut page = Page::default();
+    page.gauge("checkweigh_build_info", "Always 1; which version runs, and the commit it was built from.");
+    page.labelled_twice([("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)], 1);
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    page.gauge("checkweigh_template_clients", "Open connections of template clients.");
+    page.value(of(&status.connections));
+    let counters = [
+        ("checkweigh_template_clients_accepted_total", "Connections of template clients.", &status.accepted),
+        (
+            "checkweigh_template_clients_refused_total",
+            "Connections turned away because there were too many.",
+            &status.refused,
+        ),
+        (
+            "checkweigh_template_clients_closed_for_fault_total",
+            "Connections closed for what the client did.",
+            &status.closed_for_fault,
+        ),
+        ("checkweigh_template_blocks_found_total", "Blocks that clients solved.", &status.blocks_found),
+        ("checkweigh_template_blocks_accepted_total", "Those that the node took.", &status.blocks_accepted),
+    ];
+    for (name, help, count) in counters {
+        page.counter(name, help);
+        page.value(of(count));
+    }
+    if let Some(source) = source {
+        render_template_source(&mut page, &source);
+    }
+    page.text
+}
 
 /// The whole page in the text format of Prometheus, version 0.0.4.
 pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status) -> String {
@@ -392,8 +427,8 @@ fn render_version_rolling(page: &mut Page, status: &Status) {
     page.value(status.rolled_outside_mask);
 }
 
-/// What a source of templates does; shared with roles that have nothing else to show.
-pub(crate) fn render_template_source(page: &mut Page, source: &SourceFigures) {
+/// What a source of templates does.
+fn render_template_source(page: &mut Page, source: &SourceFigures) {
     page.gauge("checkweigh_template_source_up", "Whether the source gives templates, by its kind.");
     page.labelled("source", source.kind.name(), u8::from(source.is_live));
     let times: [(&str, &str, u64); 2] = [

@@ -23,9 +23,11 @@ pub use client::{NodeAuth, NodeClient, NodeClientSettings, SubmitAnswer};
 pub use error::NodeError;
 pub use source::{
     RpcSourceSettings, SourceHandle, SourceKind, SourceStatus, TemplateOutlet, default_policy,
-    run_rpc_source, template_source,
+    run_rpc_source, run_sv2_source, template_source,
 };
-pub use submitter::{BlockSubmitter, SavedBlock, SubmitReport, SubmitterSettings};
+pub use submitter::{
+    BlockSubmitter, SavedBlock, SourceBlock, SourcePath, SourceVerdict, SubmitReport, SubmitterSettings,
+};
 
 use crate::dev_chain::DevChain;
 

@@ -10,6 +10,7 @@
 pub mod outlet;
 pub mod rpc;
 pub mod status;
+pub mod sv2;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 pub use outlet::TemplateOutlet;
 pub use rpc::{RpcSourceSettings, run_rpc_source};
 pub use status::{SourceFigures, SourceStatus};
+pub use sv2::run_sv2_source;
 
 use crate::clock::Clock;
 

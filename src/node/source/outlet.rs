@@ -10,6 +10,7 @@ use template::{BlockTemplate, CoinbaseConstraints, Publication, PublishPolicy, P
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::SourceKind;
 use super::status::{SourceStatus, add, set};
 use crate::clock::Clock;
 
@@ -132,6 +133,8 @@ impl TemplateOutlet {
     fn with_room(&self, template: Arc<BlockTemplate>) -> Option<Arc<BlockTemplate>> {
         let height = template.height;
         match self.constraints().apply(template) {
+            // A provider makes the room itself: nobody else knows the fees that would go.
+            Ok(constrained) if constrained.dropped > 0 && self.status.kind() == SourceKind::Sv2 => None,
             Ok(constrained) => {
                 add(&self.status.dropped_transactions, constrained.dropped as u64);
                 add(&self.status.dropped_fees, constrained.lost_fees);
