@@ -18,12 +18,13 @@ use stratum::sv2::AuthoritySecretKey;
 pub use self::ledger::{LedgerArgs, LedgerCommand};
 use crate::config::{
     self, Loaded, LogConfig, LogFormat, NodeConfig, PoolConfig, Problems, ProxyConfig, Role, RoleConfig,
+    TemplateProviderConfig,
 };
 use crate::demo::DemoOptions;
 use crate::error::RunError;
 use crate::logging::{self, LoggingError};
 use crate::shutdown::{Shutdown, shutdown, termination_signal};
-use crate::{demo, pool, proxy};
+use crate::{demo, pool, proxy, template_provider};
 
 /// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h). Failures at runtime are 1, wrong
 /// arguments 2.
@@ -55,6 +56,8 @@ Examples:
   checkweigh check --config mining-proxy.toml         find every mistake in a configuration
   checkweigh mining-proxy --config mining-proxy.toml  connect a farm to a pool
   checkweigh pool --config pool.toml                  mine solo, or for others, on a Bitcoin Core node
+  checkweigh template-provider --config template-provider.toml
+                                                      give block templates to pools and proxies
   checkweigh ledger --path ledger devices             what every device has proved
 
 Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 64 wrong configuration."
@@ -90,6 +93,13 @@ Example:
 
 The file config/pool.toml explains every key. SIGTERM and Ctrl-C end it in order; a second one at once.")]
     Pool(FileArgs),
+    /// Serve block templates to pools and job declaration clients (SV2 Template Distribution)
+    #[command(after_help = "\
+Example:
+  checkweigh template-provider --config /etc/checkweigh/template-provider.toml
+
+The file config/template-provider.toml explains every key. SIGTERM and Ctrl-C end it in order; a second one at once.")]
+    TemplateProvider(FileArgs),
     /// Check a configuration and print what it amounts to, secrets hidden
     Check(CheckArgs),
     /// Look into a ledger: devices, one device's history, export, verification, statements of work
@@ -238,6 +248,11 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             let config = begin(loaded, &log, |config| &config.log)?;
             drive(cores(), |shutdown| pool::run(config, listeners, shutdown))
         }
+        Command::TemplateProvider(args) => {
+            let (loaded, listeners) = config::load_and_listen::<TemplateProviderConfig>(&args.config)?;
+            let config = begin(loaded, &log, |config| &config.log)?;
+            drive(cores(), |shutdown| template_provider::run(config, listeners, shutdown))
+        }
         Command::Check(args) => check(&args),
         Command::Ledger(args) => Ok(ledger::run(args)?),
         Command::Keygen(args) => Ok(keygen(args.out.as_deref())?),
@@ -298,6 +313,7 @@ fn check(args: &CheckArgs) -> Result<(), Failure> {
     match role {
         Role::MiningProxy => print_checked(config::load::<ProxyConfig>(&args.config)?),
         Role::Pool => print_checked(config::load::<PoolConfig>(&args.config)?),
+        Role::TemplateProvider => print_checked(config::load::<TemplateProviderConfig>(&args.config)?),
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::listen::bind;
 use crate::config::{
     ApiConfig, DownstreamConfig, HttpConfig, LedgerConfig, Listeners, LogConfig, NodeConfig, ProxyConfig,
-    UpstreamConfig, VardiffSettings,
+    TemplatesConfig, UpstreamConfig, VardiffSettings,
 };
 use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use crate::error::RunError;
@@ -34,6 +34,7 @@ use crate::proxy;
 use crate::role::Role;
 use crate::shutdown::{Shutdown, shutdown};
 use crate::sink::DeviceRules;
+use crate::templates;
 use summary::Summary;
 
 /// Shares of all miners together, per minute: enough to see something at once, few enough for any machine.
@@ -220,7 +221,8 @@ async fn source(
         return Err(RunError::Failed(format!("the demo needs a node on regtest; this one is on {network}")));
     }
     let blocks = std::env::temp_dir().join("checkweigh-demo-blocks");
-    let source = pool::node_source(client, blocks, clock, end.clone());
+    let config = TemplatesConfig::default();
+    let source = templates::start(&config, Some((node, client)), blocks, clock, end.clone())?;
     Ok((source, pool::node_name(node), None))
 }
 

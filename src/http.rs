@@ -33,8 +33,10 @@ use tokio::net::TcpListener;
 use crate::clock::Clock;
 use crate::config::ApiConfig;
 use crate::latency::Latencies;
+use crate::node::source::SourceFigures;
 use crate::shutdown::Shutdown;
 use crate::sink::RecordSink;
+use crate::template_provider::ProviderStatus;
 use crate::upstream::DeclarationView;
 use listener::{Bounded, Peer};
 use problem::Problem;
@@ -111,6 +113,8 @@ pub struct Status {
     pub switches: Vec<(&'static str, u64)>,
     /// How job declaration goes, where jobs are declared.
     pub declarations: Option<DeclarationView>,
+    /// What the source of templates does, where there is one.
+    pub template_source: Option<SourceFigures>,
 }
 
 /// What a role says of where its work comes from.
@@ -146,6 +150,24 @@ impl Status {
         let names: Vec<&str> = self.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         Err(format!("no work: not connected to {}", names.join(", ")))
     }
+}
+
+/// Serves a page of metrics and health, for roles without accounts, until the end is asked for.
+pub async fn serve_page(
+    listener: TcpListener,
+    page: impl Fn() -> String + Clone + Send + Sync + 'static,
+    health: impl Fn() -> Result<(), String> + Clone + Send + Sync + 'static,
+    shutdown: Shutdown,
+) -> io::Result<()> {
+    let metrics = move || async move { (TEXT_FORMAT, page()).into_response() };
+    let healthz = move || async move { health_answer(health()) };
+    let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz));
+    serve(Bounded::new(listener, MAX_CONNECTIONS), router, shutdown).await
+}
+
+/// The page of a template provider.
+pub fn render_provider(status: &ProviderStatus, source: Option<SourceFigures>) -> String {
+    metrics::render_provider(status, source)
 }
 
 /// Serves metrics and health until the end is asked for.
@@ -208,7 +230,11 @@ async fn device_metrics(State(served): State<Served>) -> Response {
 }
 
 async fn healthz(State(served): State<Served>) -> Response {
-    match (served.status)().health() {
+    health_answer((served.status)().health())
+}
+
+fn health_answer(health: Result<(), String>) -> Response {
+    match health {
         Ok(()) => "ok\n".into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }

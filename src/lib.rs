@@ -23,4 +23,7 @@ pub mod registry;
 pub mod role;
 pub mod shutdown;
 pub mod sink;
+mod sv2_transport;
+pub mod template_provider;
+pub mod templates;
 pub mod upstream;

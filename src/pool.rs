@@ -10,7 +10,6 @@ use bitcoin::Network;
 use mining_server::{Settings, ShareUse};
 use stratum::{JobNumber, UpstreamId};
 use template::{BlockTemplate, CoinbaseRules};
-use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::config::{
@@ -19,22 +18,17 @@ use crate::config::{
 use crate::error::RunError;
 use crate::http::view::Job;
 use crate::http::{UpstreamState, UpstreamStates};
-use crate::node::{
-    self, BlockSource, BlockSubmitter, NodeClient, NodeClientSettings, SubmitterSettings,
-    TemplateSourceSettings, run_template_source,
-};
+use crate::node::{self, BlockSource, NodeClient, NodeClientSettings};
 use crate::owner::owner;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
 use crate::sink::DeviceRules;
+use crate::templates;
 use jobs::{EXTRANONCE_SIZE, PoolJobs};
 use task::{PoolStatus, PoolTask};
 
 /// The wait before a node that did not answer at the start is asked again.
 const NODE_RETRY: Duration = Duration::from_secs(2);
-
-/// A template that is older means that the node is away: a fresh one comes every 30 seconds.
-const OLDEST_LIVE_TEMPLATE: Duration = Duration::from_secs(75);
 
 /// What a pool is made of once its node is known.
 pub struct PoolParts {
@@ -83,7 +77,13 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         .map_err(|error| RunError::Failed(format!("pool.coinbase_address: {error}")))?;
     let rules = coinbase_rules(script.into_bytes(), &config.coinbase_tag)?;
     let parts = PoolParts {
-        source: node_source(client, config.blocks_dir.clone(), clock, shutdown.clone()),
+        source: templates::start(
+            &config.templates,
+            Some((&config.node, client)),
+            config.blocks_dir.clone(),
+            clock,
+            shutdown.clone(),
+        )?,
         source_name: node_name(&config.node),
         rules,
         downstream: config.downstream,
@@ -108,6 +108,9 @@ pub fn start(
     let (owner, inbox) = owner();
     let status = Arc::new(PoolStatus::default());
     let templates = parts.source.templates();
+    let source = parts.source.clone();
+    source.set_constraints(parts.rules.constraints());
+    role.template_source = source.status().cloned();
     let task = PoolTask {
         jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),
         source: parts.source,
@@ -126,9 +129,7 @@ pub fn start(
     let (name, of_job) = (parts.source_name.clone(), parts.source_name.into());
     let of_jobs = templates.clone();
     let upstreams = move || {
-        let fresh =
-            |template: &Arc<BlockTemplate>| clock.now().since(template.received) < OLDEST_LIVE_TEMPLATE;
-        let is_live = templates.borrow().as_ref().is_some_and(fresh);
+        let is_live = source.is_live() && templates.borrow().is_some();
         let standing = if is_live { "serving" } else { "away" };
         let state = UpstreamState { name: name.clone(), account: None, is_live, standing };
         UpstreamStates { states: vec![state], ..UpstreamStates::default() }
@@ -166,20 +167,6 @@ pub fn node_client(config: &NodeConfig) -> Result<NodeClient, RunError> {
     };
     NodeClient::new(NodeClientSettings { url: config.rpc_url.to_string(), auth })
         .map_err(|error| RunError::Failed(format!("node.rpc_url: {error}")))
-}
-
-/// Templates from a node, and blocks to it and to the folder `blocks_dir`.
-pub fn node_source(
-    client: Arc<NodeClient>,
-    blocks_dir: std::path::PathBuf,
-    clock: Clock,
-    shutdown: Shutdown,
-) -> BlockSource {
-    let (publish, templates) = watch::channel(None);
-    let settings = SubmitterSettings { directory: blocks_dir, deadline: node::submitter::DEFAULT_DEADLINE };
-    let submitter = Arc::new(BlockSubmitter::new(Arc::clone(&client), settings));
-    tokio::spawn(run_template_source(client, TemplateSourceSettings::default(), clock, publish, shutdown));
-    BlockSource::Node { templates, submitter }
 }
 
 /// Coinbases that pay `script` and carry `tag`.

@@ -10,7 +10,7 @@ use mining_server::{Settings, ShareUse, Work};
 use stratum::{JobNumber, UpstreamId, coinbase};
 
 use crate::clock::Clock;
-use crate::config::{Listeners, ProxyConfig};
+use crate::config::{Listeners, ProxyConfig, TemplatesConfig};
 use crate::error::RunError;
 use crate::http::view::Job;
 use crate::http::{UpstreamState, UpstreamStates};
@@ -19,6 +19,7 @@ use crate::owner::owner;
 use crate::pool;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
+use crate::templates;
 use crate::upstream::{self, UpstreamStatus, UpstreamTask};
 use plan::Planned;
 
@@ -42,7 +43,13 @@ pub fn start(
     let source = match &config.job_declaration {
         Some(declaration) => {
             let client = Arc::new(pool::node_client(&declaration.node)?);
-            Some(pool::node_source(client, declaration.blocks_dir.clone(), clock, shutdown.clone()))
+            Some(templates::start(
+                &TemplatesConfig::default(),
+                Some((&declaration.node, client)),
+                declaration.blocks_dir.clone(),
+                clock,
+                shutdown.clone(),
+            )?)
         }
         None => None,
     };

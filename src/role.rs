@@ -26,6 +26,7 @@ use crate::http::{self, Served, Sources, Status, UpstreamStates};
 use crate::latency::Latencies;
 use crate::ledger::LedgerThreads;
 use crate::ledger::revival::{revive, started};
+use crate::node::SourceStatus;
 use crate::owner::Owner;
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
@@ -68,6 +69,8 @@ pub struct Role {
     shutdown: Shutdown,
     /// What can be seen of it.
     pub observed: Observed,
+    /// What its source of templates does, where it has one. To be set before HTTP is served.
+    pub template_source: Option<Arc<SourceStatus>>,
     /// Where SV1 miners connect, where there is a listener for them.
     pub sv1_address: Option<SocketAddr>,
     /// Where SV1 miners of profiles connect, in the order of the configuration.
@@ -113,6 +116,7 @@ impl Role {
             history,
             shutdown,
             observed,
+            template_source: None,
             sv1_address,
             sv1_profile_addresses,
             sv2_address,
@@ -226,10 +230,14 @@ impl Role {
     ) -> Served {
         let counts = Arc::clone(&self.observed.counts);
         let registry = self.observed.registry.clone();
+        let templates = self.template_source.clone();
         let sources = Sources {
             sink: self.observed.sink.clone(),
             clock: self.observed.clock,
-            status: Arc::new(move || status(&counts, &registry, upstreams())),
+            status: Arc::new(move || Status {
+                template_source: templates.as_ref().map(|source| source.figures()),
+                ..status(&counts, &registry, upstreams())
+            }),
             jobs: Arc::new(jobs),
             history: self.history.clone(),
         };
@@ -349,6 +357,7 @@ fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: Upstr
         upstreams: upstreams.states,
         switches: upstreams.switches,
         declarations: upstreams.declarations,
+        template_source: None,
     }
 }
 

@@ -14,8 +14,8 @@ use bitcoin_node::{FEE, RegtestNode, WitnessSpend};
 use checkweigh::clock::Clock;
 use checkweigh::dev_chain::validator::{ChainContext, validate, validate_proposal};
 use checkweigh::node::{
-    BlockSource, BlockSubmitter, NodeClient, SubmitAnswer, SubmitOutcome, SubmitterSettings,
-    TemplateSourceSettings, run_template_source,
+    BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SourceKind, SubmitAnswer, SubmitOutcome,
+    SubmitterSettings, default_policy, run_rpc_source, template_source,
 };
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use stratum::TemplateId;
@@ -104,14 +104,14 @@ impl Source {
     /// Never refreshes by itself: what comes is what the node announced.
     fn start(client: NodeClient) -> Self {
         let client = Arc::new(client);
-        let (publish, templates) = watch::channel(None);
+        let (outlet, source) = template_source(SourceKind::Rpc, default_policy(), Clock::start());
         let (trigger, waits) = shutdown();
-        let settings = TemplateSourceSettings { refresh: Duration::from_secs(3600) };
-        let run = run_template_source(client.clone(), settings, Clock::start(), publish, waits);
+        let settings = RpcSourceSettings { poll: Duration::from_secs(3600), ..RpcSourceSettings::default() };
+        let run = run_rpc_source(client.clone(), settings, outlet, waits);
         let directory = tempfile::tempdir().expect("a folder");
         let settings = SubmitterSettings { directory: directory.path().join("blocks"), deadline: DEADLINE };
         let submitter = Arc::new(BlockSubmitter::new(client, settings));
-        let source = BlockSource::Node { templates, submitter };
+        let source = BlockSource::Node { source, submitter };
         Source { templates: source.templates(), source, trigger, task: tokio::spawn(run), directory }
     }
 

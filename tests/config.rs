@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use checkweigh::config::{
-    CoinbaseOutput, NodeAuth, PoolConfig, ProxyConfig, RoleConfig, known_keys, load, load_and_listen, read,
+    CoinbaseOutput, NodeAuth, PoolConfig, ProxyConfig, Role, RoleConfig, SourceConfig,
+    TemplateProviderConfig, guess_role, known_keys, load, load_and_listen, read,
 };
 
 use job_declarator::server::Mode;
@@ -179,6 +180,7 @@ fn job_declaration_needs_one_channel_and_its_own_section() {
 fn the_examples_have_every_key_and_no_other() {
     has_every_key::<ProxyConfig>("mining-proxy.toml");
     has_every_key::<PoolConfig>("pool.toml");
+    has_every_key::<TemplateProviderConfig>("template-provider.toml");
 }
 
 fn has_every_key<C: RoleConfig>(name: &str) {
@@ -241,10 +243,55 @@ fn every_commented_key_can_be_uncommented() {
         Ok(_) => Vec::new(),
         Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
     });
+    let provider = example("template-provider.toml");
+    check(&provider, &|text, path| match read::<TemplateProviderConfig>(text, path) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
+    });
     check(&pool_example(), &|text, path| match read::<PoolConfig>(text, path) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
     });
+}
+
+#[test]
+fn templates_come_from_where_the_file_says() {
+    let folder = folder();
+    let path = folder.path().join("template-provider.toml");
+    let text = example("template-provider.toml");
+    fs::write(&path, &text).expect("a file");
+    assert_eq!(guess_role(&path).expect("a role"), Role::TemplateProvider);
+    let config = read::<TemplateProviderConfig>(&text, &path).expect("an example").config;
+    assert_eq!((config.templates.source.clone(), config.max_connections), (SourceConfig::Rpc, 32));
+    let again = read::<TemplateProviderConfig>(&config.effective(), &path).expect("it loads again").config;
+    assert_eq!((again.templates, again.listen), (config.templates, config.listen));
+
+    let head =
+        "[template_provider]\nlisten = \"127.0.0.1:8442\"\nauthority_secret_key_file = \"authority.key\"\n";
+    let url = format!("stratum2+tcp://tp.example:8442/{PUBLIC_KEY}");
+    let elsewhere = format!("{head}[templates]\nsource = \"sv2\"\nsv2_url = \"{url}\"\n");
+    let config = read::<TemplateProviderConfig>(&elsewhere, &path).expect("needs no node").config;
+    assert!(matches!(&config.templates.source, SourceConfig::Sv2 { url } if url.host == "tp.example"));
+    assert!(config.node.is_none());
+    for (text, problem) in [
+        ("source = \"sv2\"", "templates.sv2_url: is missing: source = \"sv2\" needs it"),
+        ("source = \"ipc\"", "templates.ipc_socket: is missing"),
+        ("source = \"zmq\"", "is none of \"rpc\", \"ipc\" and \"sv2\""),
+        ("source = \"rpc\"", "node: needs cookie_file"),
+        ("poll_seconds = 0", "templates.poll_seconds: 0 is not from 1 to 600"),
+    ] {
+        let found = problems::<TemplateProviderConfig>(&format!("{head}[templates]\n{text}\n"), &path);
+        assert!(found.iter().any(|found| found.contains(problem)), "{text}: {found:?}");
+    }
+    let zmq = |address: &str| {
+        let node = format!("[node]\ncookie_file = \"c\"\nzmq_hashblock = \"{address}\"\n");
+        read::<TemplateProviderConfig>(&format!("{head}{node}"), &path)
+    };
+    let node = zmq("tcp://[::1]:28332").expect("an address").config.node.expect("a node");
+    assert_eq!(node.zmq_hashblock.expect("an address").to_string(), "tcp://[::1]:28332");
+    for wrong in ["ipc:///tmp/x", "tcp://host", "tcp://:1", "tcp://host:0", "tcp://a/b:1"] {
+        assert!(zmq(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ use bitcoin::consensus::deserialize;
 use bitcoin::{Amount, Block};
 use bitcoin_node::{FEE, RegtestNode};
 use checkweigh::clock::Clock;
-use checkweigh::pool::node_source;
+use checkweigh::node::{RpcSourceSettings, SourceKind, default_policy, run_rpc_source, template_source};
 use checkweigh::shutdown::shutdown;
 use declaring_pool::{DeclaringPool, PAYOUT, key};
 use process::{Checkweigh, terminate};
@@ -104,7 +104,8 @@ async fn a_farm_finds_its_own_blocks(mode: &str) {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let (stop_source, end_source) = shutdown();
     let client = Arc::new(pool_node.client());
-    let source = node_source(client, folder.path().join("unused"), Clock::start(), end_source);
+    let (outlet, source) = template_source(SourceKind::Rpc, default_policy(), Clock::start());
+    tokio::spawn(run_rpc_source(client, RpcSourceSettings::default(), outlet, end_source));
     let pool = DeclaringPool::start(source.templates(), Target::from_difficulty_exponent(EXPONENT));
     let mut proxy = Checkweigh::start("mining-proxy", &proxy_config(&pool, &farm, mode), folder.path());
     let server = proxy.address("SV1 miners may connect").await;

@@ -27,6 +27,8 @@ pub enum ListenKey {
     Metrics,
     /// The API.
     Api,
+    /// Clients of a template provider.
+    Templates,
 }
 
 impl ListenKey {
@@ -38,6 +40,7 @@ impl ListenKey {
             ListenKey::Sv2 => "downstream.sv2_listen".into(),
             ListenKey::Metrics => "metrics.listen".into(),
             ListenKey::Api => "api.listen".into(),
+            ListenKey::Templates => "template_provider.listen".into(),
         }
     }
 }
@@ -66,6 +69,8 @@ pub struct Listeners {
     pub metrics: Option<TcpListener>,
     /// For the API.
     pub api: Option<TcpListener>,
+    /// For clients of a template provider.
+    pub templates: Option<TcpListener>,
 }
 
 /// Binds every address. Tries all of them even when some fail, and then returns all failures.
@@ -79,6 +84,7 @@ pub fn bind_listeners(addresses: &[ListenAddress]) -> Result<Listeners, Vec<Prob
             (Ok(listener), ListenKey::Sv2) => listeners.sv2 = Some(listener),
             (Ok(listener), ListenKey::Metrics) => listeners.metrics = Some(listener),
             (Ok(listener), ListenKey::Api) => listeners.api = Some(listener),
+            (Ok(listener), ListenKey::Templates) => listeners.templates = Some(listener),
             (Err(error), of) => problems.push(Problem {
                 key: of.key().into_owned(),
                 line: *line,

@@ -17,6 +17,8 @@ pub enum Role {
     MiningProxy,
     /// Miners in, a Bitcoin Core node out.
     Pool,
+    /// A source of templates in, template clients out.
+    TemplateProvider,
 }
 
 impl fmt::Display for Role {
@@ -24,6 +26,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Role::MiningProxy => "mining-proxy",
             Role::Pool => "pool",
+            Role::TemplateProvider => "template-provider",
         })
     }
 }
@@ -92,6 +95,9 @@ pub fn guess_role(path: &Path) -> Result<Role, Problems> {
     let text = read_file(path)?;
     let (document, _) = DeTable::parse_recoverable(&text);
     let has = |name: &str| document.get_ref().keys().any(|key| key.get_ref() == name);
+    if has("template_provider") {
+        return Ok(Role::TemplateProvider);
+    }
     match (has("upstream") || has("channels"), has("node") || has("pool")) {
         (true, false) => Ok(Role::MiningProxy),
         (false, true) => Ok(Role::Pool),

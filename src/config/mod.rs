@@ -19,6 +19,8 @@ mod problem;
 mod proxy;
 mod reader;
 mod render;
+mod template_provider;
+mod templates;
 
 pub(crate) use file::{is_readable_by_others, read_key, read_text};
 
@@ -28,7 +30,9 @@ pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};
 pub use parts::{DownstreamConfig, LogConfig, LogFormat, Sv1Profile, VardiffSettings};
-pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork};
+pub use pool::{CoinbaseOutput, NodeAuth, NodeConfig, NodeUrlError, PoolConfig, WrongNetwork, ZmqEndpoint};
 pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
 pub(crate) use reader::distance;
+pub use template_provider::TemplateProviderConfig;
+pub use templates::{SourceConfig, TemplatesConfig};

@@ -1,5 +1,6 @@
 //! The configuration of the pool.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,6 +17,7 @@ use super::load::{Role, RoleConfig};
 use super::parts::{DownstreamConfig, LogConfig, VardiffSettings};
 use super::reader::{Findings, Section};
 use super::render::Page;
+use super::templates::TemplatesConfig;
 use crate::sink::DeviceRules;
 
 /// The coinbase input's script has 100 bytes (consensus). Height, extranonce and their lengths take up to 40; the
@@ -32,7 +34,7 @@ pub(super) const DEFAULT_COINBASE_TAG: &str = "/checkweigh/";
 const DEFAULT_RPC_URL: &str = "http://127.0.0.1:8332/";
 
 /// Where found blocks go when the file does not say.
-const DEFAULT_BLOCKS_DIR: &str = "blocks";
+pub(super) const DEFAULT_BLOCKS_DIR: &str = "blocks";
 
 /// Shares that are acknowledged together when the file does not say: one message for ten keeps answers within
 /// about a minute at the default share rate.
@@ -46,8 +48,10 @@ const MAX_SHARE_BATCH_SIZE: u32 = 1000;
 pub struct PoolConfig {
     /// Where miners come in.
     pub downstream: DownstreamConfig,
-    /// Where templates come from and blocks go to.
+    /// The node: blocks go to it, and it judges what others declare.
     pub node: NodeConfig,
+    /// Where templates come from.
+    pub templates: TemplatesConfig,
     /// Who is paid for blocks.
     pub coinbase_output: CoinbaseOutput,
     /// What is written into the coinbase of blocks, at most 32 bytes.
@@ -79,6 +83,40 @@ pub struct NodeConfig {
     pub auth: NodeAuth,
     /// The chain that the node must be on; `None` takes whatever chain it is on.
     pub network: Option<Network>,
+    /// Where the node announces new blocks over ZeroMQ, as host and port; `None` where it does not.
+    pub zmq_hashblock: Option<ZmqEndpoint>,
+}
+
+/// A ZeroMQ publisher over TCP: `tcp://host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZmqEndpoint {
+    /// A name or an address; of an IPv6 address without its brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl FromStr for ZmqEndpoint {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "is no address such as tcp://127.0.0.1:28332";
+        let address = text.strip_prefix("tcp://").ok_or(WRONG)?;
+        let (host, port) = address.rsplit_once(':').ok_or(WRONG)?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or(WRONG)?;
+        match host.is_empty() || host.contains(|letter: char| letter.is_whitespace() || letter == '/') {
+            true => Err(WRONG),
+            false => Ok(ZmqEndpoint { host: host.to_owned(), port }),
+        }
+    }
+}
+
+impl fmt::Display for ZmqEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ZmqEndpoint { host, port } = self;
+        if host.contains(':') { write!(f, "tcp://[{host}]:{port}") } else { write!(f, "tcp://{host}:{port}") }
+    }
 }
 
 /// The two ways to log in at a node.
@@ -169,10 +207,10 @@ impl NodeConfig {
         // These fail only for URLs without a host, and http has one.
         let _ = url.set_username("");
         let _ = url.set_password(None);
-        Ok(NodeConfig { rpc_url: url, auth, network: None })
+        Ok(NodeConfig { rpc_url: url, auth, network: None, zmq_hashblock: None })
     }
 
-    fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
+    pub(super) fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
         let mut section = document.section(findings, "node");
         let node = NodeConfig::read_section(&mut section, findings);
         section.finish(findings);
@@ -181,7 +219,7 @@ impl NodeConfig {
 
     /// Only says which keys there are, where nobody asks for a node.
     pub(super) fn name_keys(section: &mut Section<'_>, findings: &mut Findings<'_>) {
-        for key in ["rpc_url", "cookie_file", "user", "password_file", "network"] {
+        for key in ["rpc_url", "cookie_file", "user", "password_file", "network", "zmq_hashblock"] {
             section.string(findings, key);
         }
     }
@@ -196,7 +234,9 @@ impl NodeConfig {
             Network::from_core_arg(text)
                 .map_err(|_| format!("{text:?} is not a chain that Bitcoin Core names: {known}"))
         });
-        Some(NodeConfig { rpc_url: url.unwrap_or(default), auth: auth?, network })
+        let zmq_hashblock = section
+            .parsed(findings, "zmq_hashblock", |text| text.parse().map_err(|what: &str| what.to_owned()));
+        Some(NodeConfig { rpc_url: url.unwrap_or(default), auth: auth?, network, zmq_hashblock })
     }
 
     pub(super) fn render(&self, page: &mut Page, title: &str) {
@@ -211,6 +251,7 @@ impl NodeConfig {
             }
         }
         page.optional("network", self.network.map(|network| network.to_core_arg().to_owned()));
+        page.optional("zmq_hashblock", self.zmq_hashblock.as_ref().map(ToString::to_string));
     }
 }
 
@@ -296,6 +337,7 @@ impl RoleConfig for PoolConfig {
     fn read(document: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Self> {
         let downstream = DownstreamConfig::read(document, findings);
         let node = NodeConfig::read(document, findings);
+        let templates = TemplatesConfig::read(document, findings);
         let mut section = document.section(findings, "pool");
         let network = node.as_ref().and_then(|node| node.network);
         let coinbase_output = read_coinbase_output(&mut section, findings, network);
@@ -311,6 +353,7 @@ impl RoleConfig for PoolConfig {
         Some(PoolConfig {
             downstream: downstream?,
             node: node?,
+            templates: templates?,
             coinbase_output: coinbase_output?,
             coinbase_tag: coinbase_tag.unwrap_or_else(|| DEFAULT_COINBASE_TAG.to_owned()),
             blocks_dir,
@@ -328,6 +371,7 @@ impl RoleConfig for PoolConfig {
         let mut page = Page::default();
         self.downstream.render(&mut page);
         self.node.render(&mut page, "[node]");
+        self.templates.render(&mut page);
         page.section("[pool]");
         match &self.coinbase_output {
             CoinbaseOutput::Address(address) => {

@@ -4,6 +4,7 @@
 //! `/metrics/devices` has names, for as many devices as the configuration allows.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use accounting::{AnswerSums, PowerSource};
 use mining_proxy::Standing;
@@ -13,6 +14,8 @@ use super::Status;
 use super::page::Page;
 use super::view::{Device, Fleet, Group, Overview, Rate, Rates, Upstream, WINDOWS};
 use crate::latency::Latencies;
+use crate::node::source::SourceFigures;
+use crate::template_provider::ProviderStatus;
 
 /// Devices whose lines are made at once, so that a page of a hundred megabytes never is in memory as a whole.
 const DEVICES_A_PIECE: usize = 256;
@@ -22,6 +25,39 @@ pub(super) const COMMIT: &str = match option_env!("CHECKWEIGH_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
+
+/// The page of a template provider, which keeps no accounts.
+pub(super) fn render_provider(status: &ProviderStatus, source: Option<SourceFigures>) -> String {
+    let mut page = Page::default();
+    page.gauge("checkweigh_build_info", "Always 1; which version runs, and the commit it was built from.");
+    page.labelled_twice([("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)], 1);
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    page.gauge("checkweigh_template_clients", "Open connections of template clients.");
+    page.value(of(&status.connections));
+    let counters = [
+        ("checkweigh_template_clients_accepted_total", "Connections of template clients.", &status.accepted),
+        (
+            "checkweigh_template_clients_refused_total",
+            "Connections turned away because there were too many.",
+            &status.refused,
+        ),
+        (
+            "checkweigh_template_clients_closed_for_fault_total",
+            "Connections closed for what the client did.",
+            &status.closed_for_fault,
+        ),
+        ("checkweigh_template_blocks_found_total", "Blocks that clients solved.", &status.blocks_found),
+        ("checkweigh_template_blocks_accepted_total", "Those that the node took.", &status.blocks_accepted),
+    ];
+    for (name, help, count) in counters {
+        page.counter(name, help);
+        page.value(of(count));
+    }
+    if let Some(source) = source {
+        render_template_source(&mut page, &source);
+    }
+    page.text
+}
 
 /// The whole page in the text format of Prometheus, version 0.0.4.
 pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status) -> String {
@@ -38,6 +74,9 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_declarations(&mut page, status);
     render_connections(&mut page, status);
     render_version_rolling(&mut page, status);
+    if let Some(source) = &status.template_source {
+        render_template_source(&mut page, source);
+    }
     page.gauge("checkweigh_devices", "Devices seen since the start.");
     page.value(overview.devices);
     let help = "Worker names under which several machines mine at present; each machine is a device.";
@@ -439,4 +478,65 @@ fn render_version_rolling(page: &mut Page, status: &Status) {
     let help = "SV1 connections whose miner rolled version bits outside its mask; those shares are refused.";
     page.counter("checkweigh_sv1_rolled_outside_mask_connections_total", help);
     page.value(status.rolled_outside_mask);
+}
+
+/// What a source of templates does.
+fn render_template_source(page: &mut Page, source: &SourceFigures) {
+    page.gauge("checkweigh_template_source_up", "Whether the source gives templates, by its kind.");
+    page.labelled("source", source.kind.name(), u8::from(source.is_live));
+    let times: [(&str, &str, u64); 2] = [
+        (
+            "checkweigh_template_source_heard_time_seconds",
+            "When the source last gave a template, or said that nothing is new; unix seconds.",
+            source.heard_us,
+        ),
+        (
+            "checkweigh_template_received_time_seconds",
+            "When the template that is mined on reached us; unix seconds.",
+            source.received_us,
+        ),
+    ];
+    for (name, help, us) in times.into_iter().filter(|(.., us)| *us > 0) {
+        page.gauge(name, help);
+        page.value(us as f64 / 1e6);
+    }
+    let gauges = [
+        ("checkweigh_template_height", "Height of the block to find.", source.height),
+        ("checkweigh_template_fees_sats", "Fees of the template that is mined on.", source.fees),
+        ("checkweigh_template_transactions", "Its transactions besides the coinbase.", source.transactions),
+    ];
+    for (name, help, value) in gauges {
+        page.gauge(name, help);
+        page.value(value);
+    }
+    let counters = [
+        ("checkweigh_template_heard_total", "Templates that the source brought.", source.heard),
+        ("checkweigh_template_published_total", "Templates that were worth a job.", source.published),
+        (
+            "checkweigh_template_new_tips_total",
+            "Templates that were the first on their tip.",
+            source.new_tips,
+        ),
+        (
+            "checkweigh_template_empty_first_total",
+            "Those that were empty, before a full one came.",
+            source.empty_first,
+        ),
+        ("checkweigh_template_failures_total", "Times that the source failed.", source.failures),
+        (
+            "checkweigh_template_block_notices_total",
+            "New blocks that the node announced by ZeroMQ.",
+            source.block_notices,
+        ),
+        (
+            "checkweigh_template_dropped_transactions_total",
+            "Transactions that made room for outputs of the coinbase.",
+            source.dropped_transactions,
+        ),
+        ("checkweigh_template_dropped_fees_sats_total", "The fees that went with them.", source.dropped_fees),
+    ];
+    for (name, help, value) in counters {
+        page.counter(name, help);
+        page.value(value);
+    }
 }

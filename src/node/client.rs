@@ -12,7 +12,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use stratum::TemplateId;
+use stratum::hash::Hash;
 use template::BlockTemplate;
+use template::block_template::displayed;
 
 use super::error::NodeError;
 use super::rpc::{Credentials, Endpoint, bad_answer, result};
@@ -24,6 +26,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a long poll may take. Nodes answer after a minute when transactions came in, and at every new
 /// tip; a node that is gone is noticed by the connection's keep-alive.
 const LONG_POLL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// How long the node may wait for a block before it says that there is none; well below [`CALL_TIMEOUT`].
+const TIP_WAIT: Duration = Duration::from_secs(45);
 
 /// Most of a cookie file that is read; Bitcoin Core's are 75 bytes.
 const MAX_COOKIE: u64 = 1024;
@@ -93,6 +98,36 @@ pub struct ChainInfo {
     pub initialblockdownload: bool,
 }
 
+/// What `getblockheader` says, as far as we use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockHeader {
+    /// Blocks of the best chain from this one on: 1 for the tip, -1 for a block that is not on the best chain.
+    pub confirmations: i64,
+    /// Its height.
+    pub height: u32,
+    /// Its compact target.
+    pub nbits: u32,
+    /// Its time; unix seconds.
+    pub time: u32,
+    /// The median time of it and the ten blocks before; unix seconds.
+    pub median_time: u32,
+}
+
+#[derive(Deserialize)]
+struct HeaderAnswer {
+    confirmations: i64,
+    height: u32,
+    bits: String,
+    time: u32,
+    mediantime: u32,
+}
+
+#[derive(Deserialize)]
+struct TipAnswer {
+    hash: String,
+    height: u32,
+}
+
 impl NodeClient {
     /// A client; nothing is dialled and no file is read before the first call.
     pub fn new(settings: NodeClientSettings) -> Result<Self, NodeError> {
@@ -155,6 +190,41 @@ impl NodeClient {
     /// The hash of the node's tip, as nodes print it.
     pub async fn best_block_hash(&self) -> Result<String, NodeError> {
         self.call("getbestblockhash", serde_json::json!([])).await
+    }
+
+    /// The header of a block that the node has, and where it stands.
+    pub async fn block_header(&self, hash: &Hash) -> Result<BlockHeader, NodeError> {
+        const METHOD: &str = "getblockheader";
+        let answer: HeaderAnswer = self.call(METHOD, serde_json::json!([displayed(hash)])).await?;
+        let nbits = u32::from_str_radix(&answer.bits, 16)
+            .map_err(|_| bad_answer(METHOD, "bits are not hexadecimal".to_owned()))?;
+        Ok(BlockHeader {
+            confirmations: answer.confirmations,
+            height: answer.height,
+            nbits,
+            time: answer.time,
+            median_time: answer.mediantime,
+        })
+    }
+
+    /// The hash of the block of this height on the best chain.
+    pub async fn block_hash(&self, height: u32) -> Result<Hash, NodeError> {
+        const METHOD: &str = "getblockhash";
+        let hash: String = self.call(METHOD, serde_json::json!([height])).await?;
+        parse_hash(METHOD, &hash)
+    }
+
+    /// Waits until the node's tip has this height, and returns the tip. The node says so at once when the block is
+    /// validated, before it makes a template for it.
+    pub async fn tip_of_height(&self, height: u32) -> Result<Hash, NodeError> {
+        const METHOD: &str = "waitforblockheight";
+        loop {
+            let wait = serde_json::json!([height, TIP_WAIT.as_millis() as u64]);
+            let tip: TipAnswer = self.call(METHOD, wait).await?;
+            if tip.height >= height {
+                return parse_hash(METHOD, &tip.hash);
+            }
+        }
     }
 
     /// Any other call. `params` is an array; `method` is a name, not something that a peer sent.
@@ -228,6 +298,18 @@ impl NodeClient {
 
 fn parsed<T: DeserializeOwned>(method: &str, result: &str) -> Result<T, NodeError> {
     serde_json::from_str(result).map_err(|error| bad_answer(method, error.to_string()))
+}
+
+/// A hash as nodes print it.
+fn parse_hash(method: &str, text: &str) -> Result<Hash, NodeError> {
+    let mut hash = [0; 32];
+    match hex::decode_to_slice(text, &mut hash) {
+        Ok(()) => {
+            hash.reverse();
+            Ok(hash)
+        }
+        Err(_) => Err(bad_answer(method, "it holds no hash of 64 hexadecimal digits".to_owned())),
+    }
 }
 
 fn submit_answer(reason: Option<String>) -> SubmitAnswer {

@@ -1,5 +1,7 @@
-//! Where templates come from and where blocks go: a Bitcoin Core node over JSON-RPC, or the development
-//! chain.
+//! Where templates come from and where blocks go: a Bitcoin Core node, or the development chain.
+//!
+//! [`BlockSource`] is the handle that everybody else holds. How templates reach it ([`source`]) is chosen in the
+//! configuration, and nobody else can tell: a template is always whole, with its transactions.
 //!
 //! Nothing here decides what a block holds: `template` does. Versions and transports of nodes differ only
 //! here.
@@ -9,18 +11,23 @@ pub mod error;
 #[cfg(test)]
 mod fake;
 mod rpc;
+pub mod source;
 pub mod submitter;
-pub mod template_source;
 
 use std::sync::Arc;
 
-use template::BlockTemplate;
+use template::{BlockTemplate, CoinbaseConstraints};
 use tokio::sync::watch;
 
 pub use client::{NodeAuth, NodeClient, NodeClientSettings, SubmitAnswer};
 pub use error::NodeError;
-pub use submitter::{BlockSubmitter, SavedBlock, SubmitReport, SubmitterSettings};
-pub use template_source::{TemplateSourceSettings, run_template_source};
+pub use source::{
+    RpcSourceSettings, SourceHandle, SourceKind, SourceStatus, TemplateOutlet, default_policy,
+    run_rpc_source, run_sv2_source, template_source,
+};
+pub use submitter::{
+    BlockSubmitter, SavedBlock, SourceBlock, SourcePath, SourceVerdict, SubmitReport, SubmitterSettings,
+};
 
 use crate::dev_chain::DevChain;
 
@@ -47,10 +54,10 @@ impl SubmitOutcome {
 /// One source of templates, which also takes the blocks made from them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum BlockSource {
-    /// A node; its templates come from a task that [`run_template_source`] runs.
+    /// A node, through the task of one of [`source`]'s kinds.
     Node {
-        /// The newest template of the node; none before the first.
-        templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
+        /// Its templates.
+        source: SourceHandle,
         /// Takes blocks to the node and to the disk.
         submitter: Arc<BlockSubmitter>,
     },
@@ -59,12 +66,33 @@ pub enum BlockSource {
 }
 
 impl BlockSource {
-    /// The newest template; none before the first. It changes with every tip, and with fresher transactions.
+    /// The newest template; none before the first. It changes with every tip, and when it gains enough fees.
     pub fn templates(&self) -> watch::Receiver<Option<Arc<BlockTemplate>>> {
         match self {
-            BlockSource::Node { templates, .. } => templates.clone(),
+            BlockSource::Node { source, .. } => source.templates(),
             BlockSource::Development(chain) => chain.templates(),
         }
+    }
+
+    /// Asks for room in the coinbase besides what the template itself puts there. The last call counts. The
+    /// development chain always has room.
+    pub fn set_constraints(&self, constraints: CoinbaseConstraints) {
+        if let BlockSource::Node { source, .. } = self {
+            source.set_constraints(constraints);
+        }
+    }
+
+    /// What the source is doing; the development chain has nothing to tell.
+    pub fn status(&self) -> Option<&Arc<SourceStatus>> {
+        match self {
+            BlockSource::Node { source, .. } => Some(source.status()),
+            BlockSource::Development(_) => None,
+        }
+    }
+
+    /// Whether templates come now. The last one stays published while they do not.
+    pub fn is_live(&self) -> bool {
+        self.status().is_none_or(|status| status.is_live())
     }
 
     /// Submits the block of this height and returns what became of it, and what ends when it is on the disk. Never

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use template::BlockTemplate;
 use template::block_template::displayed;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::SubmitOutcome;
 use super::client::{NodeClient, SubmitAnswer};
 use super::error::NodeError;
-use super::template_source::jittered;
+use super::source::rpc::jittered;
 
 /// The wait after the first attempt that failed; doubled after each further one.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
@@ -40,10 +42,47 @@ pub struct SubmitterSettings {
     pub deadline: Duration,
 }
 
-/// Submits blocks to one node.
+/// Blocks that wait for a source to take them. Several at once come only where blocks are as easy as on regtest; with
+/// more, a block goes to the node alone.
+pub const SOURCE_QUEUE: usize = 64;
+
+/// A source that moves to our block takes it for the best. One that has not after this long probably lost it.
+const SOURCE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A block for a source of templates that takes blocks itself.
+#[derive(Debug)]
+pub struct SourceBlock {
+    /// The whole block.
+    pub bytes: Arc<[u8]>,
+    /// What the source can say at once.
+    pub answer: oneshot::Sender<SourceVerdict>,
+}
+
+/// What a source says of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceVerdict {
+    /// It is on its way; the source never says more (SV2 7.7).
+    Sent,
+    /// The node judged it: whether it is the new tip.
+    Judged(bool),
+    /// It could not be sent; why.
+    NotSent(&'static str),
+}
+
+/// The way to a node through the source of its templates.
+#[derive(Clone, Debug)]
+pub struct SourcePath {
+    /// Takes the blocks.
+    pub blocks: mpsc::Sender<SourceBlock>,
+    /// Tells when the source's node has moved to one.
+    pub templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
+}
+
+/// Submits blocks to one node, by every way to it that there is.
 #[derive(Debug)]
 pub struct BlockSubmitter {
-    client: Arc<NodeClient>,
+    client: Option<Arc<NodeClient>>,
+    source: Option<SourcePath>,
     settings: SubmitterSettings,
 }
 
@@ -62,7 +101,16 @@ pub struct SubmitReport {
 impl BlockSubmitter {
     /// Submits to the node of `client`. Nothing happens before the first block.
     pub fn new(client: Arc<NodeClient>, settings: SubmitterSettings) -> Self {
-        BlockSubmitter { client, settings }
+        BlockSubmitter { client: Some(client), source: None, settings }
+    }
+
+    /// Submits through `source`, and to the node of `client` where there is one: then its judgement counts.
+    pub fn through_source(
+        client: Option<Arc<NodeClient>>,
+        source: SourcePath,
+        settings: SubmitterSettings,
+    ) -> Self {
+        BlockSubmitter { client, source: Some(source), settings }
     }
 
     /// Submits a block of this height, again and again until it is accepted, refused for good, or too old.
@@ -71,10 +119,21 @@ impl BlockSubmitter {
     /// Panics when `block` is shorter than a header: it is one that we made.
     pub async fn submit(&self, height: u32, block: Vec<u8>) -> SubmitReport {
         let hash = displayed(&stratum::hash::sha256d(&block[..80]));
-        let block: Arc<str> = hex::encode(block).into();
+        let raw: Arc<[u8]> = block.into();
+        let block: Arc<str> = hex::encode(&raw).into();
         let path = self.settings.directory.join(format!("{height}-{hash}.block"));
         let saved = tokio::spawn(save(path, block.clone()));
-        let outcome = self.submit_until_judged(&block).await;
+        let outcome = match (&self.client, &self.source) {
+            (Some(client), None) => self.submit_until_judged(client, &block).await,
+            (Some(client), Some(source)) => {
+                let through_source = submit_through(source, raw);
+                let (outcome, by_source) =
+                    tokio::join!(self.submit_until_judged(client, &block), through_source);
+                if by_source.is_accepted() && !outcome.is_accepted() { by_source } else { outcome }
+            }
+            (None, Some(source)) => submit_through(source, raw).await,
+            (None, None) => SubmitOutcome::Failed("there is nowhere to submit blocks".to_owned()),
+        };
         match &outcome {
             SubmitOutcome::Accepted => info!(height, hash, "the node accepted our block"),
             SubmitOutcome::AlreadyKnown => info!(height, hash, "the node has our block"),
@@ -87,17 +146,17 @@ impl BlockSubmitter {
         SubmitReport { outcome, saved }
     }
 
-    async fn submit_until_judged(&self, block: &str) -> SubmitOutcome {
+    async fn submit_until_judged(&self, client: &NodeClient, block: &str) -> SubmitOutcome {
         let last_moment = tokio::time::Instant::now() + self.settings.deadline;
         let mut back_off = FIRST_BACK_OFF;
         let mut last_failure = String::from("the time was over at once");
         for attempt in 1..=MAX_ATTEMPTS {
-            match tokio::time::timeout_at(last_moment, self.client.submit_block_hex(block)).await {
+            match tokio::time::timeout_at(last_moment, client.submit_block_hex(block)).await {
                 Ok(Ok(answer)) => return judged(answer),
                 Ok(Err(failure)) if failure.is_final() => {
                     return SubmitOutcome::Rejected(failure.to_string());
                 }
-                Ok(Err(failure)) => last_failure = self.failed(attempt, &failure),
+                Ok(Err(failure)) => last_failure = failed(client, attempt, &failure),
                 Err(_) => return SubmitOutcome::Failed(last_failure),
             }
             let next = tokio::time::Instant::now() + jittered(back_off);
@@ -109,10 +168,38 @@ impl BlockSubmitter {
         }
         SubmitOutcome::Failed(last_failure)
     }
+}
 
-    fn failed(&self, attempt: u32, failure: &NodeError) -> String {
-        warn!(node = self.client.url(), attempt, "a block could not be submitted: {failure}");
-        failure.to_string()
+fn failed(client: &NodeClient, attempt: u32, failure: &NodeError) -> String {
+    warn!(node = client.url(), attempt, "a block could not be submitted: {failure}");
+    failure.to_string()
+}
+
+/// Submits a block through the source of its template.
+async fn submit_through(source: &SourcePath, block: Arc<[u8]>) -> SubmitOutcome {
+    let hash = stratum::hash::sha256d(&block[..80]);
+    let mut templates = source.templates.clone();
+    let (answer, verdict) = oneshot::channel();
+    if source.blocks.try_send(SourceBlock { bytes: block, answer }).is_err() {
+        return SubmitOutcome::Failed("the source of templates takes no more blocks".to_owned());
+    }
+    match tokio::time::timeout(SOURCE_DEADLINE, verdict).await {
+        Ok(Ok(SourceVerdict::Sent)) => {}
+        Ok(Ok(SourceVerdict::Judged(true))) => return SubmitOutcome::Accepted,
+        Ok(Ok(SourceVerdict::Judged(false))) => {
+            return SubmitOutcome::Rejected("the node refuses it".to_owned());
+        }
+        Ok(Ok(SourceVerdict::NotSent(reason))) => return SubmitOutcome::Failed(reason.to_owned()),
+        Ok(Err(_)) | Err(_) => {
+            return SubmitOutcome::Failed("the source of templates said nothing".to_owned());
+        }
+    }
+    let is_on_it = |template: &Option<Arc<BlockTemplate>>| {
+        template.as_ref().is_some_and(|template| template.previous_hash == hash)
+    };
+    match tokio::time::timeout(SOURCE_DEADLINE, templates.wait_for(is_on_it)).await {
+        Ok(Ok(_)) => SubmitOutcome::Accepted,
+        Ok(Err(_)) | Err(_) => SubmitOutcome::Failed("the template provider has not moved to it".to_owned()),
     }
 }
 

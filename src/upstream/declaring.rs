@@ -9,6 +9,7 @@ use mining_proxy::output::FoundBlock;
 use template::BlockTemplate;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Driver;
 use super::link::{Connected, LinkEvent};
@@ -16,6 +17,10 @@ use crate::node::BlockSource;
 
 /// How long submissions may still take when the program ends.
 const LAST_SUBMISSIONS: Duration = Duration::from_secs(2);
+
+/// How often a template is said again that the node still stands by: often enough for `OLDEST_TEMPLATE` of the
+/// `mining-proxy` crate.
+const REPEAT: Duration = Duration::from_secs(20);
 
 /// Blocks that wait for our node's judgement. Only a test network has more than one at a time.
 const MAX_SUBMISSIONS: usize = 1024;
@@ -37,6 +42,8 @@ pub struct OwnBlocks {
 pub(super) struct OwnNode {
     source: BlockSource,
     templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
+    /// When the template that is there is said again, if the node still stands by it.
+    repeat_at: Instant,
     submissions: JoinSet<()>,
 }
 
@@ -45,14 +52,21 @@ impl OwnNode {
         let mut templates = source.templates();
         // The one that is there already is news, too.
         templates.mark_changed();
-        OwnNode { source, templates, submissions: JoinSet::new() }
+        OwnNode { source, templates, repeat_at: Instant::now() + REPEAT, submissions: JoinSet::new() }
     }
 
-    /// Waits for the next template. Never ends when its source has ended.
+    /// Waits for the next template, or until it is time to repeat the one that is there: a node without new fees
+    /// publishes none for long, and silence would mean that it is away. Never ends when its source has ended.
     pub(super) async fn next(&mut self) -> Option<Arc<BlockTemplate>> {
-        if self.templates.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        loop {
+            match tokio::time::timeout_at(self.repeat_at, self.templates.changed()).await {
+                Ok(Ok(())) => break,
+                Ok(Err(_)) => std::future::pending::<()>().await,
+                Err(_) if self.source.is_live() => break,
+                Err(_) => self.repeat_at = Instant::now() + REPEAT,
+            }
         }
+        self.repeat_at = Instant::now() + REPEAT;
         self.templates.borrow_and_update().clone()
     }
 

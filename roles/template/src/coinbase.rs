@@ -7,6 +7,8 @@ use bitcoin::Script;
 
 use crate::BlockTemplate;
 use crate::bytes::push_compact_size;
+use crate::constraints::CoinbaseConstraints;
+use crate::outputs::Output;
 
 /// The longest extranonce that SV2 allows (SV2 5.1.1).
 pub const MAX_EXTRANONCE_SIZE: usize = 32;
@@ -105,6 +107,11 @@ impl CoinbaseRules {
     /// How many bytes of extranonce the coinbases leave room for.
     pub fn extranonce_size(&self) -> usize {
         self.extranonce_size
+    }
+
+    /// The room that the payout takes in the coinbase, beside what templates put there themselves.
+    pub fn constraints(&self) -> CoinbaseConstraints {
+        CoinbaseConstraints::of(&[Output { value: 0, script: self.payout_script.clone() }])
     }
 
     /// The coinbase for one template. Lock time and sequence are those that make it unique (BIP 54); the

@@ -14,6 +14,7 @@ pub mod job_template;
 pub mod merkle;
 pub mod outputs;
 pub mod payout;
+pub mod provider;
 pub mod publisher;
 pub mod skeleton;
 pub mod transaction;

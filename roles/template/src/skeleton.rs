@@ -98,22 +98,7 @@ impl Skeleton {
 
     /// The height that the script begins with (BIP 34); `None` when it begins with none in its shortest form.
     pub fn height(&self) -> Option<u32> {
-        let (first, rest) = self.script_prefix.split_first()?;
-        match *first {
-            0x51..=0x60 => Some(u32::from(first - 0x50)),
-            length @ 1..=5 => {
-                let number = rest.get(..usize::from(length))?;
-                let (last, before) = number.split_last()?;
-                // Negative, or a number that fits a byte less, or one of those that have an opcode.
-                let superfluous = *last == 0 && before.last().is_none_or(|byte| byte & 0x80 == 0);
-                if last & 0x80 != 0 || superfluous {
-                    return None;
-                }
-                let height = number.iter().rev().fold(0u64, |height, byte| height << 8 | u64::from(*byte));
-                u32::try_from(height).ok().filter(|height| *height > 16)
-            }
-            _ => None,
-        }
+        pushed_height(&self.script_prefix)
     }
 
     /// What the outputs with this script pay together; `None` when there is none.
@@ -207,6 +192,26 @@ fn parse_end(mut reader: Reader<'_>, has_witness: bool) -> Result<u32, Broken> {
     let lock_time = reader.u32()?;
     reader.end()?;
     Ok(lock_time)
+}
+
+/// The height that a coinbase's script begins with (BIP 34); `None` when it begins with none in its shortest form.
+pub(crate) fn pushed_height(script: &[u8]) -> Option<u32> {
+    let (first, rest) = script.split_first()?;
+    match *first {
+        0x51..=0x60 => Some(u32::from(first - 0x50)),
+        length @ 1..=5 => {
+            let number = rest.get(..usize::from(length))?;
+            let (last, before) = number.split_last()?;
+            // Negative, or a number that fits a byte less, or one of those that have an opcode.
+            let superfluous = *last == 0 && before.last().is_none_or(|byte| byte & 0x80 == 0);
+            if last & 0x80 != 0 || superfluous {
+                return None;
+            }
+            let height = number.iter().rev().fold(0u64, |height, byte| height << 8 | u64::from(*byte));
+            u32::try_from(height).ok().filter(|height| *height > 16)
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -28,8 +28,8 @@ use crate::upstreams::SwitchReason;
 /// Jobs that a block may still be found on: those of this tip and of the one before. The client forgets the same ones.
 const MAX_SOLVABLE: usize = 2 * MAX_JOBS;
 
-/// A template that is older means that our node is away: a fresh one comes every 30 seconds. What is made of it may be
-/// on a tip that is long over.
+/// A template that was not repeated for so long means that our node is away: its driver repeats it every 20 seconds while
+/// the node answers. What is made of it may be on a tip that is long over.
 pub const OLDEST_TEMPLATE: Duration = Duration::from_secs(75);
 
 /// The job declaration of one upstream.
@@ -149,12 +149,16 @@ impl Upstream {
         self.declaring.as_mut()?.trouble.take()
     }
 
-    /// Our node has a template. Does nothing where the pool's own jobs are mined.
+    /// Our node has a template, or stands by the one that it gave before. Does nothing where the pool's own jobs are
+    /// mined.
     pub fn handle_template(&mut self, template: &Arc<BlockTemplate>, now: Now, out: &mut UpstreamOutput) {
         self.declare(now, out, |declaring| {
-            declaring.newest = Some(Arc::clone(template));
             declaring.newest_since = now.monotonic;
-            declaring.give_template(now);
+            let is_known = declaring.newest.as_ref().is_some_and(|newest| Arc::ptr_eq(newest, template));
+            if !is_known {
+                declaring.newest = Some(Arc::clone(template));
+                declaring.give_template(now);
+            }
         });
     }
 

@@ -2,23 +2,27 @@
 
 use super::*;
 use crate::node::fake::{Answer, FakeNode, empty_template};
+use crate::node::source::{SourceKind, SourceStatus, template_source};
 use crate::shutdown::{ShutdownTrigger, shutdown};
 use serde_json::Value;
 use std::sync::atomic::{AtomicU32, Ordering};
+use template::PublishPolicy;
 use tokio::task::JoinHandle;
 
 struct Running {
+    status: Arc<SourceStatus>,
     templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
     trigger: ShutdownTrigger,
     task: JoinHandle<()>,
 }
 
 fn run(client: NodeClient, refresh: Duration) -> Running {
-    let (publish, templates) = watch::channel(None);
+    let policy = PublishPolicy { min_gain: 0, min_interval: Duration::ZERO };
+    let (outlet, handle) = template_source(SourceKind::Rpc, policy, Clock::start());
     let (trigger, waits) = shutdown();
-    let settings = TemplateSourceSettings { refresh };
-    let task = tokio::spawn(run_template_source(Arc::new(client), settings, Clock::start(), publish, waits));
-    Running { templates, trigger, task }
+    let settings = RpcSourceSettings { poll: refresh, empty_first: true, announced: None };
+    let task = tokio::spawn(run_rpc_source(Arc::new(client), settings, outlet, waits));
+    Running { templates: handle.templates(), status: Arc::clone(handle.status()), trigger, task }
 }
 
 impl Running {
@@ -35,6 +39,15 @@ impl Running {
     }
 }
 
+/// A node that knows nothing but templates.
+async fn start(behaviour: impl Fn(&Value) -> Answer + Send + Sync + 'static) -> FakeNode {
+    FakeNode::start(move |method, params| match method {
+        "getblocktemplate" => behaviour(params),
+        _ => Answer::Error(-32601, "Method not found"),
+    })
+    .await
+}
+
 const NO_REFRESH: Duration = Duration::from_secs(3600);
 
 fn is_long_poll(params: &Value) -> bool {
@@ -44,7 +57,7 @@ fn is_long_poll(params: &Value) -> bool {
 #[tokio::test]
 async fn a_long_poll_brings_the_next_tip() {
     let polls = AtomicU32::new(0);
-    let node = FakeNode::start(move |_, params| {
+    let node = start(move |params| {
         if !is_long_poll(params) {
             return Answer::Result(empty_template(1, 1, "1"));
         }
@@ -65,12 +78,13 @@ async fn a_silent_long_poll_does_not_stop_refreshes_and_is_not_repeated() {
     let asks = AtomicU32::new(0);
     let polls = Arc::new(AtomicU32::new(0));
     let counted = polls.clone();
-    let node = FakeNode::start(move |_, params| {
+    let node = start(move |params| {
         if is_long_poll(params) {
             counted.fetch_add(1, Ordering::Relaxed);
             return Answer::Never;
         }
-        Answer::Result(empty_template(1 + asks.fetch_add(1, Ordering::Relaxed), 1, "1"))
+        let height = 1 + asks.fetch_add(1, Ordering::Relaxed);
+        Answer::Result(empty_template(height, height as u8, "1"))
     })
     .await;
     let mut running = run(node.client(), Duration::from_millis(10));
@@ -82,7 +96,7 @@ async fn a_silent_long_poll_does_not_stop_refreshes_and_is_not_repeated() {
 #[tokio::test]
 async fn a_node_that_returns_is_found_and_the_last_template_stays_meanwhile() {
     let refusals = AtomicU32::new(0);
-    let node = FakeNode::start(move |_, params| match refusals.load(Ordering::Relaxed) {
+    let node = start(move |params| match refusals.load(Ordering::Relaxed) {
         0 if !is_long_poll(params) => Answer::Result(empty_template(1, 1, "1")),
         0..=2 => {
             refusals.fetch_add(1, Ordering::Relaxed);
@@ -94,21 +108,33 @@ async fn a_node_that_returns_is_found_and_the_last_template_stays_meanwhile() {
     .await;
     let mut running = run(node.client(), NO_REFRESH);
     running.height(1).await;
+    assert!(running.status.is_live());
     // Three failures later there is a template again; the first one was there until then.
-    running.templates.changed().await.expect("still running");
     running.height(9).await;
+    let figures = running.status.figures();
+    assert_eq!((figures.is_live, figures.height, figures.new_tips), (true, 9, 2));
+    assert!(figures.failures >= 1);
     running.stop().await;
 }
 
 #[tokio::test]
 async fn templates_have_growing_ids() {
-    let node = FakeNode::start(|_, _| Answer::Result(empty_template(1, 1, "1"))).await;
+    // Each pays more than the one before: others are not published.
+    let asks = AtomicU32::new(0);
+    let node = start(move |_| {
+        let mut template = empty_template(1, 1, "1");
+        template["coinbasevalue"] =
+            (5_000_000_000u64 + u64::from(asks.fetch_add(1, Ordering::Relaxed))).into();
+        Answer::Result(template)
+    })
+    .await;
     let mut running = run(node.client(), NO_REFRESH);
     let mut last = running.height(1).await.id;
     for _ in 0..3 {
-        running.templates.changed().await.expect("still running");
+        let changed = tokio::time::timeout(Duration::from_secs(20), running.templates.changed()).await;
+        changed.expect("in time").expect("still running");
         let id = running.templates.borrow_and_update().clone().expect("there is one").id;
-        assert!(id >= last);
+        assert!(id > last);
         last = id;
     }
     running.stop().await;

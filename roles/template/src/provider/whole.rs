@@ -1,0 +1,99 @@
+//! A whole template, from what a provider says of it and its transactions.
+
+use std::collections::HashMap;
+
+use bitcoin::consensus::deserialize;
+use bitcoin::hashes::Hash as _;
+use stratum::hash::{Hash, sha256d};
+
+use crate::block_template::{BlockTemplate, TemplateError, TemplateTransaction};
+use crate::constraints::CoinbaseConstraints;
+use crate::job_template::JobTemplate;
+use crate::merkle::merkle_path;
+use crate::skeleton::pushed_height;
+
+impl BlockTemplate {
+    /// The template of `job` with its transactions, as a provider brought them. `room` is what the provider was asked
+    /// to leave: the limits are such that exactly this much is free.
+    ///
+    /// Fees and signature operations of single transactions are unknown, and zero. Fails where the transactions are
+    /// not those of the job, and where the job wants a coinbase of another form than all of ours have.
+    pub fn of_provider(
+        job: &JobTemplate,
+        transactions: Vec<Vec<u8>>,
+        room: CoinbaseConstraints,
+    ) -> Result<Self, TemplateError> {
+        let wrong = |field: &'static str, problem: &str| {
+            Err(TemplateError::Wrong { field, problem: problem.to_owned() })
+        };
+        let Some(height) = pushed_height(&job.script_start) else {
+            return wrong("coinbase_prefix", "begins with no height");
+        };
+        let transactions = read_transactions(transactions)?;
+        let txids: Vec<Hash> = transactions.iter().map(|transaction| transaction.txid).collect();
+        if merkle_path(&txids) != job.merkle_path {
+            return wrong("transaction_list", "is not that of the template");
+        }
+        let weight: u64 = transactions.iter().map(|transaction| transaction.weight).sum();
+        let commitment = match job.outputs.as_slice() {
+            [] => None,
+            [output] if output.value == 0 => Some(output.script.clone()),
+            _ => return wrong("coinbase_tx_outputs", "are more than the witness commitment"),
+        };
+        let template = BlockTemplate {
+            id: job.id,
+            height,
+            previous_hash: job.previous_hash,
+            version: job.version,
+            nbits: job.nbits,
+            min_ntime: job.start_time,
+            current_time: job.start_time,
+            coinbase_value: job.value,
+            witness_commitment: commitment,
+            merkle_path: job.merkle_path.clone(),
+            transactions,
+            weight_limit: weight + room.reserved_weight(),
+            sigop_limit: room.max_additional_sigops.into(),
+            long_poll_id: None,
+            received: job.received,
+        };
+        let ours = JobTemplate::of_block_template(&template);
+        // A target that is harder than the network's is the provider's wish; a block is one by the network's.
+        if (JobTemplate { network_target: ours.network_target, ..job.clone() }) != ours {
+            return wrong(
+                "NewTemplate",
+                "wants a coinbase with another version, sequence or lock time than BIP 54's",
+            );
+        }
+        Ok(template)
+    }
+}
+
+fn read_transactions(raw: Vec<Vec<u8>>) -> Result<Vec<TemplateTransaction>, TemplateError> {
+    let mut places: HashMap<Hash, u32> = HashMap::with_capacity(raw.len());
+    let mut transactions = Vec::with_capacity(raw.len());
+    for (place, raw) in raw.into_iter().enumerate() {
+        let transaction: bitcoin::Transaction = deserialize(&raw).map_err(|_| TemplateError::Wrong {
+            field: "transaction_list",
+            problem: format!("holds something else than a transaction at place {place}"),
+        })?;
+        let txid = transaction.compute_txid().to_byte_array();
+        let spent = transaction.input.iter().map(|input| input.previous_output.txid.to_byte_array());
+        let mut depends: Vec<u32> = spent.filter_map(|txid| places.get(&txid).copied()).collect();
+        depends.sort_unstable();
+        depends.dedup();
+        // A list is bounded by who calls, far below the numbers of a place.
+        places.insert(txid, place as u32);
+        let weight = transaction.weight().to_wu();
+        transactions.push(TemplateTransaction {
+            txid,
+            wtxid: sha256d(&raw),
+            raw,
+            fee: 0,
+            weight,
+            sigops: 0,
+            depends,
+        });
+    }
+    Ok(transactions)
+}
