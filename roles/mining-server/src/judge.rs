@@ -214,6 +214,16 @@ impl Judge {
         Some(exponent)
     }
 
+    /// Notes that the miner may work on a custom job on the tip that it has. Its shares are judged by the difficulty that
+    /// the miner was told when the job got its number, or by an easier one since. False when the job is for another tip.
+    pub fn take_custom_job(&mut self, job: &Job) -> bool {
+        let is_on_tip = (job.epoch, job.tip.number) == self.seen_tip;
+        if is_on_tip {
+            self.newest = self.newest.max(job.number);
+        }
+        is_on_tip
+    }
+
     /// Judges one share. Allocates nothing but the record that goes on, and remembers the share if it is good.
     pub fn judge(
         &mut self,

@@ -22,6 +22,8 @@ pub use accounting::{
     DropReason, Fate, Introduction, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict,
     Verdict,
 };
-pub use output::{CloseReason, Event, Fault, ForwardShare, Output, Registry, ShareEvent, VersionRolling};
+pub use output::{
+    CloseReason, CustomJobRequest, Event, Fault, ForwardShare, Output, Registry, ShareEvent, VersionRolling,
+};
 pub use settings::{Settings, ShareUse};
 pub use work::{JobBook, PublishedJob, Work};

@@ -4,6 +4,7 @@ use accounting::{Introduction, ShareRecord};
 use stratum::extranonce::Exhausted;
 use stratum::hash::Hash;
 use stratum::job::{JobOrigin, RESERVED_SIZE};
+use stratum::sv2::messages::SetCustomMiningJob;
 use stratum::{ChannelId, DeviceId, Epoch, HashRate, Now};
 
 pub use stratum::{CloseReason, Fault};
@@ -19,8 +20,22 @@ pub struct Output {
     pub shares: Vec<ShareEvent>,
     /// What others must know or do, oldest first.
     pub events: Vec<Event>,
+    /// The custom jobs that the owner of the work is asked for, oldest first. Each is answered once; only connections
+    /// that take custom jobs ask.
+    pub custom_jobs: Vec<CustomJobRequest>,
     /// Set when the connection must be closed once the bytes are written. No further call may follow.
     pub close: Option<CloseReason>,
+}
+
+/// A `SetCustomMiningJob` with what its owner must know of the channel.
+#[derive(Debug)]
+pub struct CustomJobRequest {
+    /// The user identity of the channel; of a group, that of its first extended channel.
+    pub user_identity: String,
+    /// Bytes of the channel's extranonce, reserved and rolled ones together. The job's `rollable_size`.
+    pub extranonce_size: usize,
+    /// What the peer sent.
+    pub message: SetCustomMiningJob,
 }
 
 /// What others must know or do.

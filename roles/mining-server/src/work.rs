@@ -149,6 +149,13 @@ impl JobBook {
         self.next
     }
 
+    /// Takes a number for a job that the book does not keep: one that a single connection mines on, and nobody else.
+    pub fn take_number(&mut self) -> JobNumber {
+        let number = self.next;
+        self.next = number.next();
+        number
+    }
+
     /// Adds a job, which becomes the active one. `parts.number` must be [`JobBook::next_number`]. The first job of
     /// another tip or epoch retires all others.
     ///

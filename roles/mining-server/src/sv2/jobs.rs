@@ -26,6 +26,7 @@ impl Sv2Connection {
         if self.closed {
             return;
         }
+        self.custom_jobs.retire_others(work.active());
         match channel {
             Some(channel) => self.handle_own_work(channel, work, now, out),
             None => self.handle_shared_work(work, now, out),

@@ -10,9 +10,11 @@
 //! - `jobs`: how work reaches channels.
 //! - `shares`: how shares are answered.
 //! - `channel`: the state of one channel.
+//! - `custom`: jobs that the peer made.
 //! - `workers`: the devices behind the channel of a proxy.
 
 mod channel;
+mod custom;
 mod jobs;
 mod opening;
 mod shares;
@@ -24,11 +26,9 @@ use std::time::Duration;
 
 use stratum::job::RESERVED_SIZE;
 use stratum::sv2::codes::{self, setup_flags};
-use stratum::sv2::frame::MAX_PAYLOAD_FROM_MINER;
 use stratum::sv2::messages::{
     CloseChannel, Protocol, RequestExtensions, RequestExtensionsError, RequestExtensionsSuccess,
-    SetCustomMiningJobError, SetupConnection, SetupConnectionError, SetupConnectionSuccess, UpdateChannel,
-    UpdateChannelError,
+    SetupConnection, SetupConnectionError, SetupConnectionSuccess, UpdateChannel, UpdateChannelError,
 };
 use stratum::sv2::{DecodeError, FrameHeader, Message};
 use stratum::{ChannelId, ConnectionId, DeviceId, HashRate, Now};
@@ -38,6 +38,8 @@ use crate::settings::{HANDSHAKE_DEADLINE, Settings, VARDIFF_INTERVAL};
 use crate::work::Work;
 
 use channel::{Channel, Group};
+use custom::CustomJobs;
+pub use custom::{MAX_CUSTOM_JOB_PAYLOAD, MAX_CUSTOM_JOBS, MAX_WAITING_CUSTOM_JOBS, TOO_MANY_WAITING};
 use opening::{OpenRequest, PendingOpen};
 use shares::Submit;
 
@@ -59,7 +61,7 @@ pub const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(1);
 /// The longest frame that ESP-Miner 2.15 reads.
 const ESP_MINER_FRAME: usize = 8192;
 
-/// What a downstream may require of us. Custom jobs are not taken.
+/// What a downstream may require of us; custom jobs only where they are taken.
 const SUPPORTED_FLAGS: u32 = setup_flags::REQUIRES_STANDARD_JOBS | setup_flags::REQUIRES_VERSION_ROLLING;
 
 /// One SV2 connection with a miner or a proxy.
@@ -97,6 +99,7 @@ pub struct Sv2Connection {
     check_at: Duration,
     /// Whether shares come with worker names (extension 2).
     worker_names: bool,
+    custom_jobs: CustomJobs,
     noticed: Noticed,
     closed: bool,
 }
@@ -132,6 +135,7 @@ impl Sv2Connection {
             acknowledge_at: None,
             check_at: now.monotonic + VARDIFF_INTERVAL,
             worker_names: false,
+            custom_jobs: CustomJobs::default(),
             noticed: Noticed::default(),
             closed: false,
         }
@@ -150,11 +154,10 @@ impl Sv2Connection {
             return;
         }
         self.give_back_released(registry);
-        if payload.len() > MAX_PAYLOAD_FROM_MINER {
-            let what = format!(
-                "a frame of {} bytes, of which a miner sends no more than {MAX_PAYLOAD_FROM_MINER}",
-                payload.len()
-            );
+        let most = self.max_payload();
+        if payload.len() > most {
+            let what =
+                format!("a frame of {} bytes, of which a miner sends no more than {most}", payload.len());
             out.close = Some(CloseReason::downstream(what));
         } else {
             match Message::decode(header, payload) {
@@ -270,11 +273,7 @@ impl Sv2Connection {
             Message::CloseChannel(close) => self.close_channel(&close, now, registry, out),
             Message::SubmitSharesStandard(share) => self.submit(&Submit::from(&share), now, registry, out),
             Message::SubmitSharesExtended(share) => self.submit(&Submit::from(&share), now, registry, out),
-            Message::SetCustomMiningJob(job) => {
-                let error_code = codes::set_custom_mining_job::JD_NOT_SUPPORTED.to_owned();
-                let (channel_id, request_id) = (job.channel_id, job.request_id);
-                send(SetCustomMiningJobError { channel_id, request_id, error_code }, out);
-            }
+            Message::SetCustomMiningJob(job) => self.ask_for_custom_job(job, out),
             Message::RequestExtensions(request) => self.answer_extensions(request, out),
             Message::Unknown(unknown) => {
                 if !std::mem::replace(&mut self.noticed.unknown_message, true) {
@@ -292,7 +291,8 @@ impl Sv2Connection {
     }
 
     fn set_up(&mut self, setup: &SetupConnection, out: &mut Output) {
-        let unsupported = setup.flags & !SUPPORTED_FLAGS;
+        let selection = if self.custom_jobs.are_taken { setup_flags::REQUIRES_WORK_SELECTION } else { 0 };
+        let unsupported = setup.flags & !(SUPPORTED_FLAGS | selection);
         let versions = setup.min_version..=setup.max_version;
         if setup.protocol != Protocol::Mining {
             let what = "asks for another protocol than mining";

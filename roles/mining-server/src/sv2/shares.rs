@@ -88,11 +88,15 @@ impl Sv2Connection {
             out.shares.push(event);
             return refuse(submit, submit_shares::INVALID_CHANNEL_ID, out);
         };
+        let custom = self.custom_jobs.find(channel, submit.job);
         let worker = submit.worker.filter(|_| self.worker_names);
         let worker = worker.and_then(|name| channel.workers.find(id, &channel.user_identity, name, registry));
         let worker = worker.unwrap_or(&mut channel.own);
         let submitter = Submitter { connection, channel: id, device: Some(worker.device()) };
-        let submission = submit.submission(channel.work.job_by_id(submit.job));
+        let submission = submit.submission(match custom {
+            Some(job) => JobLookup::Live(job),
+            None => channel.work.job_by_id(submit.job),
+        });
         let event = channel.judge.judge(&self.settings, &channel.work, submitter, &submission, now);
         match event.record.verdict {
             Verdict::Accepted | Verdict::BlockFound => {

@@ -1,5 +1,6 @@
 //! SV2 connections with miners, in virtual time and without IO.
 
+mod custom;
 mod devices;
 mod handshake;
 mod identity;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use mining_server::record::Verdict;
 use mining_server::sv2::Sv2Connection;
 use mining_server::{
-    CloseReason, Event, Introduction, JobBook, Output, Registry, Settings, ShareEvent, ShareUse, Work,
+    CloseReason, CustomJobRequest, Event, Introduction, JobBook, Output, PublishedJob, Registry, Settings,
+    ShareEvent, ShareUse, Work,
 };
 use stratum::extranonce::Exhausted;
 use stratum::hash::{Hash, sha256d};
@@ -119,6 +120,34 @@ impl Source {
         self.work()
     }
 
+    /// A job for one connection alone, with a coinbase of its own.
+    pub(crate) fn custom_job(&mut self, rollable_size: usize, now: Now) -> Arc<PublishedJob> {
+        let number = self.book.take_number();
+        let tip = self.work().active().job.tip;
+        let job = Job::new(JobParts {
+            number,
+            epoch: Epoch(self.epoch),
+            origin: JobOrigin {
+                upstream: UpstreamId(0),
+                channel: UpstreamChannelId(0),
+                job: UpstreamJobId(0),
+                template: None,
+            },
+            tip,
+            clean: false,
+            version: 0x2000_0000,
+            version_rolling_allowed: true,
+            min_ntime: now.unix_seconds(),
+            coinbase_prefix: b"a miner's own coinbase".to_vec(),
+            coinbase_suffix: number.0.to_le_bytes().into(),
+            rollable_size,
+            merkle_path: [[7; 32]].into(),
+            upstream_target: Target::MAX,
+            received: now,
+        });
+        Arc::new(PublishedJob { job, notify: None })
+    }
+
     /// A job on a new tip.
     pub(crate) fn block(&mut self, now: Now) -> Arc<Work> {
         self.tip += 1;
@@ -210,6 +239,7 @@ pub(crate) struct Driver {
     /// Everything that came out and was not taken.
     pub(crate) events: Vec<Event>,
     pub(crate) shares: Vec<ShareEvent>,
+    pub(crate) custom_jobs: Vec<CustomJobRequest>,
     pub(crate) closed: Option<CloseReason>,
 }
 
@@ -218,7 +248,15 @@ impl Driver {
         let now = Now::simulated(seconds(1_700_000_000), seconds(1000));
         let connection = Sv2Connection::new(Arc::new(settings), ConnectionId(7), now);
         let registry = FakeRegistry::default();
-        Driver { connection, registry, now, events: Vec::new(), shares: Vec::new(), closed: None }
+        Driver {
+            connection,
+            registry,
+            now,
+            events: Vec::new(),
+            shares: Vec::new(),
+            custom_jobs: Vec::new(),
+            closed: None,
+        }
     }
 
     /// A connection that has been set up with these flags.
@@ -246,6 +284,28 @@ impl Driver {
             &mut self.registry,
             &mut out,
         );
+        self.take(out)
+    }
+
+    /// A connection that takes custom jobs, set up with these flags.
+    pub(crate) fn taking_custom_jobs(settings: Settings, flags: u32) -> Self {
+        let mut driver = Driver::new(settings.clone());
+        driver.connection =
+            Sv2Connection::new(Arc::new(settings), ConnectionId(7), driver.now).taking_custom_jobs();
+        let answer = driver.send(setup_connection(flags));
+        assert_eq!(answer, [SetupConnectionSuccess { used_version: 2, flags: 0 }.into()]);
+        driver
+    }
+
+    /// The owner answers a request for a custom job.
+    pub(crate) fn answer_custom_job(
+        &mut self,
+        channel: ChannelId,
+        request_id: u32,
+        answer: Result<Arc<PublishedJob>, &str>,
+    ) -> Vec<Message> {
+        let mut out = Output::default();
+        self.connection.handle_custom_job(channel, RequestId(request_id), answer, &mut out);
         self.take(out)
     }
 
@@ -293,6 +353,7 @@ impl Driver {
     fn take(&mut self, mut out: Output) -> Vec<Message> {
         self.shares.append(&mut out.shares);
         self.events.append(&mut out.events);
+        self.custom_jobs.append(&mut out.custom_jobs);
         self.closed = self.closed.take().or(out.close.take());
         messages(&out.bytes)
     }
