@@ -427,9 +427,8 @@ impl Driver {
         for answer in self.out.answers.drain(..) {
             self.task.writer.answer(answer);
         }
-        for latency in self.out.ack_latencies.drain(..) {
-            self.task.latencies.upstream_ack.record(latency);
-        }
+        // The books time answers themselves, from the records.
+        self.out.ack_latencies.clear();
         for notice in self.out.notices.drain(..) {
             tracing::info!(upstream = self.name, "{notice}");
         }

@@ -164,7 +164,8 @@ pub(super) async fn upstreams(State(served): State<Served>, RawQuery(query): Raw
     }
     Params::read(query.as_deref(), &[])?;
     let overview = served.view.overview().await?;
-    let upstreams = overview.upstreams.iter().map(UpstreamShape::of).collect();
+    let upstreams =
+        overview.upstreams.iter().map(|upstream| UpstreamShape::of(upstream, &overview.energy)).collect();
     Ok(Json(Shape { since: Time(overview.since_us), upstreams }).into_response())
 }
 
