@@ -30,7 +30,7 @@ const BATCHES: u64 = 500;
 const SHARES_A_MINUTE: u32 = 8;
 
 /// Devices that the sink copies at once.
-const PIECE: usize = 256;
+const PIECE: usize = 64;
 
 const KEEP_ALL: Retention = Retention {
     records_days: 36_500,

@@ -188,10 +188,17 @@ enum Message {
     Folded(Box<Fold>),
     /// What does not grow with the fleet, and the sums of nobody.
     Overview(Now, oneshot::Sender<(Overview, Sums)>),
-    /// The next devices from this number on; none when there are no more.
-    Devices(Now, usize, oneshot::Sender<Vec<DeviceView>>),
+    /// The next devices from this number on.
+    Devices(Now, usize, oneshot::Sender<Piece>),
     Happened(oneshot::Sender<Happened>),
     Finish(oneshot::Sender<()>),
+}
+
+/// Some devices, and with the last of them what does not grow with the fleet, and the sums of nobody.
+#[derive(Debug)]
+struct Piece {
+    devices: Vec<DeviceView>,
+    rest: Option<(Overview, Sums)>,
 }
 
 impl RecordSink {
@@ -248,20 +255,18 @@ impl RecordSink {
     /// Everything, all devices included. Covers every record that was queued before.
     ///
     /// Devices come a few at a time, so that a great fleet holds up no record for longer than a small one. Each is as
-    /// it was at one moment, and the rest is as it was after the last of them: the fleet is never behind its devices,
-    /// and their sums are its own when nothing is recorded meanwhile.
+    /// it was at one moment, and the rest is as it was with the last of them: the fleet is never behind its devices, and
+    /// a fleet of fewer than 64 is all of one moment.
     pub async fn snapshot(&self, now: Now) -> Result<Snapshot, SinkEnded> {
         let mut devices: Vec<DeviceView> = Vec::new();
         loop {
             let first = devices.last().map_or(0, |device| device.id.0 as usize + 1);
-            let mut part = self.ask(|answer| Message::Devices(now, first, answer)).await?;
-            if part.is_empty() {
-                break;
+            let mut piece = self.ask(|answer| Message::Devices(now, first, answer)).await?;
+            devices.append(&mut piece.devices);
+            if let Some((overview, untracked)) = piece.rest {
+                return Ok(Snapshot { overview, devices, untracked });
             }
-            devices.append(&mut part);
         }
-        let (overview, untracked) = self.ask(|answer| Message::Overview(now, answer)).await?;
-        Ok(Snapshot { overview, devices, untracked })
     }
 
     /// What happened, as far as it is kept in memory.

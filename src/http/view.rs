@@ -142,6 +142,20 @@ pub struct Fleet {
     pub has_answers_by_device: bool,
 }
 
+/// Devices that are freed at once; more are freed on a thread that may wait, and not where shares are awaited.
+const FREED_AT_ONCE: usize = 1000;
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if self.devices.len() > FREED_AT_ONCE
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let devices = std::mem::take(&mut self.devices);
+            drop(runtime.spawn_blocking(|| drop(devices)));
+        }
+    }
+}
+
 impl Fleet {
     /// The device of this name.
     pub fn device(&self, name: &str) -> Option<&Device> {

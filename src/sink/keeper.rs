@@ -15,14 +15,14 @@ use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{AtStart, DeviceAtStart, DeviceRules, Happened, Message, Overview, Record};
+use super::{AtStart, DeviceAtStart, DeviceRules, Happened, Message, Overview, Piece, Record};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
 
-/// Devices that are copied between two looks at the queue: less than a millisecond's work, so that records of five
-/// thousand shares a second hardly wait.
-const DEVICES_AT_ONCE: usize = 256;
+/// Devices that are copied between two looks at the queue: a fraction of a millisecond's work, so that records hardly
+/// wait.
+const DEVICES_AT_ONCE: usize = 64;
 
 /// How long the end waits for a ledger that has no room, and how often it looks.
 const FINISH_GRACE: Duration = Duration::from_secs(3);
@@ -318,12 +318,15 @@ impl Keeper {
         (overview, untracked)
     }
 
-    /// The next devices from a number on.
-    fn devices(&mut self, now: Now, first: usize) -> Vec<DeviceView> {
+    /// The next devices from a number on, and the rest of a copy when these are the last.
+    fn devices(&mut self, now: Now, first: usize) -> Piece {
         if first == 0 {
             self.adopt_orphans();
         }
-        self.books.device_views(first, microseconds(now.utc)).take(DEVICES_AT_ONCE).collect()
+        let views = self.books.device_views(first, microseconds(now.utc));
+        let devices: Vec<DeviceView> = views.take(DEVICES_AT_ONCE).collect();
+        let is_last = devices.len() < DEVICES_AT_ONCE;
+        Piece { rest: is_last.then(|| self.overview(now)), devices }
     }
 
     fn view(&self, subject: Subject, now_us: u64) -> SubjectView {

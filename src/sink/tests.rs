@@ -258,3 +258,21 @@ async fn rules_hold_in_memory_as_well() {
     assert_eq!(group.sums.energy.joules(), 3000.0 * 20.0);
     assert_eq!(group.sums.energy, devices[0].sums.energy);
 }
+
+/// A fleet that is copied in pieces is whole, and each device is in it once.
+#[tokio::test]
+async fn a_copy_of_a_fleet_has_every_device_once() {
+    for count in [0, 1, 63, 64, 65, 1000] {
+        let (sink, _task) = RecordSink::start();
+        let mut writer = sink.writer();
+        for device in 0..count {
+            writer.share(share(device, Verdict::Accepted, Fate::Kept));
+        }
+        let Snapshot { overview, devices, untracked } = sink.snapshot(at(120)).await.expect("alive");
+        let numbers: Vec<u32> = devices.iter().map(|device| device.id.0).collect();
+        assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+        let mut all = untracked;
+        devices.iter().for_each(|device| all.add(&device.sums));
+        assert_eq!((all.shares, overview.devices), (overview.totals.shares, count as usize));
+    }
+}

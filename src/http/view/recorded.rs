@@ -96,11 +96,14 @@ impl RecordedView {
         (self.sources.jobs)().iter().find_map(worth)
     }
 
-    fn fleet_of(&self, snapshot: Snapshot, now: Now) -> Fleet {
-        let Snapshot { overview, devices, .. } = snapshot;
+    async fn ask_fleet(&self) -> Result<Fleet, Unanswered> {
+        let now = self.sources.clock.now();
+        let Snapshot { overview, devices, .. } = self.sources.sink.snapshot(now).await?;
         let names: Vec<Arc<str>> = overview.groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
-        let devices: Vec<Device> = devices.into_iter().map(|view| device(view, &names)).collect();
-        Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true }
+        let shapes = move || devices.into_iter().map(|view| device(view, &names)).collect();
+        // Not where shares are awaited: a great fleet takes a while.
+        let devices = tokio::task::spawn_blocking(shapes).await.map_err(|_| Unanswered::Closed)?;
+        Ok(Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true })
     }
 
     /// The subject of this name, as the ledger knows it.
@@ -209,10 +212,7 @@ impl View for RecordedView {
     }
 
     fn fleet(&self) -> Answer<'_, Arc<Fleet>> {
-        Box::pin(cached(&self.fleet, self.sources.clock, async || {
-            let now = self.sources.clock.now();
-            Ok(self.fleet_of(self.sources.sink.snapshot(now).await?, now))
-        }))
+        Box::pin(cached(&self.fleet, self.sources.clock, async || self.ask_fleet().await))
     }
 
     fn period(&self, span: Span) -> Answer<'_, Period> {
