@@ -3,6 +3,7 @@
 mod api;
 mod contract;
 mod history;
+mod model;
 mod recorded;
 mod schema;
 
