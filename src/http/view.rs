@@ -2,7 +2,7 @@
 //! keep the accounts.
 //!
 //! Nothing here knows of HTTP, and whoever answers through [`View`] must not make a share wait: figures are taken at
-//! most once a second and shared by all who ask meanwhile.
+//! most once a second, less often where that costs more, and shared by all who ask meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -39,7 +39,7 @@ pub enum Unanswered {
 pub trait View: Send + Sync + 'static {
     /// Sums of the fleet, its groups and its upstreams. Costs the same for any number of devices.
     fn overview(&self) -> Answer<'_, Arc<Overview>>;
-    /// All devices, at most a second old.
+    /// All devices, at most a second old; of a great fleet, at most five.
     fn fleet(&self) -> Answer<'_, Arc<Fleet>>;
     /// Sums of all devices over a time.
     fn period(&self, span: Span) -> Answer<'_, Period>;
