@@ -139,7 +139,12 @@ pub(super) fn device_json(device: &DeviceRow) -> Map<String, Value> {
 /// Work in terahashes, for people.
 pub(super) fn terahashes(work: Work) -> String {
     let terahashes = work.0 as f64 / 1e12;
-    if terahashes < 1000.0 { format!("{terahashes:.3}") } else { format!("{terahashes:.0}") }
+    match terahashes {
+        // What processors mine in a demo is not nothing.
+        tiny if tiny > 0.0 && tiny < 0.001 => format!("{tiny:.2e}"),
+        some if some < 1000.0 => format!("{some:.3}"),
+        many => format!("{many:.0}"),
+    }
 }
 
 /// A hash rate with the unit that suits it, for people.
@@ -177,5 +182,6 @@ mod tests {
         assert_eq!(hash_rate(1.5e14), "150.00 TH/s");
         assert_eq!(hash_rate(12.0), "12.00 H/s");
         assert_eq!(terahashes(Work(1_500_000_000_000)), "1.500");
+        assert_eq!((&*terahashes(Work(4_489_216)), &*terahashes(Work(0))), ("4.49e-6", "0.000"));
     }
 }
