@@ -14,6 +14,7 @@ use accounting::{
     BatchNumber, Books, Fate, Level, Point, RollUp, SealedBatch, ShareRecord, Subject, Verdict,
 };
 use checkweigh::ledger::{Head, Reader, Retention, SqliteReader, SqliteStore, Store, Views};
+use checkweigh::sink::RecordSink;
 use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, Now, UpstreamChannelId, UpstreamId, Work};
 
 /// A fleet as large as the largest farms'.
@@ -44,6 +45,7 @@ fn main() {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--devices").skip(1);
     let devices = arguments.next().map_or(DEVICES, |number| number.parse().expect("a number of devices"));
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder in the build folder");
+    hand_over();
     books(devices);
     ingest(&folder.path().join("ingest"));
     roll_ups(&folder.path().join("rollups"), devices);
@@ -55,6 +57,27 @@ fn cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
     let nanoseconds = text.split_whitespace().next().and_then(|field| field.parse().ok());
     Duration::from_nanos(nanoseconds.expect("nanoseconds come first"))
+}
+
+/// What a record costs the thread of the connection that makes it: it goes into the sink's queue, and no further.
+fn hand_over() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a thread");
+    let sink = runtime.block_on(async { RecordSink::start().0 });
+    let mut writer = sink.writer();
+    let mut used = Duration::ZERO;
+    let rounds = 200;
+    for round in 0..rounds {
+        let utc = Duration::from_secs(year::YEAR) + Duration::from_millis(round);
+        let shares: Vec<ShareRecord> = (0..1000).map(|device| share(device, utc)).collect();
+        let before = cpu();
+        shares.into_iter().for_each(|share| writer.share(share));
+        used += cpu() - before;
+        assert!(!writer.is_behind(), "the queue has room for a thousand");
+        // Waits until the sink has all of them.
+        runtime.block_on(sink.overview(Now { monotonic: utc, utc })).expect("it runs");
+    }
+    let each = used.as_secs_f64() * 1e6 / (rounds * 1000) as f64;
+    println!("a record handed over: {each:.3} us of CPU on its thread");
 }
 
 /// What the sink does at once, while records wait in its queue: the end of a minute in which every device mined, and a

@@ -100,8 +100,17 @@ fn ask_on(api: SocketAddr, number: usize, pace: Duration, device: &str, shared: 
     Ok(())
 }
 
-/// Asks once over an open connection, and reads the answer to its end. Returns how long that is.
-fn ask(stream: &mut BufReader<TcpStream>, api: SocketAddr, path: &str) -> io::Result<usize> {
+/// Records of which a target of ours keeps sums alone, as its metrics say.
+pub fn records_folded(api: SocketAddr) -> io::Result<u64> {
+    let page = ask(&mut connect(api)?, api, "/metrics")?;
+    let page = String::from_utf8_lossy(&page);
+    let sample = page.lines().find_map(|line| line.strip_prefix("checkweigh_records_folded_total "));
+    let count = sample.and_then(|count| count.parse().ok());
+    count.ok_or_else(|| io::Error::other("the metrics do not say how many records were folded"))
+}
+
+/// Asks once over an open connection, and reads the answer to its end.
+fn ask(stream: &mut BufReader<TcpStream>, api: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: {api}\r\n\r\n")?;
     let mut length = None;
     let mut line = String::new();
@@ -116,8 +125,9 @@ fn ask(stream: &mut BufReader<TcpStream>, api: SocketAddr, path: &str) -> io::Re
         }
     }
     let length = length.ok_or_else(|| io::Error::other(format!("{path} is answered in pieces")))?;
-    let read = io::copy(&mut stream.by_ref().take(length), &mut io::sink())?;
-    if read < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read as usize) }
+    let mut body = Vec::new();
+    stream.by_ref().take(length).read_to_end(&mut body)?;
+    if (body.len() as u64) < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(body) }
 }
 
 fn head_line<'l>(stream: &mut BufReader<TcpStream>, line: &'l mut String) -> io::Result<&'l str> {

@@ -26,6 +26,9 @@ pub struct Report {
     pub miners: usize,
     /// Miners whose connection failed or ended.
     pub lost_connections: u64,
+    /// Records of which the target, one of ours, kept sums alone, because they came too fast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records_folded: Option<u64>,
     /// From the first connection begun to the last miner's first job, in seconds.
     pub connect_seconds: f64,
     /// Shares over a time.

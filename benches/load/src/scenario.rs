@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::readers::Readers;
+use crate::readers::{self, Readers};
 use crate::report::{
     Blocks, Connections, Latency, ReaderCount, ReaderReport, Report, Shares, Slice, Verified,
 };
@@ -147,7 +147,9 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         difficulty_exponent: options.exponent,
         grouped: options.group_channels,
         verify: options.verify,
-        with_api: options.scenario == Scenario::Readers,
+        // Where it costs nothing that is measured.
+        with_api: options.target == TargetKind::Checkweigh
+            && matches!(options.scenario, Scenario::Shares | Scenario::Steady | Scenario::Readers),
     })?;
     let before = stage.read()?;
     let connect_time = stage.connect()?;
@@ -159,6 +161,7 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         mode: stage.pool.is_some().then_some(options.mode),
         miners: options.miners,
         lost_connections: 0,
+        records_folded: None,
         connect_seconds: connect_time.as_secs_f64(),
         shares: None,
         shares_before_flood: None,
@@ -174,10 +177,11 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         Scenario::Fanout => report.blocks = Some(fanout(&mut stage, options)?),
         Scenario::Connect => report.connections = Some(connections(&mut stage, &before, &connected)?),
         Scenario::Farm => farm(&mut stage, options, &mut report)?,
-        Scenario::Readers => report.readers = Some(readers(&mut stage, options)?),
+        Scenario::Readers => report.readers = Some(with_readers(&mut stage, options)?),
         Scenario::Flood => flood(&mut stage, options, &mut report)?,
     }
     report.lost_connections = stage.swarm.counts().lost;
+    report.records_folded = stage.target.api.map(readers::records_folded).transpose()?;
     report.verified = stage.pool_figures().filter(|_| options.verify).map(|pool| Verified {
         shares: pool.received,
         bad: pool.bad,
@@ -222,7 +226,7 @@ fn steady(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
 }
 
 /// Slices without and with readers in turn, so that whatever else the machine does hits both alike.
-fn readers(stage: &mut Stage, options: &RunOptions) -> io::Result<ReaderReport> {
+fn with_readers(stage: &mut Stage, options: &RunOptions) -> io::Result<ReaderReport> {
     let api = stage.target.api.ok_or_else(|| io::Error::other("only this project's proxy has an API"))?;
     let pace = Duration::from_millis(options.reader_pace_ms);
     // A warm-up as that of the other scenario, and as long as it measures.
