@@ -10,9 +10,12 @@ mod year;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use accounting::{BatchNumber, Level, Point, RollUp, SealedBatch, Subject};
+use accounting::{
+    BatchNumber, Books, Fate, Level, Point, RollUp, SealedBatch, ShareRecord, Subject, Verdict,
+};
 use checkweigh::ledger::{Head, Reader, Retention, SqliteReader, SqliteStore, Store, Views};
-use stratum::DeviceId;
+use checkweigh::sink::RecordSink;
+use stratum::{ChannelId, ConnectionId, DeviceId, Difficulty, Now, UpstreamChannelId, UpstreamId, Work};
 
 /// A fleet as large as the largest farms'.
 const DEVICES: u32 = 20_000;
@@ -23,6 +26,12 @@ const RECORD_BYTES: usize = 110;
 
 /// Batches that are appended.
 const BATCHES: u64 = 500;
+
+/// Shares that a device has in a minute.
+const SHARES_A_MINUTE: u32 = 8;
+
+/// Devices that the sink copies at once.
+const PIECE: usize = 64;
 
 const KEEP_ALL: Retention = Retention {
     records_days: 36_500,
@@ -36,6 +45,8 @@ fn main() {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--devices").skip(1);
     let devices = arguments.next().map_or(DEVICES, |number| number.parse().expect("a number of devices"));
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder in the build folder");
+    hand_over();
+    books(devices);
     ingest(&folder.path().join("ingest"));
     roll_ups(&folder.path().join("rollups"), devices);
     year(&folder.path().join("year"), devices);
@@ -46,6 +57,90 @@ fn cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
     let nanoseconds = text.split_whitespace().next().and_then(|field| field.parse().ok());
     Duration::from_nanos(nanoseconds.expect("nanoseconds come first"))
+}
+
+/// What a record costs the thread of the connection that makes it: it goes into the sink's queue, and no further.
+fn hand_over() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .expect("a thread");
+    let sink = runtime.block_on(async { RecordSink::start().0 });
+    let mut writer = sink.writer();
+    let mut times = Vec::new();
+    for round in 0..200 {
+        let utc = Duration::from_secs(year::YEAR) + Duration::from_millis(round);
+        let shares: Vec<ShareRecord> = (0..1000).map(|device| share(device, utc)).collect();
+        // The system counts processor time too coarsely for this.
+        let began = Instant::now();
+        shares.into_iter().for_each(|share| writer.share(share));
+        times.push(began.elapsed());
+        assert!(!writer.is_behind(), "the queue has room for a thousand");
+        // Waits until the sink has all of them.
+        runtime.block_on(sink.overview(Now { monotonic: utc, utc })).expect("it runs");
+    }
+    times.sort();
+    let each = times[times.len() / 2].as_secs_f64() * 1e3;
+    println!("a record handed over: {each:.3} us, half of the rounds within");
+}
+
+/// What the sink does at once, while records wait in its queue: the end of a minute in which every device mined, and a
+/// piece of a copy of the fleet.
+fn books(devices: u32) {
+    let mut books = Books::default();
+    let start = Duration::from_secs(year::YEAR);
+    let minutes = 5;
+    let (mut checks, mut ends, mut roll_ups, mut pieces) =
+        <(Duration, Duration, Duration, Duration)>::default();
+    for minute in 0..minutes {
+        for second in 0..SHARES_A_MINUTE {
+            let utc = start
+                + Duration::from_secs(60 * minute + u64::from(second) * 60 / u64::from(SHARES_A_MINUTE));
+            (0..devices).for_each(|device| books.apply_share(&share(device, utc)));
+        }
+        let mut watch = Instant::now();
+        let mut lap = |sum: &mut Duration| {
+            *sum = (*sum).max(watch.elapsed());
+            watch = Instant::now();
+        };
+        assert_eq!(books.violation(), None);
+        lap(&mut checks);
+        let now_us = (start + Duration::from_secs(60 * minute + 60)).as_micros() as u64;
+        books.turn_to(now_us);
+        lap(&mut ends);
+        assert_eq!(books.roll_up(BatchNumber(minute)).devices.len(), devices as usize);
+        lap(&mut roll_ups);
+        assert!(books.device_views(0, now_us).take(PIECE).count() > 0);
+        lap(&mut pieces);
+    }
+    println!(
+        "a minute's end of {devices} devices, longest: check {checks:?}, points {ends:?}, rollup {roll_ups:?}; \
+         {PIECE} devices copied: {pieces:?}"
+    );
+}
+
+fn share(device: u32, utc: Duration) -> ShareRecord {
+    ShareRecord {
+        judged: Now { monotonic: utc, utc },
+        device: Some(DeviceId(device)),
+        connection: ConnectionId(u64::from(device)),
+        channel: ChannelId(0),
+        upstream: Some(UpstreamId(0)),
+        upstream_channel: Some(UpstreamChannelId(1)),
+        job: None,
+        verdict: Verdict::Accepted,
+        fate: Fate::BelowUpstreamTarget,
+        sequence_number: None,
+        submitted: Work(1 << 50),
+        upstream_work: Work(0),
+        difficulty: Some(Difficulty(1e6)),
+        job_age_ms: 0,
+        version: 0,
+        ntime: 0,
+        nonce: 0,
+        rollable: Default::default(),
+    }
 }
 
 fn ingest(folder: &Path) {

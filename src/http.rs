@@ -208,7 +208,12 @@ const TEXT_FORMAT: [(header::HeaderName, &str); 1] =
 async fn metrics(State(served): State<Served>) -> Response {
     match served.view.overview().await {
         Ok(overview) => {
-            let page = metrics::render(&overview, &served.latencies, &(served.status)());
+            let ledger = match served.view.ledger().await {
+                Ok(ledger) => ledger,
+                Err(error) => return Problem::from(error).into_response(),
+            };
+            let overview = overview.since(&served.view.at_start().overview);
+            let page = metrics::render(&overview, &ledger, &served.latencies, &(served.status)());
             (TEXT_FORMAT, page).into_response()
         }
         Err(error) => Problem::from(error).into_response(),
@@ -221,7 +226,8 @@ async fn device_metrics(State(served): State<Served>) -> Response {
     }
     match served.view.fleet().await {
         Ok(fleet) => {
-            let pieces = metrics::device_pieces(fleet, served.max_device_series as usize);
+            let pieces =
+                metrics::device_pieces(fleet, served.view.at_start(), served.max_device_series as usize);
             let pieces = futures_util::stream::iter(pieces.map(Ok::<_, std::convert::Infallible>));
             (TEXT_FORMAT, Body::from_stream(pieces)).into_response()
         }

@@ -26,8 +26,6 @@ pub struct Latencies {
     pub share_ack: Latency,
     /// From the last byte read of a new block, at the upstream or node, to the last byte written to one miner.
     pub new_block: Latency,
-    /// From a share sent upstream to the upstream's answer.
-    pub upstream_ack: Latency,
 }
 
 /// A histogram that many tasks record into at once.

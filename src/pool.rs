@@ -154,6 +154,7 @@ fn job(template: &BlockTemplate, source: &Arc<str>) -> Job {
         nbits: Some(template.nbits),
         value_sats: Some(template.coinbase_value),
         transactions: Some(template.transactions.len() as u64),
+        ..Job::default()
     }
 }
 

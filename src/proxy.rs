@@ -144,5 +144,8 @@ fn job(work: &Work, upstreams: &[Planned]) -> Job {
         value_sats: facts.map(|facts| facts.value_sats),
         // A pool says no more of them than the merkle path.
         transactions: None,
+        version_rolling: Some(job.version_rolling_allowed),
+        upstream_target: Some(job.upstream_target),
+        rollable_size: Some(job.rollable_size),
     }
 }

@@ -9,7 +9,7 @@ mod fold;
 mod keeper;
 mod scribe;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use accounting::entry::{
 };
 use accounting::identity::IdentityRule;
 use accounting::{AckSums, BlockRow, EventRow, GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer, Worth};
-use stratum::{Job, Now, UpstreamId};
+use stratum::{DeviceId, Job, Now, UpstreamId, Work};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -48,29 +48,15 @@ pub enum Record {
     Answer(UpstreamAnswer),
 }
 
-/// All that the sink knows at one moment.
+/// All that the sink knows.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Sums over the whole fleet.
-    pub totals: Totals,
-    /// The fleet, with its rates.
-    pub fleet: SubjectView,
+    /// What does not grow with the fleet.
+    pub overview: Overview,
     /// The devices in the order of their numbers.
     pub devices: Vec<DeviceView>,
-    /// The groups, with their names and how many devices belong to each.
-    pub groups: Vec<(GroupId, Arc<str>, usize, SubjectView)>,
-    /// The upstreams, with name and account.
-    pub upstreams: Vec<(UpstreamId, Arc<str>, Arc<str>, SubjectView)>,
-    /// What belongs to no device, or to devices beyond [`MAX_DEVICES`]; part of `totals`.
+    /// What belongs to no device, or to devices beyond [`MAX_DEVICES`]; part of the totals.
     pub untracked: Sums,
-    /// What work is worth, by the latest job that was recorded.
-    pub worth: Option<Worth>,
-    /// How fast each upstream answers.
-    pub acks: BTreeMap<UpstreamId, AckSums>,
-    /// What the fleet proved in the last minute or so.
-    pub hash_rate_1m: Option<RateEstimate>,
-    /// What the fleet proved in the last ten minutes or so.
-    pub hash_rate_10m: Option<RateEstimate>,
 }
 
 /// The part of a [`Snapshot`] that does not grow with the fleet.
@@ -92,6 +78,10 @@ pub struct Overview {
     pub worth: Option<Worth>,
     /// How fast each upstream answers.
     pub acks: BTreeMap<UpstreamId, AckSums>,
+    /// What each upstream refused, by its codes.
+    pub refusals: BTreeMap<UpstreamId, BTreeMap<String, u64>>,
+    /// What work is worth, by the latest job of each upstream.
+    pub worths: BTreeMap<UpstreamId, Worth>,
     /// What the fleet proved in the last minute or so.
     pub hash_rate_1m: Option<RateEstimate>,
     /// What the fleet proved in the last ten minutes or so.
@@ -147,6 +137,45 @@ pub struct RecordSink {
     orphans: Arc<Mutex<Fold>>,
     /// Whether jobs are wanted: only a ledger has use for them.
     keeps_jobs: bool,
+    at_start: Arc<AtStart>,
+}
+
+/// What was known when the sink began: a ledger's sums, or nothing.
+#[derive(Clone, Debug)]
+pub struct AtStart {
+    /// What does not grow with the fleet.
+    pub overview: Overview,
+    /// Shares and energy of those devices that had any.
+    pub devices: HashMap<DeviceId, DeviceAtStart>,
+}
+
+/// The part of a device's sums that there are series of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceAtStart {
+    /// Shares judged.
+    pub submitted: u64,
+    /// Shares that met their target.
+    pub accepted: u64,
+    /// Shares refused.
+    pub rejected: u64,
+    /// Work at the device's difficulty, that of accepted shares at the upstream's target, and what of it was acknowledged.
+    pub works: [Work; 3],
+    /// Millijoules.
+    pub millijoules: u128,
+}
+
+impl DeviceAtStart {
+    /// That part of some sums.
+    pub fn of(sums: &Sums) -> Self {
+        let (shares, answers) = (&sums.shares, &sums.answers);
+        DeviceAtStart {
+            submitted: shares.submitted,
+            accepted: shares.accepted,
+            rejected: shares.rejected_total(),
+            works: [shares.credited, shares.upstream_work, answers.acknowledged_work],
+            millijoules: sums.energy.millijoules.iter().sum(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -157,10 +186,19 @@ enum Message {
     /// What is rare: jobs, upstreams, power, events.
     Entry(Box<Entry>),
     Folded(Box<Fold>),
-    Overview(Now, oneshot::Sender<Overview>),
-    Snapshot(Now, oneshot::Sender<Snapshot>),
+    /// What does not grow with the fleet, and the sums of nobody.
+    Overview(Now, oneshot::Sender<(Overview, Sums)>),
+    /// The next devices from this number on.
+    Devices(Now, usize, oneshot::Sender<Piece>),
     Happened(oneshot::Sender<Happened>),
     Finish(oneshot::Sender<()>),
+}
+
+/// Some devices, and with the last of them what does not grow with the fleet, and the sums of nobody.
+#[derive(Debug)]
+struct Piece {
+    devices: Vec<DeviceView>,
+    rest: Option<(Overview, Sums)>,
 }
 
 impl RecordSink {
@@ -185,8 +223,14 @@ impl RecordSink {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let orphans = Arc::new(Mutex::new(Fold::default()));
         let keeps_jobs = scribe.is_some();
-        let keeper = Keeper::new(books, rules, scribe, orphans.clone());
-        (RecordSink { queue, orphans, keeps_jobs }, tokio::spawn(keeper.keep(inbox)))
+        let mut keeper = Keeper::new(books, rules, scribe, orphans.clone());
+        let at_start = Arc::new(keeper.at_start());
+        (RecordSink { queue, orphans, keeps_jobs, at_start }, tokio::spawn(keeper.keep(inbox)))
+    }
+
+    /// What was known when the sink began, for those who count from there.
+    pub fn at_start(&self) -> &AtStart {
+        &self.at_start
     }
 
     /// A writer for one connection or task.
@@ -205,12 +249,24 @@ impl RecordSink {
 
     /// Sums and rates, at a cost that does not grow with the fleet. Covers every record that was queued before.
     pub async fn overview(&self, now: Now) -> Result<Overview, SinkEnded> {
-        self.ask(|answer| Message::Overview(now, answer)).await
+        Ok(self.ask(|answer| Message::Overview(now, answer)).await?.0)
     }
 
     /// Everything, all devices included. Covers every record that was queued before.
+    ///
+    /// Devices come a few at a time, so that a great fleet holds up no record for longer than a small one. Each is as
+    /// it was at one moment, and the rest is as it was with the last of them: the fleet is never behind its devices, and
+    /// a fleet of fewer than 64 is all of one moment.
     pub async fn snapshot(&self, now: Now) -> Result<Snapshot, SinkEnded> {
-        self.ask(|answer| Message::Snapshot(now, answer)).await
+        let mut devices: Vec<DeviceView> = Vec::new();
+        loop {
+            let first = devices.last().map_or(0, |device| device.id.0 as usize + 1);
+            let mut piece = self.ask(|answer| Message::Devices(now, first, answer)).await?;
+            devices.append(&mut piece.devices);
+            if let Some((overview, untracked)) = piece.rest {
+                return Ok(Snapshot { overview, devices, untracked });
+            }
+        }
     }
 
     /// What happened, as far as it is kept in memory.

@@ -494,9 +494,8 @@ impl Driver {
         for answer in out.answers.drain(..) {
             self.task.writer.answer(answer);
         }
-        for latency in out.ack_latencies.drain(..) {
-            self.task.latencies.upstream_ack.record(latency);
-        }
+        // The books time answers themselves, from the records.
+        out.ack_latencies.clear();
         for notice in out.notices.drain(..) {
             tracing::info!(upstream = self.links[place].name, "{notice}");
         }

@@ -137,7 +137,7 @@ impl Stack {
             look.tick().await;
             let seen = self.pool.snapshot(self.clock).await;
             self.check(&seen);
-            let shares = &seen.totals.shares;
+            let shares = &seen.overview.totals.shares;
             let mining = seen.devices.iter().filter(|device| device.sums.shares.accepted > 0).count();
             let blocks = self.pool.pool.status.blocks_accepted.load(Ordering::Relaxed);
             if shares.accepted >= ENOUGH_SHARES && blocks >= ENOUGH_BLOCKS && mining == devices {
@@ -152,7 +152,7 @@ impl Stack {
 
     /// Neither side may have refused anything but what was late for a new tip.
     fn check(&self, seen: &Snapshot) {
-        for (reason, count) in seen.totals.shares.rejected_by_reason() {
+        for (reason, count) in seen.overview.totals.shares.rejected_by_reason() {
             assert!(count == 0 || reason == RejectReason::Stale, "{count} shares refused: {reason:?}");
         }
         if let Some(reason) = self.chain.summary().last_rejection {

@@ -54,7 +54,7 @@ impl Summary {
 
     /// One object on one line.
     pub(super) fn to_json(&self) -> String {
-        let shares = &self.snapshot.totals.shares;
+        let shares = &self.snapshot.overview.totals.shares;
         let rejected = shares.rejected_by_reason().filter(|(_, count)| *count > 0);
         let rejected: Map<String, Value> =
             rejected.map(|(reason, count)| (reason.name().to_owned(), count.into())).collect();
@@ -68,8 +68,8 @@ impl Summary {
                 "forwarded": shares.forwarded,
                 "below_upstream_target": shares.below_upstream_target,
                 "dropped": shares.dropped_total(),
-                "acknowledged_upstream": self.snapshot.totals.answers.acknowledged,
-                "refused_upstream": self.snapshot.totals.answers.refused,
+                "acknowledged_upstream": self.snapshot.overview.totals.answers.acknowledged,
+                "refused_upstream": self.snapshot.overview.totals.answers.refused,
             },
             "blocks": { "found": self.blocks_found, "accepted": self.blocks_accepted },
             "devices": devices,
@@ -95,7 +95,7 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let totals = &self.snapshot.totals;
+        let totals = &self.snapshot.overview.totals;
         let shares = &totals.shares;
         writeln!(
             f,

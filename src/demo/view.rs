@@ -37,7 +37,7 @@ pub(super) async fn show(demo: &Demo, json: bool) {
 }
 
 fn line(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
-    let shares = &snapshot.totals.shares;
+    let shares = &snapshot.overview.totals.shares;
     format!(
         "{:>4} s  {} devices  {} shares accepted, {} rejected  {} blocks accepted of {} found",
         elapsed.as_secs(),

@@ -166,7 +166,8 @@ pub(super) async fn upstreams(State(served): State<Served>, RawQuery(query): Raw
     }
     Params::read(query.as_deref(), &[])?;
     let overview = served.view.overview().await?;
-    let upstreams = overview.upstreams.iter().map(UpstreamShape::of).collect();
+    let upstreams =
+        overview.upstreams.iter().map(|upstream| UpstreamShape::of(upstream, &overview.energy)).collect();
     let switches = Named(overview.switches.clone());
     let job_declaration = overview.declarations.as_ref().map(DeclarationShape::of);
     Ok(Json(Shape { since: Time(overview.since_us), upstreams, switches, job_declaration }).into_response())

@@ -2,6 +2,7 @@
 //! and the pool worker of MiningOS.
 //!
 //! Names and units of fields are theirs. What they want and we do not know is null, or empty where they have a text.
+//! Their clients are connections; ours are the devices that have one.
 
 mod miningos;
 
@@ -10,7 +11,8 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use serde::Serialize;
 use serde_json::{Value, json};
-use stratum::Work;
+use stratum::job::EXTRANONCE2_SIZE;
+use stratum::{Target, Work};
 
 pub(super) use miningos::{miningos_stats, miningos_transactions, miningos_workers};
 
@@ -18,7 +20,7 @@ use super::Served;
 use super::api::{Answered, now_us};
 use super::params::Params;
 use super::problem::Problem;
-use super::view::{Device, Overview, Protocol, Unanswered, Upstream};
+use super::view::{Device, Fleet, Job, Overview, Protocol, Rates, Unanswered, Upstream};
 
 /// Entries of a page when the asker does not say.
 const DEFAULT_LIMIT: usize = 25;
@@ -107,10 +109,14 @@ pub(super) async fn server_channels(
     RawQuery(query): RawQuery,
 ) -> Answered<Json<Value>> {
     let page = Page::read(query.as_deref())?;
-    let overview = served.view.overview().await?;
-    let (total, channels) = page.of(overview.upstreams.iter().enumerate());
-    let channels: Vec<Value> =
-        channels.into_iter().map(|(id, upstream)| server_channel(id, upstream, &overview)).collect();
+    let (fleet, jobs) = (served.view.fleet().await?, served.view.jobs().await?);
+    let (total, channels) = page.of(fleet.overview.upstreams.iter().enumerate());
+    let channels: Vec<Value> = channels
+        .into_iter()
+        .map(|(id, upstream)| {
+            server_channel(id, upstream, jobs.iter().find(|job| job.upstream == upstream.name), &fleet)
+        })
+        .collect();
     Ok(Json(json!({
         "offset": page.offset,
         "limit": page.limit,
@@ -121,26 +127,28 @@ pub(super) async fn server_channels(
     })))
 }
 
-fn server_channel(id: usize, upstream: &Upstream, overview: &Overview) -> Value {
-    let answers: &AnswerSums = &upstream.answers;
+fn server_channel(id: usize, upstream: &Upstream, job: Option<&Job>, fleet: &Fleet) -> Value {
+    let answers: &AnswerSums = &upstream.sums.answers;
+    let target = job.and_then(|job| job.upstream_target).map(target_hex);
+    // Each device's best share is the best for whatever upstream it was for.
+    let best = fleet.devices.iter().filter_map(|device| device.best_difficulty).reduce(f64::max);
     json!({
         "channel_id": id,
         "user_identity": upstream.account.as_deref().unwrap_or_default(),
-        "nominal_hashrate": (overview.upstreams.len() == 1).then(|| server_rate(overview)),
-        "target_hex": "",
+        "nominal_hashrate": rate_of(&upstream.rates),
+        "target_hex": target.unwrap_or_default(),
         "extranonce_prefix_hex": "",
         "full_extranonce_size": null,
-        "rollable_extranonce_size": null,
-        "version_rolling": null,
+        "rollable_extranonce_size": job.and_then(|job| job.rollable_size),
+        "version_rolling": job.and_then(|job| job.version_rolling),
         "shares_acknowledged": answers.acknowledged,
         "shares_submitted": answers.forwarded,
         "shares_rejected": answers.refused,
-        "shares_rejected_by_reason": overview.totals.refused_by_code,
-        "share_work_sum": difficulty_of(answers.acknowledged_work),
-        "acknowledged_work_sum": difficulty_of(answers.acknowledged_work),
+        "shares_rejected_by_reason": upstream.refused_by_code,
+        "acknowledged_work_sum": difficulty_of(answers.acknowledged_work).round() as u64,
         "validated_work_sum": difficulty_of(answers.forwarded_work),
-        "best_diff": null,
-        "blocks_found": overview.totals.shares.blocks,
+        "best_diff": best.filter(|_| fleet.overview.upstreams.len() == 1),
+        "blocks_found": upstream.sums.shares.blocks,
     })
 }
 
@@ -234,8 +242,9 @@ async fn one(
     Ok(Json(shape(found.ok_or(Unanswered::Unknown("client"))?)))
 }
 
+/// Whether a device is connected and speaks this.
 fn speaks(device: &Device, protocol: Protocol) -> bool {
-    device.protocol.unwrap_or(Protocol::Sv1) == protocol
+    device.connections > 0 && device.protocol.unwrap_or(Protocol::Sv1) == protocol
 }
 
 fn sv2_client(device: &Device) -> Value {
@@ -258,7 +267,7 @@ fn client_channel(device: &Device) -> Value {
         "user_identity": &*device.name,
         "nominal_hashrate": hash_rate(device),
         "stable_hashrate": is_stable(device),
-        "target_hex": "",
+        "target_hex": device_target(device),
         "requested_max_target_hex": "",
         "extranonce_prefix_hex": "",
         "expected_shares_per_minute": null,
@@ -284,14 +293,26 @@ fn sv1_client_shape(device: &Device) -> Value {
         "connection_ip": device.address.as_deref().map(host_of).unwrap_or_default(),
         "sv1_username": &*device.name,
         "sv1_worker_name": worker,
-        "target_hex": "",
+        "target_hex": device_target(device),
         "hashrate": hash_rate(device),
         "stable_hashrate": is_stable(device),
         "extranonce1_hex": "",
-        "extranonce2_len": null,
+        "extranonce2_len": EXTRANONCE2_SIZE,
         "version_rolling_mask": null,
         "version_rolling_min_bit": null,
     })
+}
+
+/// What its latest accepted share was judged by; empty until there is one.
+fn device_target(device: &Device) -> String {
+    device.latest_work.map(|work| target_hex(Target::of_work(work))).unwrap_or_default()
+}
+
+/// A target with its highest byte first.
+fn target_hex(target: Target) -> String {
+    let mut bytes = target.to_le_bytes();
+    bytes.reverse();
+    hex::encode(bytes)
 }
 
 /// The address without its port.
@@ -304,8 +325,7 @@ fn host_of(address: &str) -> String {
 
 /// What the device proved in ten minutes, or at least in one.
 fn hash_rate(device: &Device) -> Option<f64> {
-    let [one_minute, ten_minutes, ..] = device.rates.accepted;
-    ten_minutes.or(one_minute).map(|rate| rate.hash_rate_hs)
+    rate_of(&device.rates)
 }
 
 /// Whether the rate is good to some ten percent.
@@ -314,8 +334,12 @@ fn is_stable(device: &Device) -> bool {
 }
 
 fn server_rate(overview: &Overview) -> f64 {
-    let [one_minute, ten_minutes, ..] = overview.rates.accepted;
-    ten_minutes.or(one_minute).map_or(0.0, |rate| rate.hash_rate_hs)
+    rate_of(&overview.rates).unwrap_or(0.0)
+}
+
+fn rate_of(rates: &Rates) -> Option<f64> {
+    let [one_minute, ten_minutes, ..] = rates.accepted;
+    ten_minutes.or(one_minute).map(|rate| rate.hash_rate_hs)
 }
 
 /// Work in units of difficulty 1, as these paths count it.

@@ -1,5 +1,8 @@
 //! The page for Prometheus: every number about shares comes from the accounts, so the page and they cannot differ.
 //!
+//! Counters count from the start of the process, also where a ledger counts on: Prometheus takes a counter that is less
+//! than before for one that began anew, and a process that is killed may lose its last shares.
+//!
 //! No label holds a worker name, an address of a miner, or anything else that a peer can make up without end; only
 //! `/metrics/devices` has names, for as many devices as the configuration allows.
 
@@ -12,9 +15,10 @@ use stratum::Target;
 
 use super::Status;
 use super::page::Page;
-use super::view::{Device, Fleet, Group, Overview, Rate, Rates, Upstream, WINDOWS};
+use super::view::{AtStart, Device, Fleet, Group, Ledger, Overview, Rate, Rates, Upstream, WINDOWS};
 use crate::latency::Latencies;
 use crate::node::source::SourceFigures;
+use crate::sink::DeviceAtStart;
 use crate::template_provider::ProviderStatus;
 
 /// Devices whose lines are made at once, so that a page of a hundred megabytes never is in memory as a whole.
@@ -60,7 +64,7 @@ pub(super) fn render_provider(status: &ProviderStatus, source: Option<SourceFigu
 }
 
 /// The whole page in the text format of Prometheus, version 0.0.4.
-pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status) -> String {
+pub(super) fn render(overview: &Overview, ledger: &Ledger, latencies: &Latencies, status: &Status) -> String {
     let mut page = Page::default();
     page.gauge("checkweigh_build_info", "Always 1; which version runs, and the commit it was built from.");
     page.labelled_twice([("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)], 1);
@@ -72,6 +76,7 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     render_upstreams(&mut page, &overview.upstreams);
     render_switches(&mut page, status);
     render_declarations(&mut page, status);
+    render_ledger(&mut page, ledger);
     render_connections(&mut page, status);
     render_version_rolling(&mut page, status);
     if let Some(source) = &status.template_source {
@@ -91,9 +96,7 @@ pub(super) fn render(overview: &Overview, latencies: &Latencies, status: &Status
     let latency =
         "Time from a new block read, at the upstream or node, to the job for it written to a miner.";
     page.histogram("checkweigh_new_block_latency_seconds", latency, &latencies.new_block.snapshot());
-    let latency = "Time from a share sent upstream to the upstream's answer.";
-    page.histogram("checkweigh_upstream_ack_latency_seconds", latency, &latencies.upstream_ack.snapshot());
-    let latency = "Time from a share judged to the upstream's answer, since the ledger began, by upstream.";
+    let latency = "Time from a share judged to the upstream's answer, by upstream.";
     page.start_histogram("checkweigh_upstream_ack_seconds", latency);
     for upstream in &overview.upstreams {
         page.acks_of("upstream", &upstream.name, &upstream.acks);
@@ -209,6 +212,21 @@ fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
     let help = "Work of acknowledged shares at the upstream's target, in expected hashes, by upstream.";
     page.counter("checkweigh_upstream_work_acknowledged_hashes_total", help);
     by_upstream(page, upstreams, |answers| answers.acknowledged_work.0);
+    let help = "Work of forwarded shares at the upstream's target, in expected hashes, by upstream.";
+    page.counter("checkweigh_upstream_work_forwarded_hashes_total", help);
+    by_upstream(page, upstreams, |answers| answers.forwarded_work.0);
+    let help = "Work of shares that the upstream refused, at its target, in expected hashes, by upstream.";
+    page.counter("checkweigh_upstream_work_refused_hashes_total", help);
+    by_upstream(page, upstreams, |answers| answers.refused_work.0);
+    let help =
+        "Work of shares that were never answered, at the upstream's target, in expected hashes, by upstream.";
+    page.counter("checkweigh_upstream_work_lost_hashes_total", help);
+    by_upstream(page, upstreams, |answers| answers.lost_work.iter().map(|work| work.0).sum());
+    let help = "Work credited to devices for shares of the upstream's jobs, in expected hashes, by upstream.";
+    page.counter("checkweigh_upstream_work_accepted_hashes_total", help);
+    for upstream in upstreams {
+        page.labelled("upstream", &upstream.name, upstream.sums.shares.credited.0);
+    }
     page.gauge("checkweigh_upstream_up", "Whether the upstream, or the node of a pool, gives work.");
     for upstream in upstreams {
         page.labelled("upstream", &upstream.name, u8::from(upstream.is_live));
@@ -219,6 +237,13 @@ fn render_upstreams(page: &mut Page, upstreams: &[Upstream]) {
         for standing in Standing::ALL.map(Standing::name) {
             let is_so = u8::from(upstream.standing == standing);
             page.labelled_twice([("upstream", &upstream.name), ("standing", standing)], is_so);
+        }
+    }
+    let help = "Forwarded shares that the upstream refused, by upstream and its code.";
+    page.counter("checkweigh_upstream_refusals_total", help);
+    for upstream in upstreams {
+        for (code, count) in &upstream.refused_by_code {
+            page.labelled_twice([("upstream", &upstream.name), ("code", code)], count);
         }
     }
 }
@@ -265,9 +290,26 @@ fn render_switches(page: &mut Page, status: &Status) {
     }
 }
 
+fn render_ledger(page: &mut Page, ledger: &Ledger) {
+    if !ledger.is_kept {
+        return;
+    }
+    page.gauge(
+        "checkweigh_ledger_failing",
+        "Whether the ledger cannot be written; what comes meanwhile waits.",
+    );
+    page.value(u8::from(ledger.alarm.is_some()));
+    page.gauge("checkweigh_ledger_unwritten_bytes", "Records that wait for the disk.");
+    page.value(ledger.unwritten_bytes.unwrap_or(0));
+    page.gauge("checkweigh_ledger_durable_batch", "The number of the last batch that is on the disk.");
+    page.value(ledger.head_batch.unwrap_or(0));
+    page.gauge("checkweigh_ledger_rolled_up_batch", "The last batch that is in the sums on the disk.");
+    page.value(ledger.watermark_batch.unwrap_or(0));
+}
+
 fn by_upstream(page: &mut Page, upstreams: &[Upstream], value: fn(&AnswerSums) -> u128) {
     for upstream in upstreams {
-        page.labelled("upstream", &upstream.name, value(&upstream.answers));
+        page.labelled("upstream", &upstream.name, value(&upstream.sums.answers));
     }
 }
 
@@ -340,6 +382,16 @@ fn render_groups(page: &mut Page, groups: &[Group]) {
     for group in groups {
         page.labelled("group", &group.name, group.sums.shares.credited.0);
     }
+    let help = "Work of accepted shares at the upstream's target, in expected hashes, by group.";
+    page.counter("checkweigh_group_work_upstream_target_hashes_total", help);
+    for group in groups {
+        page.labelled("group", &group.name, group.sums.shares.upstream_work.0);
+    }
+    let help = "Work of acknowledged shares at the upstream's target, in expected hashes, by group.";
+    page.counter("checkweigh_group_work_acknowledged_hashes_total", help);
+    for group in groups {
+        page.labelled("group", &group.name, group.sums.answers.acknowledged_work.0);
+    }
     page.counter("checkweigh_group_energy_joules_total", "Energy used, where it is known, by group.");
     for group in groups {
         page.labelled("group", &group.name, group.sums.energy.joules());
@@ -353,52 +405,77 @@ fn render_groups(page: &mut Page, groups: &[Group]) {
     }
 }
 
-/// How a family of devices has its name, its explanation, and its lines.
-type Family = (fn(&mut Page), fn(&mut Page, &Device));
+/// How a family of devices has its name and explanation, and its lines.
+type Family = (fn(&mut Page), fn(&mut Page, &Device, &DeviceAtStart));
+
+/// What a series of a device counts, of its sums now and of those at the start of the process.
+fn counted(page: &mut Page, device: &Device, now: u128, at_start: u128) {
+    page.labelled("device", &device.name, now.saturating_sub(at_start));
+}
 
 /// What each device shows. Reasons are summed: apart, they would be ten series more for each device.
-const FAMILIES: [Family; 7] = [
+const FAMILIES: [Family; 9] = [
     (
         |page| page.counter("checkweigh_device_shares_submitted_total", "Shares judged, by device."),
-        |page, device| page.labelled("device", &device.name, device.sums.shares.submitted),
+        |page, device, before| {
+            counted(page, device, device.sums.shares.submitted.into(), before.submitted.into())
+        },
     ),
     (
         |page| {
-            page.counter(
-                "checkweigh_device_shares_accepted_total",
-                "Shares that met their target, by device.",
-            )
+            let help = "Shares that met their target, by device.";
+            page.counter("checkweigh_device_shares_accepted_total", help);
         },
-        |page, device| page.labelled("device", &device.name, device.sums.shares.accepted),
+        |page, device, before| {
+            counted(page, device, device.sums.shares.accepted.into(), before.accepted.into())
+        },
     ),
     (
         |page| page.counter("checkweigh_device_shares_rejected_total", "Shares refused, by device."),
-        |page, device| page.labelled("device", &device.name, device.sums.shares.rejected_total()),
+        |page, device, before| {
+            counted(page, device, device.sums.shares.rejected_total().into(), before.rejected.into());
+        },
     ),
     (
         |page| {
-            page.counter(
-                "checkweigh_device_work_accepted_hashes_total",
-                "Work credited, in expected hashes, by device.",
-            )
+            let help = "Work credited, in expected hashes, by device.";
+            page.counter("checkweigh_device_work_accepted_hashes_total", help);
         },
-        |page, device| page.labelled("device", &device.name, device.sums.shares.credited.0),
+        |page, device, before| counted(page, device, device.sums.shares.credited.0, before.works[0].0),
     ),
     (
         |page| {
-            page.counter(
-                "checkweigh_device_energy_joules_total",
-                "Energy used, where it is known, by device.",
-            )
+            let help = "Work of accepted shares at the upstream's target, in expected hashes, by device.";
+            page.counter("checkweigh_device_work_upstream_target_hashes_total", help);
         },
-        |page, device| page.labelled("device", &device.name, device.sums.energy.joules()),
+        |page, device, before| counted(page, device, device.sums.shares.upstream_work.0, before.works[1].0),
+    ),
+    (
+        |page| {
+            let help = "Work of acknowledged shares at the upstream's target, in expected hashes, by device.";
+            page.counter("checkweigh_device_work_acknowledged_hashes_total", help);
+        },
+        |page, device, before| {
+            counted(page, device, device.sums.answers.acknowledged_work.0, before.works[2].0);
+        },
+    ),
+    (
+        |page| {
+            let help = "Energy used, where it is known, by device.";
+            page.counter("checkweigh_device_energy_joules_total", help);
+        },
+        |page, device, before| {
+            let now: u128 = device.sums.energy.millijoules.iter().sum();
+            let joules = now.saturating_sub(before.millijoules) as f64 / 1000.0;
+            page.labelled("device", &device.name, joules);
+        },
     ),
     (
         |page| {
             let help = "Hash rate proved by accepted shares in ten minutes, by device; absent when unknown.";
             page.gauge("checkweigh_device_hash_rate_hashes_per_second", help);
         },
-        |page, device| {
+        |page, device, _| {
             if let Some(rate) = device.rates.accepted[1] {
                 page.labelled("device", &device.name, rate.hash_rate_hs);
             }
@@ -406,12 +483,10 @@ const FAMILIES: [Family; 7] = [
     ),
     (
         |page| {
-            page.gauge(
-                "checkweigh_device_last_share_time_seconds",
-                "When the latest accepted share came; unix seconds.",
-            )
+            let help = "When the latest accepted share came; unix seconds.";
+            page.gauge("checkweigh_device_last_share_time_seconds", help);
         },
-        |page, device| {
+        |page, device, _| {
             if let Some(last) = device.last_share_us {
                 page.labelled("device", &device.name, last as f64 / 1e6);
             }
@@ -420,7 +495,11 @@ const FAMILIES: [Family; 7] = [
 ];
 
 /// The page of devices in pieces; at most `max` devices, those that were seen first.
-pub(super) fn device_pieces(fleet: Arc<Fleet>, max: usize) -> impl Iterator<Item = String> + Send + 'static {
+pub(super) fn device_pieces(
+    fleet: Arc<Fleet>,
+    at_start: Arc<AtStart>,
+    max: usize,
+) -> impl Iterator<Item = String> + Send + 'static {
     let shown = fleet.devices.len().min(max);
     let mut page = Page::default();
     page.gauge(
@@ -429,7 +508,7 @@ pub(super) fn device_pieces(fleet: Arc<Fleet>, max: usize) -> impl Iterator<Item
     );
     page.value(fleet.devices.len() - shown);
     let families = FAMILIES.into_iter().flat_map(move |(start, line)| {
-        let fleet = Arc::clone(&fleet);
+        let (fleet, at_start) = (Arc::clone(&fleet), Arc::clone(&at_start));
         let pieces = (0..shown.max(1)).step_by(DEVICES_A_PIECE);
         pieces.map(move |first| {
             let mut page = Page::default();
@@ -438,7 +517,10 @@ pub(super) fn device_pieces(fleet: Arc<Fleet>, max: usize) -> impl Iterator<Item
                 page.text.clear();
             }
             let last = (first + DEVICES_A_PIECE).min(shown);
-            fleet.devices[first.min(shown)..last].iter().for_each(|device| line(&mut page, device));
+            let none = DeviceAtStart::default();
+            for device in &fleet.devices[first.min(shown)..last] {
+                line(&mut page, device, at_start.devices.get(&device.id).unwrap_or(&none));
+            }
             page.text
         })
     });

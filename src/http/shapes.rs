@@ -7,6 +7,7 @@ mod cost;
 
 use accounting::{AckSums, AnswerSums, EnergySums, LossReason, PowerSource, ShareSums, Sums};
 use serde::{Serialize, Serializer};
+use stratum::Target;
 
 use super::view::{
     Block, Device, Event, Group, Job, Ledger, Overview, Point, Protocol, Rate, Rates, Span, Upstream, WINDOWS,
@@ -228,10 +229,13 @@ pub(super) struct DeviceShape<'a> {
     groups: Vec<&'a str>,
     address: Option<&'a str>,
     user_agent: Option<&'a str>,
+    device_id: Option<&'a str>,
     protocol: Option<&'static str>,
     first_seen: Time,
     last_seen: Time,
     last_share: Option<Time>,
+    /// What the latest accepted share was judged by.
+    difficulty: Option<f64>,
     best_difficulty: Option<f64>,
     shares: SharesShape,
     work: WorkShape,
@@ -259,10 +263,12 @@ impl<'a> DeviceShape<'a> {
             groups: device.groups.iter().map(|group| &**group).collect(),
             address: device.address.as_deref(),
             user_agent: device.user_agent.as_deref(),
+            device_id: device.device_id.as_deref(),
             protocol: device.protocol.map(name_of),
             first_seen: Time(device.first_seen_us),
             last_seen: Time(device.last_seen_us),
             last_share: device.last_share_us.map(Time),
+            difficulty: device.latest_work.map(|work| Target::of_work(work).difficulty().0),
             best_difficulty: device.best_difficulty,
             shares: SharesShape::of(&sums.shares, answers),
             work: WorkShape::of(&sums.shares, answers),
@@ -369,15 +375,19 @@ impl<'a> GroupShape<'a> {
     }
 }
 
-/// An upstream and what it was sent and answered.
+/// An upstream, the shares of its jobs, and what it was sent and answered.
 #[derive(Serialize)]
 pub(super) struct UpstreamShape<'a> {
     name: &'a str,
     account: Option<&'a str>,
     is_live: bool,
     standing: &'static str,
-    shares: UpstreamShares,
-    work: UpstreamTargetWork,
+    shares: SharesShape,
+    work: WorkShape,
+    hash_rate: RatesShape,
+    rejected_by_upstream_code: &'a std::collections::BTreeMap<String, u64>,
+    cost: CostsShape,
+    value_sats_per_th: Option<f64>,
     ack_latency: AckShape,
 }
 
@@ -432,46 +442,21 @@ impl AckShape {
     }
 }
 
-#[derive(Serialize)]
-struct UpstreamShares {
-    forwarded: u64,
-    acknowledged: u64,
-    rejected_by_upstream: u64,
-    lost: Named<u64>,
-    pending: u64,
-}
-
-#[derive(Serialize)]
-struct UpstreamTargetWork {
-    forwarded_hashes: u128,
-    acknowledged_hashes: u128,
-    rejected_by_upstream_hashes: u128,
-    lost_hashes: Named<u128>,
-    pending_hashes: u128,
-}
-
 impl<'a> UpstreamShape<'a> {
-    pub(super) fn of(upstream: &'a Upstream) -> Self {
-        let answers = &upstream.answers;
+    /// An upstream, its bad work in energy at the fleet's efficiency.
+    pub(super) fn of(upstream: &'a Upstream, energy: &EnergySums) -> Self {
+        let Sums { shares, answers, .. } = &upstream.sums;
         UpstreamShape {
             name: &upstream.name,
             account: upstream.account.as_deref(),
             is_live: upstream.is_live,
             standing: upstream.standing,
-            shares: UpstreamShares {
-                forwarded: answers.forwarded,
-                acknowledged: answers.acknowledged,
-                rejected_by_upstream: answers.refused,
-                lost: by_loss(answers.lost),
-                pending: answers.pending(),
-            },
-            work: UpstreamTargetWork {
-                forwarded_hashes: answers.forwarded_work.0,
-                acknowledged_hashes: answers.acknowledged_work.0,
-                rejected_by_upstream_hashes: answers.refused_work.0,
-                lost_hashes: by_loss(answers.lost_work.map(|work| work.0)),
-                pending_hashes: answers.pending_work().0,
-            },
+            shares: SharesShape::of(shares, Some(answers)),
+            work: WorkShape::of(shares, Some(answers)),
+            hash_rate: RatesShape::of(&upstream.rates),
+            rejected_by_upstream_code: &upstream.refused_by_code,
+            cost: CostsShape::of(&upstream.sums_at(energy), upstream.sats_per_hash),
+            value_sats_per_th: upstream.sats_per_hash.map(|sats| sats * 1e12),
             ack_latency: AckShape::of(&upstream.acks),
         }
     }
@@ -562,6 +547,8 @@ pub(super) struct JobShape<'a> {
     nbits: Option<String>,
     value_sats: Option<u64>,
     transactions: Option<u64>,
+    version_rolling: Option<bool>,
+    upstream_difficulty: Option<f64>,
 }
 
 impl<'a> From<&'a Job> for JobShape<'a> {
@@ -576,6 +563,8 @@ impl<'a> From<&'a Job> for JobShape<'a> {
             nbits: job.nbits.map(|nbits| format!("{nbits:08x}")),
             value_sats: job.value_sats,
             transactions: job.transactions,
+            version_rolling: job.version_rolling,
+            upstream_difficulty: job.upstream_target.map(|target| target.difficulty().0),
         }
     }
 }

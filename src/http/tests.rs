@@ -3,13 +3,14 @@
 mod api;
 mod contract;
 mod history;
+mod model;
 mod recorded;
 mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use accounting::{AckSums, AnswerSums, Totals};
+use accounting::{AckSums, AnswerSums, Sums, Totals};
 use mining_server::{DropReason, RejectReason};
 use stratum::UpstreamId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::metrics::{COMMIT, device_pieces, render};
 use super::view::fake::{FakeView, fleet};
-use super::view::{Overview, RecordedView, Upstream};
+use super::view::{Ledger, Overview, RecordedView, Upstream};
 use super::*;
 use crate::config::listen::bind;
 use crate::shutdown::{ShutdownTrigger, shutdown};
@@ -53,13 +54,31 @@ fn overview() -> Overview {
     let upstream = |name: &str, is_live, answers| {
         let standing = if is_live { "serving" } else { "standby" };
         let acks = acks.clone();
-        Upstream { name: name.into(), account: None, is_live, standing, answers, acks }
+        let sums = Sums { answers, ..Sums::default() };
+        let refused_by_code = [("stale-share".to_owned(), 1)].into();
+        let (rates, sats_per_hash) = Default::default();
+        Upstream {
+            name: name.into(),
+            account: None,
+            is_live,
+            standing,
+            sums,
+            rates,
+            refused_by_code,
+            sats_per_hash,
+            acks,
+        }
     };
     let upstreams = vec![
         upstream("pool.example:34254", true, totals.answers.clone()),
         upstream("other.example:1", false, AnswerSums::default()),
     ];
     Overview { totals, devices: 2, upstreams, ..Overview::default() }
+}
+
+fn kept() -> Ledger {
+    let alarm = Some("the disk is full".to_owned());
+    Ledger { is_kept: true, head_batch: Some(9), unwritten_bytes: Some(7), alarm, ..Ledger::default() }
 }
 
 /// One line with a value: name and labels as they are written, and the value.
@@ -108,13 +127,19 @@ fn the_page_follows_the_text_format() {
     for micros in [50, 900, 900, 3000] {
         latencies.share_ack.record(Duration::from_micros(micros));
     }
-    let (samples, types) = parse(&render(&overview(), &latencies, &status(true)));
+    let (samples, types) = parse(&render(&overview(), &kept(), &latencies, &status(true)));
     assert_eq!(samples["checkweigh_shares_accepted_total"], 10.0);
     assert_eq!(samples["checkweigh_shares_rejected_total{reason=\"stale\"}"], 2.0);
     assert_eq!(samples["checkweigh_shares_forwarded_total{upstream=\"pool.example:34254\"}"], 10.0);
     assert_eq!(samples["checkweigh_shares_forwarded_total{upstream=\"other.example:1\"}"], 0.0);
     assert_eq!(samples["checkweigh_shares_refused_upstream_total{code=\"stale-share\"}"], 1.0);
     assert_eq!(samples["checkweigh_work_accepted_hashes_total"], 2f64.powi(100));
+    let refusals = "checkweigh_upstream_refusals_total{upstream=\"pool.example:34254\",code=\"stale-share\"}";
+    assert_eq!((samples[refusals], samples["checkweigh_ledger_failing"]), (1.0, 1.0));
+    assert_eq!(
+        (samples["checkweigh_ledger_unwritten_bytes"], samples["checkweigh_ledger_durable_batch"]),
+        (7.0, 9.0)
+    );
     assert_eq!(samples["checkweigh_upstream_up{upstream=\"pool.example:34254\"}"], 1.0);
     let standing = |name: &str, standing: &str| {
         samples[&format!("checkweigh_upstream_standing{{upstream=\"{name}\",standing=\"{standing}\"}}")]
@@ -154,8 +179,8 @@ fn labels_cannot_break_the_page() {
     fleet.overview.upstreams[0].name = evil.into();
     fleet.overview.groups[0].name = evil.into();
     fleet.devices[2].name = evil.into();
-    parse(&render(&fleet.overview, &Latencies::default(), &status(true)));
-    parse(&device_pieces(Arc::new(fleet), 4).collect::<String>());
+    parse(&render(&fleet.overview, &kept(), &Latencies::default(), &status(true)));
+    parse(&device_pieces(Arc::new(fleet), Arc::default(), 4).collect::<String>());
 }
 
 /// Two servers in one process: neither knows of the other.
@@ -220,7 +245,7 @@ async fn send(address: SocketAddr, request: &str) -> (String, String) {
 #[test]
 fn devices_have_series_up_to_the_bound() {
     let fleet = Arc::new(fleet(600));
-    let whole: String = device_pieces(Arc::clone(&fleet), 1000).collect();
+    let whole: String = device_pieces(Arc::clone(&fleet), Arc::default(), 1000).collect();
     let (samples, _) = parse(&whole);
     assert_eq!(samples["checkweigh_device_series_omitted"], 0.0);
     assert_eq!(samples["checkweigh_device_shares_accepted_total{device=\"farm.rig598\"}"], 9.0 * 598.0);
@@ -228,12 +253,15 @@ fn devices_have_series_up_to_the_bound() {
         !samples.contains_key("checkweigh_device_hash_rate_hashes_per_second{device=\"farm.rig1\"}"),
         "unknown"
     );
-    let (samples, types) = parse(&device_pieces(Arc::clone(&fleet), 10).collect::<String>());
+    let (samples, types) = parse(&device_pieces(Arc::clone(&fleet), Arc::default(), 10).collect::<String>());
     assert_eq!(samples["checkweigh_device_series_omitted"], 590.0);
     let shown = samples.keys().filter(|sample| sample.starts_with("checkweigh_device_shares_accepted_total"));
     assert_eq!(shown.count(), 10);
-    assert_eq!(types.len(), 8);
-    assert!(device_pieces(fleet, 1000).all(|piece| piece.len() < 100_000), "no piece is the whole page");
+    assert_eq!(types.len(), 10);
+    assert!(
+        device_pieces(fleet, Arc::default(), 1000).all(|piece| piece.len() < 100_000),
+        "no piece is the whole page"
+    );
 }
 
 /// What the dashboard asks for is what there is.
@@ -244,7 +272,7 @@ fn the_dashboard_asks_only_for_metrics_that_exist() {
     let mut expressions = Vec::new();
     expressions_in(&dashboard, &mut expressions);
     assert!(expressions.len() > 15, "{expressions:?}");
-    let page = render(&fleet(2).overview, &Latencies::default(), &status(true));
+    let page = render(&fleet(2).overview, &kept(), &Latencies::default(), &status(true));
     let (_, types) = parse(&page);
     let mut asked = BTreeSet::new();
     for expression in &expressions {

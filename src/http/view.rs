@@ -2,15 +2,19 @@
 //! keep the accounts.
 //!
 //! Nothing here knows of HTTP, and whoever answers through [`View`] must not make a share wait: figures are taken at
-//! most once a second and shared by all who ask meanwhile.
+//! most once a second, less often where that costs more, and shared by all who ask meanwhile.
 
-use crate::upstream::DeclarationView;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use accounting::sums::subtract_codes;
 use accounting::{Level, PowerSource, Sums, Totals};
-use stratum::DeviceId;
+use stratum::{DeviceId, Target, Work};
+
+use crate::sink::DeviceAtStart;
+use crate::upstream::DeclarationView;
 
 /// What a [`View`] answers with, later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unanswered>> + Send + 'a>>;
@@ -36,7 +40,7 @@ pub enum Unanswered {
 pub trait View: Send + Sync + 'static {
     /// Sums of the fleet, its groups and its upstreams. Costs the same for any number of devices.
     fn overview(&self) -> Answer<'_, Arc<Overview>>;
-    /// All devices, at most a second old.
+    /// All devices, at most a second old; of a great fleet, at most five.
     fn fleet(&self) -> Answer<'_, Arc<Fleet>>;
     /// Sums of all devices over a time.
     fn period(&self, span: Span) -> Answer<'_, Period>;
@@ -51,6 +55,8 @@ pub trait View: Send + Sync + 'static {
     fn blocks(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Block>>;
     /// What happened, latest first, at most `limit`, none later than `before_us`.
     fn events(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Event>>;
+    /// What was known when the process started, for those who count from there.
+    fn at_start(&self) -> Arc<AtStart>;
     /// How the ledger is.
     fn ledger(&self) -> Answer<'_, Ledger>;
     /// Takes power readings, all of them or none.
@@ -94,11 +100,40 @@ impl Overview {
         self.sats_per_terahash.map(|sats| sats / 1e12)
     }
 
+    /// The same, but for what was before: counts of one process, which a crash takes nothing back of.
+    pub fn since(&self, earlier: &Overview) -> Overview {
+        let mut since = self.clone();
+        since.totals.subtract(&earlier.totals);
+        since.energy.subtract(&earlier.energy);
+        for group in &mut since.groups {
+            let before = earlier.groups.iter().find(|before| before.name == group.name);
+            before.iter().for_each(|before| group.sums.subtract(&before.sums));
+        }
+        for upstream in &mut since.upstreams {
+            let Some(before) = earlier.upstreams.iter().find(|before| before.name == upstream.name) else {
+                continue;
+            };
+            upstream.sums.subtract(&before.sums);
+            subtract_codes(&mut upstream.refused_by_code, &before.refused_by_code);
+            upstream.acks.subtract(&before.acks);
+        }
+        since
+    }
+
     /// All sums of the fleet.
     pub fn sums(&self) -> Sums {
         let (shares, answers) = (self.totals.shares.clone(), self.totals.answers.clone());
         Sums { shares, answers, energy: self.energy.clone(), ..Sums::default() }
     }
+}
+
+/// What was known when the process started: a ledger's sums, or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct AtStart {
+    /// What does not grow with the fleet.
+    pub overview: Overview,
+    /// The devices that had shares.
+    pub devices: HashMap<DeviceId, DeviceAtStart>,
 }
 
 /// An overview and all devices.
@@ -110,6 +145,20 @@ pub struct Fleet {
     pub devices: Vec<Device>,
     /// Whether the devices' sums have what upstreams answered.
     pub has_answers_by_device: bool,
+}
+
+/// Devices that are freed at once; more are freed on a thread that may wait, and not where shares are awaited.
+const FREED_AT_ONCE: usize = 1000;
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if self.devices.len() > FREED_AT_ONCE
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let devices = std::mem::take(&mut self.devices);
+            drop(runtime.spawn_blocking(|| drop(devices)));
+        }
+    }
 }
 
 impl Fleet {
@@ -136,6 +185,8 @@ pub struct Device {
     pub address: Option<Arc<str>>,
     /// What it last called itself.
     pub user_agent: Option<Arc<str>>,
+    /// What it last sent as SV2's `device_id`.
+    pub device_id: Option<Arc<str>>,
     /// What it last spoke.
     pub protocol: Option<Protocol>,
     /// When it was first seen; unix microseconds.
@@ -146,6 +197,8 @@ pub struct Device {
     pub last_share_us: Option<u64>,
     /// The hardest difficulty that a hash of its accepted shares reached.
     pub best_difficulty: Option<f64>,
+    /// The work of the target that its latest accepted share was judged by.
+    pub latest_work: Option<Work>,
     /// Everything that is summed.
     pub sums: Sums,
     /// Its power now, in watts, and where that comes from.
@@ -187,10 +240,23 @@ pub struct Upstream {
     pub is_live: bool,
     /// What it is used for: `serving`, `standby`, `held_down` or `away`.
     pub standing: &'static str,
-    /// What it was sent and answered.
-    pub answers: accounting::AnswerSums,
+    /// Everything that is summed of shares of its jobs, and of what it was sent and answered.
+    pub sums: Sums,
+    /// The rates of the shares of its jobs.
+    pub rates: Rates,
+    /// Refused shares by its codes. Where detail was lost, codes can be missing.
+    pub refused_by_code: BTreeMap<String, u64>,
+    /// What an expected hash is worth by its latest job, in satoshis.
+    pub sats_per_hash: Option<f64>,
     /// How long its answers took.
     pub acks: accounting::AckSums,
+}
+
+impl Upstream {
+    /// Its sums, with the energy of the fleet, so that work can be told in energy: no meter knows of upstreams.
+    pub fn sums_at(&self, energy: &accounting::EnergySums) -> Sums {
+        Sums { energy: energy.clone(), ..self.sums.clone() }
+    }
 }
 
 /// Windows of hash rates, in the order in which [`Rates`] has them: the name in the API, and seconds.
@@ -279,6 +345,12 @@ pub struct Job {
     pub value_sats: Option<u64>,
     /// Transactions besides the coinbase.
     pub transactions: Option<u64>,
+    /// Whether version bits may be rolled.
+    pub version_rolling: Option<bool>,
+    /// The target that a share must meet to be worth something to the upstream.
+    pub upstream_target: Option<Target>,
+    /// Bytes of the coinbase that are ours to choose, the reserved ones included.
+    pub rollable_size: Option<usize>,
 }
 
 /// A list, and whether it goes back to the beginning.

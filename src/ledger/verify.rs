@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use accounting::sums::is_consistent;
 use accounting::{BatchNumber, BlockRow, Books, Entry, LedgerId, Level, SealedBatch, Subject, Sums, codec};
+use stratum::UpstreamId;
 
 use self::points::PointCheck;
 use super::store::{Head, Opening, Reader, StoreError};
@@ -265,7 +266,10 @@ impl Recount {
     /// Refusals by code, and the latest events and blocks.
     fn compare_facts(&self, opening: &Opening, findings: &mut Findings) {
         let facts = &opening.facts;
-        if facts.refused_by_code != self.books.totals().refused_by_code {
+        let by_upstream = |id: &UpstreamId| self.books.refused_by_code(*id);
+        if facts.refused_by_code != self.books.totals().refused_by_code
+            || facts.refused_by_upstream.iter().any(|(id, counts)| *counts != by_upstream(id))
+        {
             findings.fault("the refusals by code are not those of the entries");
         }
         for (counted, stored) in self.books.events().rev().zip(facts.events.iter().rev()) {

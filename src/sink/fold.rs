@@ -68,7 +68,7 @@ impl Fold {
             }
             Message::Folded(_)
             | Message::Overview(..)
-            | Message::Snapshot(..)
+            | Message::Devices(..)
             | Message::Happened(_)
             | Message::Finish(..) => {
                 unreachable!("writers fold only what they write")

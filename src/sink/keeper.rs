@@ -7,16 +7,22 @@ use std::time::Duration;
 
 use accounting::entry::{DeviceEntry, Entry, EventEntry, EventKind, MAX_GROUPS, PowerEntry, microseconds};
 use accounting::pattern::matches;
-use accounting::{BlockRow, Books, Level, PowerSource, ShareRecord, Subject, SubjectView, Verdict, Window};
+use accounting::{
+    BlockRow, Books, DeviceView, Level, PowerSource, ShareRecord, Subject, SubjectView, Sums, Verdict, Window,
+};
 use stratum::Now;
 use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{DeviceRules, Happened, Message, Overview, Record, Snapshot};
+use super::{AtStart, DeviceAtStart, DeviceRules, Happened, Message, Overview, Piece, Record};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
+
+/// Devices that are copied between two looks at the queue: a fraction of a millisecond's work, so that records hardly
+/// wait.
+const DEVICES_AT_ONCE: usize = 64;
 
 /// How long the end waits for a ledger that has no room, and how often it looks.
 const FINISH_GRACE: Duration = Duration::from_secs(3);
@@ -47,6 +53,16 @@ impl Keeper {
             books.group(name);
         }
         Keeper { books, rules, scribe, orphans, has_ended: false }
+    }
+
+    /// What the books have now.
+    pub(super) fn at_start(&mut self) -> AtStart {
+        let (overview, _) = self.overview_at(0);
+        let devices = self.books.device_views(0, 0).filter(|device| device.sums.shares.submitted > 0);
+        AtStart {
+            overview,
+            devices: devices.map(|device| (device.id, DeviceAtStart::of(&device.sums))).collect(),
+        }
     }
 
     pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>) {
@@ -133,7 +149,7 @@ impl Keeper {
             Message::Folded(fold) => self.fold(*fold),
             // An asker that has gone away in the meantime needs no answer.
             Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
-            Message::Snapshot(now, answer) => drop(answer.send(self.snapshot(now))),
+            Message::Devices(now, first, answer) => drop(answer.send(self.devices(now, first))),
             Message::Happened(answer) => {
                 let events = self.books.events().cloned().collect();
                 let blocks = self.books.blocks().cloned().collect();
@@ -265,50 +281,56 @@ impl Keeper {
         scribe.roll_up(&mut self.books);
     }
 
-    fn overview(&mut self, now: Now) -> Overview {
+    fn overview(&mut self, now: Now) -> (Overview, Sums) {
         self.adopt_orphans();
-        let fleet = self.view(Subject::Fleet, now);
+        self.overview_at(microseconds(now.utc))
+    }
+
+    fn overview_at(&self, now_us: u64) -> (Overview, Sums) {
+        let untracked = self.view(Subject::Untracked, now_us).sums;
+        let fleet = self.view(Subject::Fleet, now_us);
         let counts = self.books.devices_by_group();
         let groups = self.books.groups().map(|(id, name)| {
             let devices = counts.get(usize::from(id.0)).copied().unwrap_or(0);
-            (id, name.clone(), devices, self.view(Subject::Group(id), now))
+            (id, name.clone(), devices, self.view(Subject::Group(id), now_us))
         });
         let upstreams = self.books.upstreams().map(|(id, name, account)| {
-            (id, name.clone(), account.clone(), self.view(Subject::Upstream(id), now))
+            (id, name.clone(), account.clone(), self.view(Subject::Upstream(id), now_us))
         });
-        Overview {
+        let overview = Overview {
             totals: self.books.totals().clone(),
             devices: self.books.device_count(),
-            power_milliwatts: self.books.power_of_devices(microseconds(now.utc)),
+            power_milliwatts: self.books.power_of_devices(now_us),
             worth: self.books.worth(None),
             acks: self.books.upstreams().map(|(id, ..)| (id, self.books.acks(id))).collect(),
+            refusals: self.books.upstreams().map(|(id, ..)| (id, self.books.refused_by_code(id))).collect(),
+            worths: self
+                .books
+                .upstreams()
+                .filter_map(|(id, ..)| Some((id, self.books.worth(Some(id))?)))
+                .collect(),
             groups: groups.collect(),
             upstreams: upstreams.collect(),
             hash_rate_1m: fleet.rates[Window::Minute as usize].accepted,
             hash_rate_10m: fleet.rates[Window::TenMinutes as usize].accepted,
             fleet,
-        }
+        };
+        (overview, untracked)
     }
 
-    fn snapshot(&mut self, now: Now) -> Snapshot {
-        let Overview { totals, fleet, groups, upstreams, worth, acks, hash_rate_1m, hash_rate_10m, .. } =
-            self.overview(now);
-        Snapshot {
-            worth,
-            acks,
-            totals,
-            fleet,
-            groups,
-            upstreams,
-            devices: self.books.device_views(microseconds(now.utc)).collect(),
-            untracked: self.view(Subject::Untracked, now).sums,
-            hash_rate_1m,
-            hash_rate_10m,
+    /// The next devices from a number on, and the rest of a copy when these are the last.
+    fn devices(&mut self, now: Now, first: usize) -> Piece {
+        if first == 0 {
+            self.adopt_orphans();
         }
+        let views = self.books.device_views(first, microseconds(now.utc));
+        let devices: Vec<DeviceView> = views.take(DEVICES_AT_ONCE).collect();
+        let is_last = devices.len() < DEVICES_AT_ONCE;
+        Piece { rest: is_last.then(|| self.overview(now)), devices }
     }
 
-    fn view(&self, subject: Subject, now: Now) -> SubjectView {
-        self.books.view(subject, microseconds(now.utc)).expect("only known subjects are looked at")
+    fn view(&self, subject: Subject, now_us: u64) -> SubjectView {
+        self.books.view(subject, now_us).expect("only known subjects are looked at")
     }
 }
 

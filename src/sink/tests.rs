@@ -84,7 +84,7 @@ async fn records_add_up() {
     }));
     writer.answer(answer(lost(2)));
 
-    let Snapshot { totals, devices, untracked, hash_rate_1m, .. } =
+    let Snapshot { overview: Overview { totals, hash_rate_1m, .. }, devices, untracked } =
         sink.snapshot(at(120)).await.expect("alive");
     assert_eq!(totals.violation(), None);
     assert_eq!((totals.shares.submitted, totals.shares.accepted, totals.shares.blocks), (66, 36, 18));
@@ -172,7 +172,8 @@ async fn a_full_queue_costs_detail_and_no_totals() {
     let totals = sink.overview(at(100)).await.expect("alive").totals;
     assert_eq!(totals.shares.submitted, QUEUE as u64 + 1, "the queue and the writer that left");
     writer.flush();
-    let Snapshot { totals, devices, .. } = sink.snapshot(at(100)).await.expect("alive");
+    let Snapshot { overview: Overview { totals, .. }, devices, .. } =
+        sink.snapshot(at(100)).await.expect("alive");
     assert_eq!(totals.violation(), None);
     assert_eq!((totals.shares.submitted, totals.shares.forwarded), (count as u64 + 1, count as u64));
     assert_eq!(totals.shares.credited, Work(1000 * count as u128));
@@ -248,11 +249,30 @@ async fn rules_hold_in_memory_as_well() {
     let mut later = share(0, Verdict::Accepted, Fate::Kept);
     later.judged = at(200);
     writer.share(later);
-    let Snapshot { groups, devices, .. } = sink.snapshot(at(200)).await.expect("alive");
+    let Snapshot { overview: Overview { groups, .. }, devices, .. } =
+        sink.snapshot(at(200)).await.expect("alive");
     let (_, name, count, group) = &groups[0];
     assert_eq!((&**name, *count), ("hall", 1));
     assert_eq!(devices[0].power, Some((3_000_000, accounting::PowerSource::Nameplate)));
     // A minute begins at 60 and at 120: twenty seconds.
     assert_eq!(group.sums.energy.joules(), 3000.0 * 20.0);
     assert_eq!(group.sums.energy, devices[0].sums.energy);
+}
+
+/// A fleet that is copied in pieces is whole, and each device is in it once.
+#[tokio::test]
+async fn a_copy_of_a_fleet_has_every_device_once() {
+    for count in [0, 1, 63, 64, 65, 1000] {
+        let (sink, _task) = RecordSink::start();
+        let mut writer = sink.writer();
+        for device in 0..count {
+            writer.share(share(device, Verdict::Accepted, Fate::Kept));
+        }
+        let Snapshot { overview, devices, untracked } = sink.snapshot(at(120)).await.expect("alive");
+        let numbers: Vec<u32> = devices.iter().map(|device| device.id.0).collect();
+        assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+        let mut all = untracked;
+        devices.iter().for_each(|device| all.add(&device.sums));
+        assert_eq!((all.shares, overview.devices), (overview.totals.shares, count as usize));
+    }
 }

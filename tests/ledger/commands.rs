@@ -169,7 +169,7 @@ fn what_is_exported_has_every_row_of_its_period() {
     let csv = export("csv", &[]);
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(lines.len(), 3, "{csv}");
-    assert!(lines[0].starts_with("device,device_id,start,seconds,submitted,accepted,"), "{csv}");
+    assert!(lines[0].starts_with("device,device_number,start,seconds,submitted,accepted,"), "{csv}");
     assert!(lines[1].starts_with("farm.rig7,0,2026-11-25T10:00:00Z,3600,11,10,0,1,1,"), "{csv}");
     assert!(lines[2].starts_with("\"'=odd, \"\"name\"\"\",1,"), "{csv}");
     let json = export("json", &["--device", "farm.rig7"]);
@@ -182,7 +182,7 @@ fn what_is_exported_has_every_row_of_its_period() {
     let shares = export("csv", &["--of", "shares", "--device", "farm.rig7"]);
     let lines: Vec<&str> = shares.lines().collect();
     assert_eq!(lines.len(), 1 + 11, "{shares}");
-    assert!(lines[0].starts_with("batch,entry,time,device,device_id,connection,"), "{shares}");
+    assert!(lines[0].starts_with("batch,entry,time,device,device_number,connection,"), "{shares}");
     assert!(
         lines[1].starts_with("1,0,2026-11-25T10:00:00.000000Z,farm.rig7,0,0,0,,,,accepted,,kept,"),
         "{shares}"
@@ -246,9 +246,14 @@ fn exported_shares_say_how_long_their_answers_took() {
         succeeds(folder.path(), &[&["export", "--format", "csv", "--of", "shares"], &period[..]].concat());
     let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let header = lines.next().expect("a header");
-    let column = header.iter().position(|name| *name == "ack_ms").expect("it is there");
-    let latencies: Vec<&str> = lines.map(|line| line[column]).collect();
-    assert_eq!(latencies, ["1000", "750", "1500", ""], "{csv}");
+    let rows: Vec<_> = lines.collect();
+    let column = |name: &str| {
+        let place = header.iter().position(|known| *known == name).expect("it is there");
+        rows.iter().map(|row| row[place]).collect::<Vec<_>>()
+    };
+    assert_eq!(column("ack_ms"), ["1000", "750", "1500", ""], "{csv}");
+    assert_eq!(column("answer"), ["acknowledged", "acknowledged", "refused", ""], "{csv}");
+    assert_eq!(column("answer_reason"), ["", "", "stale-share", ""], "{csv}");
 }
 
 #[cfg(feature = "parquet")]
@@ -261,12 +266,65 @@ fn a_parquet_file_goes_to_a_file_alone() {
     assert!(stderr(&output).contains("--out FILE"), "{}", stderr(&output));
     let file = folder.path().join("rows.parquet");
     succeeds(folder.path(), &[&period[..], &["--out", file.to_str().expect("a plain path")]].concat());
-    let bytes = fs::read(&file).expect("it was made");
-    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+    same_rows(folder.path(), &period[3..], &file);
     let file = folder.path().join("shares.parquet");
     let out = ["--of", "shares", "--out", file.to_str().expect("a plain path")];
     succeeds(folder.path(), &[&period[..], &out].concat());
-    assert!(fs::read(&file).expect("it was made").ends_with(b"PAR1"));
+    same_rows(folder.path(), &[&period[3..], &out[..2]].concat(), &file);
+}
+
+/// A Parquet file has what the same export as JSON has: every column, every row, every value.
+#[cfg(feature = "parquet")]
+fn same_rows(folder: &Path, period: &[&str], file: &Path) {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    let json = succeeds(folder, &[&["export", "--format", "json"], period].concat());
+    let reader = SerializedFileReader::new(fs::File::open(file).expect("it was made")).expect("Parquet");
+    let columns: Vec<String> = reader
+        .metadata()
+        .file_metadata()
+        .schema_descr()
+        .columns()
+        .iter()
+        .map(|c| c.name().to_owned())
+        .collect();
+    let mut rows = reader.get_row_iter(None).expect("rows");
+    let mut count = 0;
+    for line in json.lines() {
+        let truth: serde_json::Map<String, Value> = serde_json::from_str(line).expect("an object");
+        let row = rows.next().expect("as many rows").expect("it can be read");
+        let found: Vec<(&String, &parquet::record::Field)> = row.get_column_iter().collect();
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(truth.keys().all(|name| names.contains(&name.as_str())) && truth.len() == names.len());
+        assert_eq!(names, columns);
+        for (name, field) in found {
+            assert_eq!(as_json(name, field), truth[name.as_str()], "{name} of row {count}");
+        }
+        count += 1;
+    }
+    assert!(count > 0 && rows.next().is_none(), "{count} rows");
+}
+
+#[cfg(feature = "parquet")]
+fn as_json(name: &str, field: &parquet::record::Field) -> Value {
+    use parquet::record::Field;
+    match field {
+        Field::Null => Value::Null,
+        Field::Str(text) => text.as_str().into(),
+        Field::ULong(number) => (*number).into(),
+        Field::Double(number) => (*number).into(),
+        Field::TimestampMicros(us) => {
+            let time = std::time::UNIX_EPOCH + Duration::from_micros(*us as u64);
+            match name {
+                "start" => humantime::format_rfc3339_seconds(time).to_string().into(),
+                _ => humantime::format_rfc3339_micros(time).to_string().into(),
+            }
+        }
+        Field::Decimal(decimal) => {
+            let bytes: [u8; 16] = decimal.data().try_into().expect("sixteen bytes");
+            u128::from_be_bytes(bytes).to_string().into()
+        }
+        other => panic!("a kind of value that no column has: {other:?}"),
+    }
 }
 
 #[test]

@@ -1,77 +1,27 @@
 //! Disks that fail: a small one in memory that is filled, and one that cannot be written to any more.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use accounting::BatchNumber;
 use checkweigh::clock::Clock;
+use checkweigh::ledger::verify::verify;
 use checkweigh::ledger::{
-    Head, LedgerWriter, Outgoing, Reader, SqliteReader, SqliteStore, Store, StoreError,
+    Head, LedgerWriter, Outgoing, Reader, SqliteReader, SqliteStore, Store, StoreError, revival,
 };
+use checkweigh::shutdown::shutdown;
 use std::sync::atomic::Ordering;
-use tempfile::TempDir;
+use tokio::time::interval;
 
 use crate::chain;
+use crate::farm;
+use crate::process::{self, Checkweigh};
+use crate::small_disk::SmallDisk;
+use crate::sv1_miner::{Miner, MinerOptions};
 
 /// Until something happens that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A disk of a few megabytes; unmounted when dropped.
-struct SmallDisk {
-    folder: TempDir,
-}
-
-impl SmallDisk {
-    /// `None` where this process may not mount, which is printed.
-    fn mount() -> Option<SmallDisk> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let disk = SmallDisk { folder };
-        match disk.run(&["-t", "tmpfs", "-o", "size=3m", "checkweigh-test"]) {
-            Ok(()) => Some(disk),
-            Err(why) => {
-                println!("SKIPPED: no small disk can be mounted here, so nothing was tested: {why}");
-                None
-            }
-        }
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<(), String> {
-        let output = Command::new("mount").args(arguments).arg(self.folder.path()).output();
-        let output = output.map_err(|error| error.to_string())?;
-        let said = || String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(said()) }
-    }
-
-    fn ledger(&self) -> PathBuf {
-        self.folder.path().join("ledger")
-    }
-
-    /// Takes all the room that is left, except for `bytes`.
-    fn fill_up(&self, bytes: usize) -> PathBuf {
-        let ballast = self.folder.path().join("ballast");
-        fs::write(&ballast, vec![0; bytes]).expect("there is room for that");
-        let rest = self.folder.path().join("rest");
-        let mut size = 1 << 20;
-        let mut all = Vec::new();
-        while size >= 4096 {
-            all.resize(all.len() + size, 0);
-            if fs::write(&rest, &all).is_err() {
-                all.truncate(all.len() - size);
-                size /= 2;
-            }
-        }
-        fs::remove_file(ballast).expect("it is there");
-        rest
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.folder.path()).status();
-    }
-}
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -87,7 +37,7 @@ fn head_of(batch: &accounting::SealedBatch) -> Head {
 
 #[test]
 fn a_full_disk_raises_an_alarm_and_is_caught_up_with() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = SmallDisk::mount("3m") else { return };
     let (store, views, opening) = SqliteStore::open(&disk.ledger(), chain::KEEP_ALL).expect("it opens");
     let (writer, threads) =
         LedgerWriter::start(store, views, opening.head.number, Clock::start()).expect("threads");
@@ -129,7 +79,7 @@ fn a_full_disk_raises_an_alarm_and_is_caught_up_with() {
 #[test]
 fn a_rollup_that_finds_no_room_leaves_the_last_one_as_it_was() {
     use checkweigh::ledger::Views;
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = SmallDisk::mount("3m") else { return };
     let (mut store, mut views, opening) =
         SqliteStore::open(&disk.ledger(), chain::KEEP_ALL).expect("it opens");
     let mut head = Head::NONE;
@@ -157,7 +107,7 @@ fn a_rollup_that_finds_no_room_leaves_the_last_one_as_it_was() {
 
 #[test]
 fn a_disk_that_cannot_be_written_to_is_named_and_can_be_read() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = SmallDisk::mount("3m") else { return };
     let (mut store, mut views, opening) =
         SqliteStore::open(&disk.ledger(), chain::KEEP_ALL).expect("it opens");
     let batch = chain::next(opening.ledger, Head::NONE);
@@ -202,4 +152,60 @@ fn a_ledger_opens_as_the_configuration_says() {
         open.threads.end(PATIENCE).expect("all is written");
     }
     assert_eq!(chain::check(&SqliteReader::open(&config.path).expect("it can be read")).head, head);
+}
+
+/// A proxy whose ledger's disk is full: miners notice nothing, the metrics say so, and what was not written is, later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_nobody_from_mining() {
+    let Some(disk) = SmallDisk::mount("8m") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let chain = farm::chain(1 << 40);
+    let pool = farm::start_pool(&chain, farm::fixed(-20), None);
+    let config = format!(
+        "[downstream]\nsv1_listen = \"127.0.0.1:0\"\n\
+         [[upstream]]\nurl = \"stratum2+tcp://{}/{}\"\nuser_identity = \"account.farm\"\n\
+         [vardiff]\nenabled = false\n[metrics]\nlisten = \"127.0.0.1:0\"\n[ledger]\npath = \"{}\"\n",
+        pool.sv2,
+        farm::key().public(),
+        disk.ledger().display()
+    );
+    let mut proxy = Checkweigh::start("mining-proxy", &config, folder.path());
+    // In the order of the log.
+    let server = proxy.address("SV1 miners may connect").await;
+    let metrics = proxy.address("metrics at").await;
+    let mut child = proxy.detach_log();
+    let (stop, end) = shutdown();
+    let pause = Some(Duration::from_millis(5));
+    let miner = Miner::start(MinerOptions { server, user: "full.disk".to_owned(), window: 4, pause }, end);
+    let mut look = interval(Duration::from_millis(20));
+    let mut until = async |what: &str, sample: &str, more: u64| {
+        let (deadline, before) = (tokio::time::Instant::now() + farm::DEADLINE, miner.seen().accepted);
+        loop {
+            look.tick().await;
+            let page = reqwest::get(format!("http://{metrics}/metrics")).await.expect("it is served");
+            let page = page.text().await.expect("text");
+            if page.contains(sample) && miner.seen().accepted >= before + more {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{what} not in time: {page}");
+        }
+    };
+    until("it mines", "checkweigh_ledger_failing 0\n", 50).await;
+    let ballast = disk.fill_up(0);
+    until("the alarm", "checkweigh_ledger_failing 1\n", 0).await;
+    until("mining goes on", "checkweigh_ledger_failing 1\n", 200).await;
+    fs::remove_file(ballast).expect("it is there");
+    until("the ledger goes on", "checkweigh_ledger_failing 0\n", 50).await;
+    stop.trigger();
+    let ended = process::terminate(&mut child, farm::DEADLINE).await;
+    assert!(ended.success(), "{ended}");
+    let reader = SqliteReader::open(&disk.ledger()).expect("it can be read");
+    let opening = reader.opening().expect("it can be opened");
+    let (books, _) = revival::books(&opening, &reader).expect("its batches can be read");
+    assert_eq!(verify(&reader, |_, _| ()).expect("it can be read").faults, [""; 0]);
+    let shares = books.totals().shares.clone();
+    let seen = miner.seen();
+    assert!((seen.accepted..=seen.submitted + 4).contains(&shares.accepted), "{seen:?} and {shares:?}");
+    assert_eq!(books.totals().folded, 0, "no detail was lost");
+    pool.stop().await;
 }

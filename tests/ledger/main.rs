@@ -5,6 +5,8 @@
 mod farm;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/small_disk.rs"]
+mod small_disk;
 #[path = "../support/sv1_miner.rs"]
 mod sv1_miner;
 

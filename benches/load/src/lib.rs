@@ -12,6 +12,7 @@ pub mod compare;
 pub mod floor;
 pub mod in_flight;
 pub mod pool_stub;
+pub mod readers;
 pub mod report;
 pub mod scan;
 pub mod scenario;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::in_flight::latencies;
+use crate::readers::Waited;
 use crate::stage::{BlockTimes, Reading};
 use crate::swarm::ClassFigures;
 use crate::target::{Mode, TargetKind};
@@ -24,6 +26,9 @@ pub struct Report {
     pub miners: usize,
     /// Miners whose connection failed or ended.
     pub lost_connections: u64,
+    /// Records of which the target, one of ours, kept sums alone, because they came too fast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records_folded: Option<u64>,
     /// From the first connection begun to the last miner's first job, in seconds.
     pub connect_seconds: f64,
     /// Shares over a time.
@@ -32,6 +37,9 @@ pub struct Report {
     /// The same without those that flood, measured before them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shares_before_flood: Option<Shares>,
+    /// Shares without and with readers of the API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readers: Option<ReaderReport>,
     /// New blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Blocks>,
@@ -88,6 +96,126 @@ pub struct Shares {
     pub drain_seconds: Option<f64>,
     /// Memory of the target at the end, in KiB.
     pub resident_kib: u64,
+}
+
+/// Shares without and with readers of the API, in slices that took turns.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReaderReport {
+    /// Readers.
+    pub readers: usize,
+    /// Without them.
+    pub without: SliceReport,
+    /// With them.
+    pub with: SliceReport,
+    /// From a submission to its answer: what readers add to the 99th percentile, in per cent of it.
+    pub answered_p99_added_percent: f64,
+    /// The same to the arrival at the pool.
+    pub forwarding_p99_added_percent: f64,
+    /// What readers waited for, by path; of live changes, for the next event.
+    pub waited: BTreeMap<String, Latency>,
+}
+
+/// All slices of one kind.
+#[derive(Clone, Debug, Serialize)]
+pub struct SliceReport {
+    /// How long was measured.
+    pub seconds: f64,
+    /// Shares that were accepted, a second.
+    pub acknowledged_per_second: f64,
+    /// Processors that the target kept busy, in per cent of one.
+    pub cpu_percent: f64,
+    /// From a submission to its answer, all slices together.
+    pub answered: Latency,
+    /// From a submission to its arrival at the pool, all slices together.
+    pub forwarding: Latency,
+    /// The 99th percentile of the answers of each slice, in microseconds.
+    pub answered_p99_us_by_slice: Vec<f64>,
+}
+
+/// What was measured for a time.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// Before.
+    pub before: Reading,
+    /// After.
+    pub after: Reading,
+    /// From a submission to its answer, in nanoseconds.
+    pub answered: Histogram<u64>,
+    /// From a submission to its arrival at the pool, in nanoseconds.
+    pub forwarding: Histogram<u64>,
+}
+
+/// Slices as they come.
+#[derive(Debug, Default)]
+pub struct ReaderCount {
+    /// Without readers.
+    pub without: Slices,
+    /// With them.
+    pub with: Slices,
+    waited: Waited,
+}
+
+/// Slices of one kind, added up.
+#[derive(Debug, Default)]
+pub struct Slices {
+    seconds: f64,
+    acknowledged: u64,
+    cpu: Duration,
+    histograms: Option<[Histogram<u64>; 2]>,
+    p99s: Vec<f64>,
+}
+
+impl Slices {
+    /// Adds one.
+    pub fn add(&mut self, slice: Slice) {
+        self.seconds += (slice.after.at - slice.before.at).as_secs_f64();
+        self.acknowledged += slice.after.acknowledged - slice.before.acknowledged;
+        self.cpu += slice.after.target.cpu - slice.before.target.cpu;
+        self.p99s.push(Latency::of(&slice.answered).p99_us);
+        match &mut self.histograms {
+            None => self.histograms = Some([slice.answered, slice.forwarding]),
+            Some([answered, forwarding]) => {
+                answered.add(&slice.answered).expect("all histograms have the same bounds");
+                forwarding.add(&slice.forwarding).expect("all histograms have the same bounds");
+            }
+        }
+    }
+
+    fn report(self) -> SliceReport {
+        let [answered, forwarding] = self.histograms.unwrap_or_else(|| [latencies(), latencies()]);
+        SliceReport {
+            seconds: self.seconds,
+            acknowledged_per_second: self.acknowledged as f64 / self.seconds,
+            cpu_percent: 100.0 * self.cpu.as_secs_f64() / self.seconds,
+            answered: Latency::of(&answered),
+            forwarding: Latency::of(&forwarding),
+            answered_p99_us_by_slice: self.p99s,
+        }
+    }
+}
+
+impl ReaderCount {
+    /// Adds what readers waited for.
+    pub fn waited(&mut self, waited: Waited) {
+        for (path, more) in waited {
+            let sum = self.waited.entry(path).or_insert_with(latencies);
+            sum.add(&more).expect("all histograms have the same bounds");
+        }
+    }
+
+    /// All of it.
+    pub fn report(self, readers: usize) -> ReaderReport {
+        let (without, with) = (self.without.report(), self.with.report());
+        let added = |of: fn(&SliceReport) -> &Latency| 100.0 * (of(&with).p99_us / of(&without).p99_us - 1.0);
+        ReaderReport {
+            readers,
+            answered_p99_added_percent: added(|slices| &slices.answered),
+            forwarding_p99_added_percent: added(|slices| &slices.forwarding),
+            waited: self.waited.iter().map(|(path, waited)| (path.clone(), Latency::of(waited))).collect(),
+            without,
+            with,
+        }
+    }
 }
 
 /// New blocks.

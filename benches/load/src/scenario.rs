@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::report::{Blocks, Connections, Latency, Report, Shares, Verified};
+use crate::readers::{self, Readers};
+use crate::report::{
+    Blocks, Connections, Latency, ReaderCount, ReaderReport, Report, Shares, Slice, Verified,
+};
 use crate::stage::{BlockTimes, Reading, Stage, StageOptions};
 use crate::swarm::{Class, Pace};
 use crate::target::{Mode, TargetKind};
@@ -45,6 +48,9 @@ const FLOOD_OUTSTANDING: usize = 256;
 /// Blocks in each half of the flood.
 const FLOOD_BLOCKS: usize = 5;
 
+/// The name of the swarm's first miner, which readers ask for.
+const FIRST_DEVICE: &str = "farm.m000000";
+
 /// What to play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scenario {
@@ -60,6 +66,8 @@ pub enum Scenario {
     Farm,
     /// Every miner submits one share a second by chance; then some of them flood
     Flood,
+    /// As steady, in slices without and with readers of the API in turn
+    Readers,
 }
 
 /// How to play it.
@@ -80,10 +88,10 @@ pub struct RunOptions {
     /// Shares that each miner has outstanding (shares)
     #[arg(long, default_value_t = 1)]
     pub outstanding: usize,
-    /// Shares a second of all miners together (steady)
+    /// Shares a second of all miners together (steady, readers)
     #[arg(long, default_value_t = 6000)]
     pub rate: u32,
-    /// Seconds that are measured (shares, steady, farm, flood)
+    /// Seconds that are measured (shares, steady, farm, flood); of each slice (readers)
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
     /// New blocks (fanout)
@@ -95,6 +103,15 @@ pub struct RunOptions {
     /// Miners that flood (flood)
     #[arg(long, default_value_t = 1)]
     pub flooders: usize,
+    /// Readers of the API, every fourth of which follows live changes (readers)
+    #[arg(long, default_value_t = 8)]
+    pub readers: usize,
+    /// Milliseconds in which each of the others asks once (readers)
+    #[arg(long, default_value_t = 200)]
+    pub reader_pace_ms: u64,
+    /// Pairs of slices, one without and one with readers (readers)
+    #[arg(long, default_value_t = 5)]
+    pub slices: usize,
     /// The difficulty of shares is two to the power of this: one hash in 2^(32 + EXPONENT) is a share
     #[arg(long, default_value_t = -28, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-32..=0))]
     pub exponent: i32,
@@ -130,6 +147,9 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         difficulty_exponent: options.exponent,
         grouped: options.group_channels,
         verify: options.verify,
+        // Where it costs nothing that is measured.
+        with_api: options.target == TargetKind::Checkweigh
+            && matches!(options.scenario, Scenario::Shares | Scenario::Steady | Scenario::Readers),
     })?;
     let before = stage.read()?;
     let connect_time = stage.connect()?;
@@ -141,9 +161,11 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         mode: stage.pool.is_some().then_some(options.mode),
         miners: options.miners,
         lost_connections: 0,
+        records_folded: None,
         connect_seconds: connect_time.as_secs_f64(),
         shares: None,
         shares_before_flood: None,
+        readers: None,
         blocks: None,
         blocks_before_flood: None,
         connections: None,
@@ -155,9 +177,11 @@ pub fn run(options: &RunOptions) -> io::Result<Report> {
         Scenario::Fanout => report.blocks = Some(fanout(&mut stage, options)?),
         Scenario::Connect => report.connections = Some(connections(&mut stage, &before, &connected)?),
         Scenario::Farm => farm(&mut stage, options, &mut report)?,
+        Scenario::Readers => report.readers = Some(with_readers(&mut stage, options)?),
         Scenario::Flood => flood(&mut stage, options, &mut report)?,
     }
     report.lost_connections = stage.swarm.counts().lost;
+    report.records_folded = stage.target.api.map(readers::records_folded).transpose()?;
     report.verified = stage.pool_figures().filter(|_| options.verify).map(|pool| Verified {
         shares: pool.received,
         bad: pool.bad,
@@ -199,6 +223,33 @@ fn steady(stage: &mut Stage, options: &RunOptions) -> io::Result<Shares> {
         sleep(Duration::from_secs(options.seconds));
         Ok(())
     })
+}
+
+/// Slices without and with readers in turn, so that whatever else the machine does hits both alike.
+fn with_readers(stage: &mut Stage, options: &RunOptions) -> io::Result<ReaderReport> {
+    let api = stage.target.api.ok_or_else(|| io::Error::other("only this project's proxy has an API"))?;
+    let pace = Duration::from_millis(options.reader_pace_ms);
+    // A warm-up as that of the other scenario, and as long as it measures.
+    steady(stage, options)?;
+    let mut report = ReaderCount::default();
+    for _ in 0..options.slices {
+        report.without.add(slice(stage, options)?);
+        let readers = Readers::start(api, options.readers, pace, FIRST_DEVICE)?;
+        report.with.add(slice(stage, options)?);
+        report.waited(readers.end()?);
+    }
+    Ok(report.report(options.readers))
+}
+
+/// What was measured for a time: the swarm's figures, and the readings before and after.
+fn slice(stage: &mut Stage, options: &RunOptions) -> io::Result<Slice> {
+    stage.swarm.reset()?;
+    stage.in_flight.reset();
+    let before = stage.read()?;
+    sleep(Duration::from_secs(options.seconds));
+    let after = stage.read()?;
+    let answered = stage.swarm.figures()?.ordinary.answered;
+    Ok(Slice { before, after, answered, forwarding: stage.in_flight.forwarding() })
 }
 
 /// Measures what is submitted while `play` goes on.

@@ -49,6 +49,8 @@ pub struct StageOptions {
     pub grouped: bool,
     /// The pool hashes every share.
     pub verify: bool,
+    /// The target has an API.
+    pub with_api: bool,
 }
 
 /// A moment's reading of every meter.
@@ -121,6 +123,7 @@ impl Stage {
             miners: options.miners,
             threads: options.floor_threads,
             difficulty_exponent: options.difficulty_exponent,
+            with_api: options.with_api,
             pool: pool.as_ref().map(|pool| (pool.address, pool.authority)),
         })?;
         let swarm = SwarmOptions {

@@ -84,6 +84,8 @@ pub struct TargetOptions {
     pub threads: NonZeroUsize,
     /// The difficulty of a floor's shares is two to the power of this. Proxies hear it from the pool.
     pub difficulty_exponent: i32,
+    /// Whether a proxy of ours has an API.
+    pub with_api: bool,
     /// Where a proxy finds its pool, and the pool's key.
     pub pool: Option<(SocketAddr, AuthorityPublicKey)>,
 }
@@ -93,6 +95,8 @@ pub struct TargetOptions {
 pub struct Target {
     /// Where it listens for SV1 miners.
     pub address: SocketAddr,
+    /// Where its API is, where it has one.
+    pub api: Option<SocketAddr>,
     process: Arc<Process>,
     id: u32,
 }
@@ -111,8 +115,9 @@ impl Target {
     pub fn start(options: &TargetOptions) -> io::Result<Self> {
         let folder = tempfile::tempdir()?;
         let listen = private_address();
+        let api = options.with_api.then(private_address);
         let mut command = match options.kind {
-            TargetKind::Checkweigh => checkweigh(options, listen, folder.path())?,
+            TargetKind::Checkweigh => checkweigh(options, listen, api, folder.path())?,
             TargetKind::Translator => translator(options, listen, folder.path())?,
             TargetKind::FloorEpoll | TargetKind::FloorTokio => floor(options)?,
         };
@@ -126,7 +131,7 @@ impl Target {
         let id = child.id();
         let process = Arc::new(Process { child: Mutex::new(child), folder });
         running().push(Arc::clone(&process));
-        let mut target = Target { address: listen, process, id };
+        let mut target = Target { address: listen, api, process, id };
         if is_floor {
             target.address = target.announced()?;
         } else {
@@ -241,7 +246,12 @@ fn pool_of(options: &TargetOptions) -> io::Result<(SocketAddr, AuthorityPublicKe
     options.pool.ok_or_else(|| io::Error::other("a proxy needs a pool"))
 }
 
-fn checkweigh(options: &TargetOptions, listen: SocketAddr, folder: &Path) -> io::Result<Command> {
+fn checkweigh(
+    options: &TargetOptions,
+    listen: SocketAddr,
+    api: Option<SocketAddr>,
+    folder: &Path,
+) -> io::Result<Command> {
     let (pool, key) = pool_of(options)?;
     let config = format!(
         "[downstream]\nsv1_listen = \"{listen}\"\nmax_connections = {}\n\
@@ -251,9 +261,11 @@ fn checkweigh(options: &TargetOptions, listen: SocketAddr, folder: &Path) -> io:
         options.miners + SPARE_CONNECTIONS,
         options.mode != Mode::PerDevice,
     );
+    // Readers are as many as a scenario says, and none of them is turned away.
+    let api = api.map(|api| format!("[api]\nlisten = \"{api}\"\nrequests_per_minute = 600000\n"));
     let ledger = if options.mode == Mode::AggregatedLedger { "[ledger]\npath = \"ledger\"\n" } else { "" };
     let path = folder.join("mining-proxy.toml");
-    fs::write(&path, config + ledger)?;
+    fs::write(&path, config + ledger + &api.unwrap_or_default())?;
     let beside = std::env::current_exe()?.with_file_name("checkweigh");
     let mut command = Command::new(options.binary.as_ref().unwrap_or(&beside));
     command.args(["mining-proxy", "--log", "warn", "--config"]).arg(path);

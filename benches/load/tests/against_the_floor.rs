@@ -25,6 +25,7 @@ fn every_share_is_accepted_before_and_after_a_block() {
         difficulty_exponent: -28,
         grouped: false,
         verify: false,
+        with_api: false,
     })
     .expect("the floor starts");
     stage.connect().expect("every miner gets a job");

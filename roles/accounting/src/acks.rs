@@ -29,6 +29,13 @@ impl AckSums {
         self.longest_us = self.longest_us.max(latency_us);
     }
 
+    /// Takes earlier ones of the same upstream out of these. The longest stays the longest of all.
+    pub fn subtract(&mut self, earlier: &AckSums) {
+        let sums = self.classes.iter_mut().zip(earlier.classes);
+        sums.for_each(|(sum, count)| *sum = sum.saturating_sub(count));
+        self.total_us = self.total_us.saturating_sub(earlier.total_us);
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.classes.iter().sum()

@@ -12,11 +12,12 @@ mod power;
 mod restore;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stratum::{DeviceId, UpstreamId};
+use stratum::{DeviceId, UpstreamId, Work};
 
 use self::account::Account;
 use self::answers::Sender;
@@ -24,16 +25,15 @@ use self::happened::Happened;
 pub use self::happened::{MAX_BLOCKS, MAX_EVENTS};
 use self::identity::Odd;
 pub use self::restore::Restored;
+pub use self::views::{DeviceView, SubjectView};
 use crate::acks::AckSums;
 use crate::batch::BatchNumber;
 use crate::cost::Worth;
 use crate::energy::Readings;
 use crate::entry::{DeviceEntry, Entry, EventEntry, EventKind, Gap, UpstreamEntry, microseconds};
-use crate::power::PowerSource;
-use crate::rates::{RatePair, Window};
 use crate::record::{Fate, ShareRecord, Verdict};
-use crate::rollup::{DeviceRow, GroupId, Level, Point, RollUp, Subject};
-use crate::sums::{AnswerSums, Sums, Totals};
+use crate::rollup::{GroupId, Level, Point, RollUp, Subject};
+use crate::sums::{AnswerSums, Totals};
 use crate::waiting::WaitingShares;
 
 /// Devices that are counted apart: the greatest farms have some hundred thousand, and each takes two to three
@@ -94,10 +94,14 @@ struct Device {
     /// What only some devices have.
     odd: Option<Box<Odd>>,
     connections: u32,
+    /// Whether it last mined on a channel, as SV2 devices do; `None` when no connection of it is known.
+    has_channel: Option<bool>,
     first_seen_us: u64,
     last_seen_us: u64,
     last_share_us: u64,
     best_difficulty: f64,
+    /// What its latest accepted share was credited; 0 before the first of this process.
+    latest_work: Work,
     /// What it proved in the part of the open minute whose energy is not counted yet; `None` when it did not mine.
     part_work: Option<u128>,
 }
@@ -116,48 +120,8 @@ struct Upstream {
     /// What its latest job says that work is worth.
     worth: Option<Worth>,
     acks: AckSums,
-}
-
-/// One device at one moment.
-#[derive(Clone, Debug)]
-pub struct DeviceView {
-    /// Its number.
-    pub id: DeviceId,
-    /// Its name, once it was said.
-    pub name: Option<Arc<str>>,
-    /// The worker name, where the name is another; empty where it is the name.
-    pub worker_name: Arc<str>,
-    /// Its groups.
-    pub groups: Vec<GroupId>,
-    /// How many connections it has.
-    pub connections: u32,
-    /// The address that it last came from; empty when unknown.
-    pub address: Arc<str>,
-    /// What it last called itself; empty when unknown.
-    pub user_agent: Arc<str>,
-    /// When it was first seen, in unix microseconds.
-    pub first_seen_us: u64,
-    /// When it was last seen, in unix microseconds.
-    pub last_seen_us: u64,
-    /// When its latest accepted share came, in unix microseconds.
-    pub last_share_us: Option<u64>,
-    /// The hardest difficulty that a hash of its accepted shares reached.
-    pub best_difficulty: Option<f64>,
-    /// Sums since the ledger began.
-    pub sums: Sums,
-    /// Its rates, in the order of [`Window::ALL`].
-    pub rates: [RatePair; 4],
-    /// Its power now in milliwatts, and who says so.
-    pub power: Option<(u64, PowerSource)>,
-}
-
-/// A group, an upstream or the fleet at one moment.
-#[derive(Clone, Debug)]
-pub struct SubjectView {
-    /// Sums since the ledger began.
-    pub sums: Sums,
-    /// Its rates, in the order of [`Window::ALL`].
-    pub rates: [RatePair; 4],
+    /// Refused shares by its codes.
+    refused_by_code: BTreeMap<String, u64>,
 }
 
 impl Books {
@@ -349,38 +313,6 @@ impl Books {
         Some(id)
     }
 
-    /// One subject at one moment; `None` when nothing is known of it.
-    pub fn view(&self, subject: Subject, now_us: u64) -> Option<SubjectView> {
-        let account = self.account(subject)?;
-        Some(SubjectView { sums: account.total(), rates: rates_of(account, now_us) })
-    }
-
-    /// One device at one moment.
-    pub fn device_view(&self, id: DeviceId, now_us: u64) -> Option<DeviceView> {
-        let device = self.devices.get(id.0 as usize)?.as_ref()?;
-        Some(DeviceView {
-            id,
-            name: device.name.clone(),
-            worker_name: Odd::worker_name(&device.odd),
-            groups: device.groups.clone(),
-            connections: device.connections,
-            address: device.address.clone(),
-            user_agent: device.user_agent.clone(),
-            first_seen_us: device.first_seen_us,
-            last_seen_us: device.last_seen_us,
-            last_share_us: Some(device.last_share_us).filter(|time| *time > 0),
-            best_difficulty: Some(device.best_difficulty).filter(|difficulty| *difficulty > 0.0),
-            sums: device.account.total(),
-            rates: rates_of(&device.account, now_us),
-            power: self.power(Subject::Device(id), now_us),
-        })
-    }
-
-    /// All devices in the order of their numbers.
-    pub fn device_views(&self, now_us: u64) -> impl Iterator<Item = DeviceView> {
-        (0..self.devices.len()).filter_map(move |index| self.device_view(DeviceId(index as u32), now_us))
-    }
-
     /// The groups with their names, in the order of their numbers.
     pub fn groups(&self) -> impl Iterator<Item = (GroupId, &Arc<str>)> {
         self.groups.iter().enumerate().map(|(index, group)| (GroupId(index as u16), &group.name))
@@ -452,7 +384,7 @@ impl Books {
     fn apply_gap(&mut self, gap: &Gap) {
         self.turn_to(gap.to_us);
         self.totals.folded += gap.records;
-        gap.refused_by_code.iter().for_each(|(code, count)| self.totals.add_refusals(code, *count));
+        self.add_lost_refusals(gap);
         for (device, sums) in &gap.devices {
             let shares = &sums.shares;
             self.totals.shares.add(shares);
@@ -544,6 +476,7 @@ impl Books {
             device.last_share_us = device.last_share_us.max(at_us);
             let difficulty = share.difficulty.map_or(0.0, |difficulty| difficulty.0);
             device.best_difficulty = device.best_difficulty.max(difficulty);
+            device.latest_work = share.credited();
         }
         self.note_mined(id, share.credited().0);
         true
@@ -597,28 +530,6 @@ impl Books {
             Box::new(Device::new(now_us))
         }))
     }
-
-    /// What a store keeps of each device.
-    pub fn device_rows(&self) -> impl Iterator<Item = DeviceRow> {
-        (0..self.devices.len()).filter_map(|index| self.device_row(DeviceId(index as u32)))
-    }
-
-    fn device_row(&self, id: DeviceId) -> Option<DeviceRow> {
-        let device = self.devices.get(id.0 as usize)?.as_ref()?;
-        Some(DeviceRow {
-            id,
-            name: device.name.clone().unwrap_or_default(),
-            groups: device.groups.clone(),
-            first_seen_us: device.first_seen_us,
-            last_seen_us: device.last_seen_us,
-            last_share_us: device.last_share_us,
-            best_difficulty: device.best_difficulty,
-            address: device.address.to_string(),
-            user_agent: device.user_agent.to_string(),
-            worker_name: Odd::worker_name(&device.odd),
-            device_id: Odd::parts(&device.odd).1.to_owned(),
-        })
-    }
 }
 
 impl Device {
@@ -631,10 +542,12 @@ impl Device {
             user_agent: Arc::default(),
             odd: None,
             connections: 0,
+            has_channel: None,
             first_seen_us: now_us,
             last_seen_us: now_us,
             last_share_us: 0,
             best_difficulty: 0.0,
+            latest_work: Work(0),
             part_work: None,
         }
     }
@@ -643,8 +556,4 @@ impl Device {
 /// When the minute that starts at `start` is over, in unix microseconds.
 fn end_of_minute(start: u64) -> u64 {
     start.saturating_add(60).saturating_mul(1_000_000)
-}
-
-fn rates_of(account: &Account, now_us: u64) -> [RatePair; 4] {
-    Window::ALL.map(|window| account.rates.over(window, now_us))
 }

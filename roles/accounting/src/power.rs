@@ -55,6 +55,13 @@ impl EnergySums {
         self.covered_work += other.covered_work;
     }
 
+    /// Takes earlier sums of the same subject out of these; what would be below zero is zero.
+    pub fn subtract(&mut self, earlier: &EnergySums) {
+        let sums = self.millijoules.iter_mut().zip(earlier.millijoules);
+        sums.for_each(|(sum, energy)| *sum = sum.saturating_sub(energy));
+        self.covered_work.0 = self.covered_work.0.saturating_sub(earlier.covered_work.0);
+    }
+
     /// All energy in joules, whatever its source.
     pub fn joules(&self) -> f64 {
         self.millijoules.iter().sum::<u128>() as f64 / 1000.0

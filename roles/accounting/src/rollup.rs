@@ -198,6 +198,8 @@ pub struct Facts {
     pub acks: Vec<(UpstreamId, AckSums)>,
     /// Refused shares by the upstreams' codes, since the ledger began.
     pub refused_by_code: BTreeMap<String, u64>,
+    /// The same by upstream. A code whose upstream is not known, because detail was lost, is in none of them.
+    pub refused_by_upstream: BTreeMap<UpstreamId, BTreeMap<String, u64>>,
     /// Records without detail, since the ledger began.
     pub folded: u64,
     /// Readings of power: those that changed, or all of them.

@@ -108,6 +108,24 @@ impl ShareSums {
         self.dropped_work.iter_mut().zip(other.dropped_work).for_each(|(sum, work)| *sum += work);
     }
 
+    /// Takes earlier sums of the same shares out of these; what would be below zero is zero.
+    pub fn subtract(&mut self, earlier: &ShareSums) {
+        less(&mut self.submitted, earlier.submitted);
+        less(&mut self.accepted, earlier.accepted);
+        less(&mut self.blocks, earlier.blocks);
+        each_less(&mut self.rejected, earlier.rejected);
+        less(&mut self.below_upstream_target, earlier.below_upstream_target);
+        less(&mut self.forwarded, earlier.forwarded);
+        each_less(&mut self.dropped, earlier.dropped);
+        less(&mut self.kept, earlier.kept);
+        less_work(&mut self.submitted_work, earlier.submitted_work);
+        each_less_work(&mut self.rejected_work, earlier.rejected_work);
+        less_work(&mut self.credited, earlier.credited);
+        less_work(&mut self.upstream_work, earlier.upstream_work);
+        less_work(&mut self.forwarded_work, earlier.forwarded_work);
+        each_less_work(&mut self.dropped_work, earlier.dropped_work);
+    }
+
     /// All refused shares.
     pub fn rejected_total(&self) -> u64 {
         self.rejected.iter().sum()
@@ -148,6 +166,22 @@ impl ShareSums {
         }
         None
     }
+}
+
+fn less(sum: &mut u64, part: u64) {
+    *sum = sum.saturating_sub(part);
+}
+
+fn less_work(sum: &mut Work, part: Work) {
+    sum.0 = sum.0.saturating_sub(part.0);
+}
+
+fn each_less<const N: usize>(sums: &mut [u64; N], parts: [u64; N]) {
+    sums.iter_mut().zip(parts).for_each(|(sum, part)| less(sum, part));
+}
+
+fn each_less_work<const N: usize>(sums: &mut [Work; N], parts: [Work; N]) {
+    sums.iter_mut().zip(parts).for_each(|(sum, part)| less_work(sum, part));
 }
 
 fn total_of(works: &[Work]) -> u128 {
@@ -219,6 +253,18 @@ impl AnswerSums {
         self.lost_work.iter_mut().zip(other.lost_work).for_each(|(sum, work)| *sum += work);
     }
 
+    /// Takes earlier sums, or those of a part, out of these; what would be below zero is zero.
+    pub fn subtract(&mut self, earlier: &AnswerSums) {
+        less(&mut self.forwarded, earlier.forwarded);
+        less_work(&mut self.forwarded_work, earlier.forwarded_work);
+        less(&mut self.acknowledged, earlier.acknowledged);
+        less_work(&mut self.acknowledged_work, earlier.acknowledged_work);
+        less(&mut self.refused, earlier.refused);
+        less_work(&mut self.refused_work, earlier.refused_work);
+        each_less(&mut self.lost, earlier.lost);
+        each_less_work(&mut self.lost_work, earlier.lost_work);
+    }
+
     /// All shares that were never answered.
     pub fn lost_total(&self) -> u64 {
         self.lost.iter().sum()
@@ -270,6 +316,14 @@ impl Sums {
         self.answers.add(&other.answers);
         self.energy.add(&other.energy);
         self.squared_work += other.squared_work;
+    }
+
+    /// Takes earlier sums of the same subject out of these; what would be below zero is zero.
+    pub fn subtract(&mut self, earlier: &Sums) {
+        self.shares.subtract(&earlier.shares);
+        self.answers.subtract(&earlier.answers);
+        self.energy.subtract(&earlier.energy);
+        self.squared_work = (self.squared_work - earlier.squared_work).max(0.0);
     }
 
     /// The relative standard error of a hash rate made of these shares: the square root of the sum of squared works
@@ -332,6 +386,17 @@ impl Totals {
         self.folded += other.folded;
     }
 
+    /// Takes earlier totals out of these; what would be below zero is zero.
+    pub fn subtract(&mut self, earlier: &Totals) {
+        self.shares.subtract(&earlier.shares);
+        self.answers.subtract(&earlier.answers);
+        for (upstream, sums) in &mut self.upstreams {
+            sums.subtract(earlier.upstreams.get(upstream).unwrap_or(&AnswerSums::default()));
+        }
+        subtract_codes(&mut self.refused_by_code, &earlier.refused_by_code);
+        less(&mut self.folded, earlier.folded);
+    }
+
     fn add_upstream(&mut self, upstream: UpstreamId, sums: &AnswerSums) {
         if let Some(known) = self.upstreams.get_mut(&upstream) {
             known.add(sums);
@@ -341,10 +406,7 @@ impl Totals {
     }
 
     pub(crate) fn add_refusals(&mut self, code: &str, count: u64) {
-        let has_room =
-            self.refused_by_code.len() < MAX_REFUSAL_CODES || self.refused_by_code.contains_key(code);
-        let code = if has_room { code } else { OTHER_CODES };
-        *self.refused_by_code.entry(code.to_owned()).or_default() += count;
+        add_refusals(&mut self.refused_by_code, code, count);
     }
 
     /// The first of the sums that must hold and does not. They hold at every moment, whatever an upstream claims.
@@ -360,8 +422,22 @@ impl Totals {
     }
 }
 
+/// Adds to counts by code, which are bounded: see [`OTHER_CODES`].
+pub(crate) fn add_refusals(counts: &mut BTreeMap<String, u64>, code: &str, count: u64) {
+    let has_room = counts.len() < MAX_REFUSAL_CODES || counts.contains_key(code);
+    let code = if has_room { code } else { OTHER_CODES };
+    *counts.entry(code.to_owned()).or_default() += count;
+}
+
+/// Takes earlier counts by code out of these.
+pub fn subtract_codes(counts: &mut BTreeMap<String, u64>, earlier: &BTreeMap<String, u64>) {
+    for (code, count) in counts {
+        less(count, earlier.get(code).copied().unwrap_or(0));
+    }
+}
+
 /// An upstream's words as a label: short, lower case, and of the characters of the specification's codes.
-fn clean_code(code: &str) -> String {
+pub(crate) fn clean_code(code: &str) -> String {
     let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
     let cleaned = code.chars().take(MAX_CODE_LENGTH);
     let cleaned: String =

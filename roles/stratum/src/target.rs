@@ -57,6 +57,28 @@ impl Target {
         Work(u128::from_be_bytes(low.try_into().expect("half of 32 bytes is 16")))
     }
 
+    /// The easiest target whose shares are worth so much: what [`Target::work`] was taken of, to its accuracy.
+    pub fn of_work(work: Work) -> Self {
+        match work.0 {
+            0 | 1 => return Target::MAX,
+            2 => return Target([u64::MAX, u64::MAX, u64::MAX, u64::MAX >> 1]),
+            _ => {}
+        }
+        let mut bytes = [0; 32];
+        bytes[16..].copy_from_slice(&(work.0 - 1).to_be_bytes());
+        // 2^256 divided by the work. The target is one less: one of 2^n - 1 is met by one hash in 2^(256 - n).
+        let above = pow::Work::from_be_bytes(bytes).to_target();
+        let Target(mut limbs) = Target::from_le_bytes(above.to_le_bytes());
+        for limb in &mut limbs {
+            let (less, borrows) = limb.overflowing_sub(1);
+            *limb = less;
+            if !borrows {
+                break;
+            }
+        }
+        Target(limbs)
+    }
+
     /// The difficulty of this target: [`Target::DIFFICULTY_1`] divided by it. Infinite for the zero target.
     pub fn difficulty(&self) -> Difficulty {
         Difficulty(Target::DIFFICULTY_1.to_f64() / self.to_f64())
@@ -276,5 +298,18 @@ mod tests {
         assert_eq!(Difficulty::from_exponent(16).to_string(), "65536");
         assert_eq!(Difficulty::from_exponent(0).to_string(), "1");
         assert_eq!(Difficulty::from_exponent(-12).to_string(), "0.000244140625");
+    }
+
+    #[test]
+    fn a_target_comes_back_from_its_work() {
+        for exponent in [0, 1, 7, 32, 40, 64, 100, 127] {
+            let work = Work(1 << exponent);
+            assert_eq!(Target::of_work(work).work(), work, "2^{exponent}");
+        }
+        assert_eq!(Target::of_work(Work(0)), Target::MAX);
+        assert_eq!(Target::of_work(Work(1)), Target::MAX);
+        let odd = Target::from_compact(0x1702_1234);
+        let back = Target::of_work(odd.work());
+        assert!((back.difficulty().0 / odd.difficulty().0 - 1.0).abs() < 1e-12, "{back:?} and {odd:?}");
     }
 }

@@ -33,7 +33,7 @@ pub(super) fn run(
     let (books, _) = revival::books(&opening, reader)?;
     let devices: Vec<DeviceRow> = books.device_rows().collect();
     let sums: HashMap<Subject, Sums> =
-        books.device_views(0).map(|device| (Subject::Device(device.id), device.sums)).collect();
+        books.device_views(0, 0).map(|device| (Subject::Device(device.id), device.sums)).collect();
     let as_of = as_of(reader, &opening)?;
     let none = Sums::default();
     let sums_of = |id| sums.get(&Subject::Device(id)).unwrap_or(&none);

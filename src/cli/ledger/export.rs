@@ -27,8 +27,9 @@ Examples:
   checkweigh ledger --path ledger export --format csv --of shares --from 2026-11-25T10:00:00Z --to 2026-11-25T10:01:00Z
 
 Of sums, one row for each device and span with something in it. Hashes are expected hashes (work), exact: whole numbers in CSV,
-texts in JSON, decimals in Parquet. What is not known is empty. Of shares, ack_ms is the time from the share judged to the
-upstream's answer; empty where none came within a minute of the period's end.")]
+texts in JSON, decimals in Parquet. What is not known is empty. Of forwarded shares, answer is what became of each:
+acknowledged, refused (answer_reason has the upstream's code) or lost (and why); ack_ms is the time from the share judged to
+the upstream's answer. They are empty where none came within a minute of the period's end.")]
 pub struct ExportArgs {
     /// How rows are written; json is one object a line.
     #[arg(long, value_enum)]
@@ -179,7 +180,7 @@ fn write_sums(
 fn row(device: &DeviceRow, level: Level, start: u64, sums: &Sums) -> Row {
     let mut row: Row = vec![
         ("device".to_owned(), Cell::Text(device.name.to_string())),
-        ("device_id".to_owned(), Cell::Count(device.id.0.into())),
+        ("device_number".to_owned(), Cell::Count(device.id.0.into())),
         ("start".to_owned(), Cell::Time(start)),
         ("seconds".to_owned(), Cell::Count(level.seconds())),
     ];

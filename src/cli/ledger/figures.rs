@@ -1,6 +1,6 @@
 //! Sums as columns and as JSON: the same names everywhere, each with its unit.
 
-use accounting::{DeviceRow, Sums};
+use accounting::{DeviceRow, PowerSource, Sums};
 use serde_json::{Map, Value, json};
 use stratum::Work;
 
@@ -26,7 +26,7 @@ pub(super) enum Cell {
 /// The columns of sums over a number of seconds, in their order.
 pub(super) fn columns(sums: &Sums, seconds: u64) -> Vec<(String, Cell)> {
     let (shares, answers) = (&sums.shares, &sums.answers);
-    let mut columns = Vec::with_capacity(48);
+    let mut columns = Vec::with_capacity(56);
     let mut add = |name: &str, cell: Cell| columns.push((name.to_owned(), cell));
     let hashes = |work: Work| Cell::Hashes(work.0);
     add("submitted", Cell::Count(shares.submitted));
@@ -47,16 +47,26 @@ pub(super) fn columns(sums: &Sums, seconds: u64) -> Vec<(String, Cell)> {
     for (reason, count) in answers.lost_by_reason() {
         add(&format!("lost_{}", reason.name()), Cell::Count(count));
     }
+    let sum = |works: &[Work]| Cell::Hashes(works.iter().map(|work| work.0).sum());
     add("submitted_hashes", hashes(shares.submitted_work));
     add("accepted_hashes", hashes(shares.credited));
+    add("rejected_hashes", sum(&shares.rejected_work));
     add("upstream_hashes", hashes(shares.upstream_work));
     add("forwarded_hashes", hashes(shares.forwarded_work));
+    add("dropped_hashes", sum(&shares.dropped_work));
     add("acknowledged_hashes", hashes(answers.acknowledged_work));
+    add("refused_by_upstream_hashes", hashes(answers.refused_work));
+    add("lost_hashes", sum(&answers.lost_work));
     let rate = (seconds > 0).then(|| shares.credited.0 as f64 / seconds as f64);
     add("accepted_hash_rate_hs", Cell::Number(rate));
     add("hash_rate_relative_error", Cell::Number(sums.uncertainty()));
     let joules = sums.energy.joules();
     add("energy_j", Cell::Number((joules > 0.0).then_some(joules)));
+    for (source, energy) in PowerSource::ALL.into_iter().zip(sums.energy.millijoules) {
+        let energy = (joules > 0.0).then_some(energy as f64 / 1000.0);
+        add(&format!("energy_j_{}", source.name()), Cell::Number(energy));
+    }
+    add("covered_hashes", hashes(sums.energy.covered_work));
     add("efficiency_j_per_th", Cell::Number(sums.energy.joules_per_terahash()));
     columns
 }
@@ -129,7 +139,12 @@ pub(super) fn device_json(device: &DeviceRow) -> Map<String, Value> {
 /// Work in terahashes, for people.
 pub(super) fn terahashes(work: Work) -> String {
     let terahashes = work.0 as f64 / 1e12;
-    if terahashes < 1000.0 { format!("{terahashes:.3}") } else { format!("{terahashes:.0}") }
+    match terahashes {
+        // What processors mine in a demo is not nothing.
+        tiny if tiny > 0.0 && tiny < 0.001 => format!("{tiny:.2e}"),
+        some if some < 1000.0 => format!("{some:.3}"),
+        many => format!("{many:.0}"),
+    }
 }
 
 /// A hash rate with the unit that suits it, for people.
@@ -167,5 +182,6 @@ mod tests {
         assert_eq!(hash_rate(1.5e14), "150.00 TH/s");
         assert_eq!(hash_rate(12.0), "12.00 H/s");
         assert_eq!(terahashes(Work(1_500_000_000_000)), "1.500");
+        assert_eq!((&*terahashes(Work(4_489_216)), &*terahashes(Work(0))), ("4.49e-6", "0.000"));
     }
 }

@@ -1,10 +1,13 @@
 //! `checkweigh ledger show`: one device, its sums and its history.
 
+use std::collections::VecDeque;
 use std::io::Write;
 
-use accounting::{Costs, DeviceRow, Level, Subject, Sums};
+use accounting::entry::{ConnectionEntry, Entry};
+use accounting::{Costs, DeviceRow, Level, Subject, Sums, codec};
 use clap::Args;
 use serde_json::{Value, json};
+use stratum::{DeviceId, Work};
 
 use super::cost::{costs_json, costs_table};
 use super::figures::{device_json, hash_rate, sums_json, terahashes};
@@ -12,6 +15,9 @@ use super::table::{Table, plain};
 use super::{LedgerFailure, LevelName, Output, time};
 use crate::config::distance;
 use crate::ledger::{Reader, SqliteReader, revival, times};
+
+/// Beginnings and ends of connections that are shown.
+const MAX_CONNECTIONS: usize = 100;
 
 /// Names that are offered in place of one that is not there.
 const OFFERED: usize = 5;
@@ -25,7 +31,7 @@ const SHOWN_SECONDS: u64 = times::DAY;
 Examples:
   checkweigh ledger --path ledger show farm.rig7
   checkweigh ledger --path ledger show farm.rig7 --level day --from 2026-01-01
-  checkweigh ledger --path ledger show farm.rig7 --level minute --from 2026-11-25T10:00:00Z --json")]
+  checkweigh ledger --path ledger show farm.rig7 --level minute --from 2026-11-25T10:00:00Z --connections --json")]
 pub struct ShowArgs {
     /// The device's name, as `devices` lists it.
     pub device: String,
@@ -38,6 +44,9 @@ pub struct ShowArgs {
     /// Where it ends; when the device was last seen when not given.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub to: Option<u64>,
+    /// Also when connections of it began and ended in that time, the latest first; reads every record of the time.
+    #[arg(long)]
+    pub connections: bool,
     /// One JSON object instead of tables.
     #[arg(long)]
     pub json: bool,
@@ -58,6 +67,7 @@ pub(super) fn run(
     let to = args.to.unwrap_or(device.last_seen_us / 1_000_000 + level.seconds());
     let from = args.from.unwrap_or(to.saturating_sub(SHOWN_SECONDS));
     let points = reader.points(subject, level, from, to)?;
+    let connections = args.connections.then(|| connections(reader, device.id, from, to)).transpose()?;
     if args.json {
         let mut object = device_json(&device);
         object.insert("sums".to_owned(), sums_json(&sums, 0));
@@ -70,6 +80,9 @@ pub(super) fn run(
             })
             .collect();
         object.insert("history".to_owned(), history.into());
+        if let Some(connections) = connections {
+            object.insert("connections".to_owned(), connections.iter().map(connection_json).collect());
+        }
         writeln!(output, "{}", Value::Object(object))?;
         return Ok(());
     }
@@ -80,7 +93,59 @@ pub(super) fn run(
     }
     writeln!(output, "\nEach {}, {} to {}:", words(level), times::seconds(from), times::seconds(to))?;
     history(level, &points).print(output)?;
+    if let Some(connections) = connections {
+        writeln!(output, "\nIts latest connections in that time:")?;
+        connection_table(&connections).print(output)?;
+    }
     Ok(())
+}
+
+/// What the stream says of a device's connections from one unix second to another, the latest first.
+fn connections(
+    reader: &SqliteReader,
+    device: DeviceId,
+    from: u64,
+    to: u64,
+) -> Result<Vec<ConnectionEntry>, LedgerFailure> {
+    let (from_us, to_us) = (from.saturating_mul(1_000_000), to.saturating_mul(1_000_000));
+    let mut latest = VecDeque::new();
+    for batch in reader.batches_between(from_us, to_us)? {
+        // What cannot be read is `verify`'s business.
+        for entry in codec::entries(&batch?.payload).map_while(Result::ok) {
+            let Entry::Connection(entry) = entry else { continue };
+            if entry.device == device && (from_us..to_us).contains(&entry.at_us) {
+                if latest.len() == MAX_CONNECTIONS {
+                    latest.pop_back();
+                }
+                latest.push_front(entry);
+            }
+        }
+    }
+    Ok(latest.into())
+}
+
+fn connection_json(entry: &ConnectionEntry) -> Value {
+    json!({
+        "at": times::microseconds(entry.at_us),
+        "connection": entry.id.0,
+        "channel": entry.channel.0,
+        "is_open": entry.is_open,
+        "connections": entry.connections,
+    })
+}
+
+fn connection_table(entries: &[ConnectionEntry]) -> Table {
+    let mut table = Table::new(2, &["time", "what", "connection", "channel", "open then"]);
+    for entry in entries {
+        table.row(vec![
+            times::microseconds(entry.at_us),
+            if entry.is_open { "began" } else { "ended" }.to_owned(),
+            entry.id.0.to_string(),
+            entry.channel.0.to_string(),
+            entry.connections.to_string(),
+        ]);
+    }
+    table
 }
 
 const fn words(level: Level) -> &'static str {
@@ -122,8 +187,18 @@ fn print_device(device: &DeviceRow, sums: &Sums, output: &mut Output<'_>) -> std
     writeln!(output, "  acknowledged          {}", answers.acknowledged)?;
     writeln!(output, "  refused by upstream   {}", answers.refused)?;
     writeln!(output, "  lost                  {}", answers.lost_total())?;
-    writeln!(output, "  accepted work         {} TH", terahashes(shares.credited))?;
-    writeln!(output, "  acknowledged work     {} TH", terahashes(answers.acknowledged_work))?;
+    writeln!(output, "  work at the device's difficulty, and at the upstream's target, in TH:")?;
+    let works = [
+        ("submitted", shares.submitted_work, None),
+        ("accepted", shares.credited, Some(shares.upstream_work)),
+        ("forwarded", Work(0), Some(shares.forwarded_work)),
+        ("acknowledged", Work(0), Some(answers.acknowledged_work)),
+    ];
+    for (name, device, upstream) in works {
+        let own = if device.0 > 0 || upstream.is_none() { terahashes(device) } else { String::new() };
+        let theirs = upstream.map(terahashes).unwrap_or_default();
+        writeln!(output, "    {name:<20}{own:>14}{theirs:>16}")?;
+    }
     match sums.energy.joules_per_terahash() {
         Some(efficiency) => writeln!(output, "  efficiency            {efficiency:.2} J/TH"),
         None => writeln!(output, "  efficiency            unknown"),
@@ -131,8 +206,17 @@ fn print_device(device: &DeviceRow, sums: &Sums, output: &mut Output<'_>) -> std
 }
 
 fn history(level: Level, points: &[(u64, Sums)]) -> Table {
-    let header =
-        ["start", "submitted", "accepted", "rejected", "acknowledged", "accepted hash rate", "+/-", "J/TH"];
+    let header = [
+        "start",
+        "submitted",
+        "accepted",
+        "rejected",
+        "acknowledged",
+        "accepted hash rate",
+        "+/-",
+        "acknowledged work rate",
+        "J/TH",
+    ];
     let mut table = Table::new(1, &header);
     for (start, sums) in points {
         let unknown = || "unknown".to_owned();
@@ -144,6 +228,7 @@ fn history(level: Level, points: &[(u64, Sums)]) -> Table {
             sums.answers.acknowledged.to_string(),
             hash_rate(sums.shares.credited.0 as f64 / level.seconds() as f64),
             sums.uncertainty().map_or_else(unknown, |error| format!("{:.1} %", error * 100.0)),
+            hash_rate(sums.answers.acknowledged_work.0 as f64 / level.seconds() as f64),
             sums.energy.joules_per_terahash().map_or_else(unknown, |efficiency| format!("{efficiency:.2}")),
         ]);
     }

@@ -67,7 +67,7 @@ const SORTS: [(&str, Sort); 16] = [
 /// A place in an order. Two devices never have the same one, because of the number.
 #[derive(Clone, Debug, PartialEq)]
 struct Rank {
-    name: Option<String>,
+    name: Option<Arc<str>>,
     figure: f64,
     number: u32,
 }
@@ -98,7 +98,7 @@ impl Sort {
             Sort::Efficiency => sums.energy.joules_per_terahash(),
         };
         Rank {
-            name: (self == Sort::Name).then(|| device.name.to_string()),
+            name: (self == Sort::Name).then(|| Arc::clone(&device.name)),
             figure: figure.unwrap_or(f64::NEG_INFINITY),
             number: device.id.0,
         }
@@ -165,7 +165,7 @@ fn rank_of(cursor: &str, sort: Sort, descends: bool) -> Option<Rank> {
     let figure = f64::from_bits(u64::from_str_radix(parts.next()?, 16).ok()?);
     let number = parts.next()?.parse().ok()?;
     let name = parts.next()?;
-    is_same.then(|| Rank { name: (sort == Sort::Name).then(|| name.to_owned()), figure, number })
+    is_same.then(|| Rank { name: (sort == Sort::Name).then(|| name.into()), figure, number })
 }
 
 #[derive(Serialize)]

@@ -377,12 +377,24 @@ async fn devices_of_each_protocol_are_clients_of_theirs() {
     let global = get(&server, "/api/v1/global").await;
     assert_eq!(
         (&global["sv1_clients"]["total_clients"], &global["sv2_clients"]["total_clients"]),
-        (&json!(40), &json!(20))
+        (&json!(20), &json!(20)),
+        "the other twenty are not connected"
     );
-    let page = get(&server, "/api/v1/sv1/clients?offset=30&limit=25").await;
-    assert_eq!((&page["total"], page["items"].as_array().map(Vec::len)), (&json!(40), Some(10)));
-    let client = get(&server, "/api/v1/sv1/clients/2").await;
-    assert_eq!((&client["connection_ip"], &client["sv1_worker_name"]), (&json!("10.0.0.7"), &json!("rig2")));
+    let page = get(&server, "/api/v1/sv1/clients?offset=10&limit=25").await;
+    assert_eq!((&page["total"], page["items"].as_array().map(Vec::len)), (&json!(20), Some(10)));
+    let client = get(&server, "/api/v1/sv1/clients/4").await;
+    assert_eq!((&client["connection_ip"], &client["sv1_worker_name"]), (&json!("10.0.0.7"), &json!("rig4")));
+    // Work of 2^40 is a target of 2^216 - 1.
+    assert_eq!(client["target_hex"], format!("{}{}", "0".repeat(10), "f".repeat(54)));
+    assert_eq!(client["extranonce2_len"], 4);
+    assert_eq!(refused(&server, "/api/v1/sv1/clients/2").await, 404, "that one is not connected");
+    let channel = &get(&server, "/api/v1/server/channels").await["extended_channels"][0];
+    assert_eq!(
+        (&channel["version_rolling"], &channel["rollable_extranonce_size"]),
+        (&json!(true), &json!(16))
+    );
+    assert_eq!(channel["target_hex"].as_str().map(str::len), Some(64));
+    assert_eq!(channel["shares_rejected_by_reason"]["stale-share"], channel["shares_rejected"]);
     assert_eq!(refused(&server, "/api/v1/sv1/clients/0").await, 404, "that one speaks SV2");
     assert_eq!(get(&server, "/api/v1/clients?limit=5000").await["limit"], 100);
 }

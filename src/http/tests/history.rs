@@ -198,6 +198,7 @@ async fn what_one_process_knew_the_next_one_shows() {
     };
     same(&first.get("/api/v1/blocks").await);
     let before = first.get("/api/v1/fleet").await;
+    check_metrics(&first, 1).await;
     first.end().await;
 
     let second = Process::start(folder.path());
@@ -228,9 +229,12 @@ async fn what_one_process_knew_the_next_one_shows() {
     let acks = &upstreams["upstreams"][0]["ack_latency"];
     assert_eq!((&acks["answers"], &acks["longest_seconds"]), (&json!(2), &json!(0.12)));
     assert_eq!(acks["mean_seconds"], json!(0.1));
-    let page = request(second.address, "/metrics").await.1;
-    let line = "checkweigh_upstream_ack_seconds_bucket{upstream=\"pool.example:34254\",le=\"0.1\"} 1\n";
-    assert!(page.contains(line), "{page}");
+    check_metrics(&second, 0).await;
+    let upstream = &upstreams["upstreams"][0];
+    assert_eq!(upstream["rejected_by_upstream_code"], json!({ "stale-share": 1 }));
+    assert_eq!(upstream["shares"]["rejected"], before["shares"]["rejected"]);
+    assert_eq!(upstream["work"], before["work"]);
+    assert_eq!(upstream["cost"]["value_sats"], before["cost"]["value_sats"]);
     let device = second.get("/api/v1/devices/farm.one").await;
     assert_eq!(device["energy"]["power_w"], 3000.0, "the meter's word still stands");
 
@@ -240,6 +244,25 @@ async fn what_one_process_knew_the_next_one_shows() {
     let reader = SqliteReader::open(folder.path()).expect("it opens");
     let found = verify(&reader, |_, _| {}).expect("it can be read");
     assert_eq!((found.faults, found.points > 0), (Vec::new(), true));
+}
+
+/// Counters are those of one process: `times` what [`mine`] did.
+async fn check_metrics(process: &Process, times: u32) {
+    let page = request(process.address, "/metrics").await.1;
+    let of_devices = request(process.address, "/metrics/devices").await.1;
+    let upstream = "{upstream=\"pool.example:34254\"";
+    for (sample, count) in [
+        (format!("checkweigh_upstream_ack_seconds_bucket{upstream},le=\"0.1\"}}"), 1),
+        (format!("checkweigh_upstream_refusals_total{upstream},code=\"stale-share\"}}"), 1),
+        (format!("checkweigh_shares_forwarded_total{upstream}}}"), 3),
+        ("checkweigh_shares_submitted_total".to_owned(), 4),
+        ("checkweigh_blocks_found_total".to_owned(), 1),
+        ("checkweigh_device_shares_submitted_total{device=\"farm.one\"}".to_owned(), 4),
+    ] {
+        let line = format!("{sample} {}\n", count * times);
+        assert!(page.contains(&line) || of_devices.contains(&line), "{line}{page}{of_devices}");
+    }
+    assert!(page.contains("checkweigh_ledger_failing 0\n"), "{page}");
 }
 
 async fn check_events(second: &Process, hash: &str) {

@@ -13,7 +13,7 @@ use crate::http::view::{Span, Subject, Unanswered};
 /// As many as the largest site that is promised.
 const GREAT_FLEET: u32 = 20_000;
 
-fn share(device: u32, judged: Now, verdict: Verdict) -> ShareRecord {
+pub(super) fn share(device: u32, judged: Now, verdict: Verdict) -> ShareRecord {
     let is_refused = matches!(verdict, Verdict::Rejected(_));
     ShareRecord {
         judged,
@@ -37,11 +37,11 @@ fn share(device: u32, judged: Now, verdict: Verdict) -> ShareRecord {
     }
 }
 
-struct Running {
-    sink: RecordSink,
+pub(super) struct Running {
+    pub(super) sink: RecordSink,
     view: Arc<RecordedView>,
-    clock: Clock,
-    address: SocketAddr,
+    pub(super) clock: Clock,
+    pub(super) address: SocketAddr,
     _trigger: ShutdownTrigger,
 }
 
@@ -50,7 +50,11 @@ fn running() -> Running {
 }
 
 fn running_with(admin: Option<&str>) -> Running {
-    let (sink, _task) = RecordSink::start();
+    running_on(RecordSink::start().0, admin)
+}
+
+/// Serves what a sink has.
+pub(super) fn running_on(sink: RecordSink, admin: Option<&str>) -> Running {
     let clock = Clock::start();
     let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(|| status(true));
     let sources = Sources {

@@ -6,8 +6,8 @@ use accounting::{AckSums, AnswerSums, EnergySums, Level, PowerSource, RejectReas
 use stratum::{DeviceId, Work};
 
 use super::{
-    Answer, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point, PowerOf,
-    PowerReading, Protocol, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
+    Answer, AtStart, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point,
+    PowerOf, PowerReading, Protocol, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
 };
 
 /// When the fake's figures were taken: 2026-11-25T12:00:00Z.
@@ -95,15 +95,17 @@ pub(crate) fn fleet(count: usize) -> Fleet {
         id: DeviceId(number as u32),
         name: format!("farm.rig{number}").into(),
         worker_name: if number == 1 { "farm.all".into() } else { format!("farm.rig{number}").into() },
-        connections: number as u32 % 3,
+        connections: (number as u32 + 1) % 3,
         groups: if number % 2 == 0 { vec!["hall a/1".into()] } else { Vec::new() },
         address: (number % 2 == 0).then(|| "10.0.0.7:40000".into()),
         user_agent: (number % 2 == 0).then(|| "cgminer/4.12".into()),
+        device_id: (number % 3 == 0).then(|| format!("serial-{number}").into()),
         protocol: Some(if number % 3 == 0 { Protocol::Sv2 } else { Protocol::Sv1 }),
         first_seen_us: NOW_US - 3_600_000_000,
         last_seen_us: NOW_US - 1_000_000,
         last_share_us: (number % 2 == 0).then_some(NOW_US - 2_000_000),
         best_difficulty: (number % 2 == 0).then_some(1e9 + number as f64),
+        latest_work: (number % 2 == 0).then_some(Work(1 << 40)),
         sums: if number % 2 == 0 { sums(number as u64) } else { Sums::default() },
         power_w: (number % 2 == 0).then_some((3250.0, PowerSource::Meter)),
         rates: if number % 2 == 0 { rates(number as u64) } else { Rates::default() },
@@ -130,7 +132,10 @@ pub(crate) fn fleet(count: usize) -> Fleet {
             account: Some("account.farm".into()),
             is_live: true,
             standing: "serving",
-            answers: all.answers.clone(),
+            sums: Sums { energy: EnergySums::default(), ..all.clone() },
+            rates: rates(count as u64),
+            refused_by_code: [("stale-share".to_owned(), all.answers.refused)].into(),
+            sats_per_hash: Some(0.5e-12),
             acks: acks(),
         }],
         switches: vec![("connection_lost", 2), ("fail_back", 1)],
@@ -177,6 +182,9 @@ impl View for FakeView {
             height: Some(925_000),
             version: Some(0x2000_0000),
             nbits: Some(0x1702_1234),
+            version_rolling: Some(true),
+            upstream_target: Some(stratum::Target::of_work(Work(1 << 42))),
+            rollable_size: Some(16),
             ..Job::default()
         };
         Box::pin(async { Ok(vec![job]) })
@@ -208,6 +216,10 @@ impl View for FakeView {
         let event =
             Event { number: 1, at_us: NOW_US, kind: "shared_name", subject: Some("farm.rig0".into()), text };
         Box::pin(async { Ok(Known { items: vec![event], is_complete: true }) })
+    }
+
+    fn at_start(&self) -> Arc<AtStart> {
+        Arc::default()
     }
 
     fn ledger(&self) -> Answer<'_, Ledger> {

@@ -1,28 +1,35 @@
 //! The accounts as the record sink has them now, and as the ledger has them, where one is kept.
 //!
-//! The sink is asked at most once a second, however many ask here.
+//! The sink is asked at most once a second, and less often for a great fleet, however many ask here.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use accounting::cost::sats_per_hash;
 use accounting::entry::PowerEntry;
 use accounting::{BlockRow, EventRow, Level, RatePair, Sums};
-use stratum::{DeviceId, Now};
+use stratum::{DeviceId, Now, UpstreamId};
 use tokio::sync::Mutex;
 
 use super::{
-    Answer, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point, PowerOf,
-    PowerReading, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
+    Answer, AtStart, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point,
+    PowerOf, PowerReading, Protocol, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
 };
 use crate::clock::Clock;
 use crate::http::Sources;
 use crate::sink::{self, DeviceView, SinkEnded, Snapshot};
 
-/// How old figures may be. A copy of a fleet of twenty thousand costs the sink some milliseconds, and no page
-/// changes faster than once a second.
+/// How old figures may be: no page changes faster than once a second.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(1);
+
+/// How many times as long as it took to take figures they are kept at least, so that readers, however many, take no
+/// more than two per cent of a processor's time for them: a copy of twenty thousand devices takes some eighty
+/// milliseconds.
+const AGE_OF_COST: u32 = 50;
+
+/// How old figures are at most, whatever they cost.
+const LONGEST_AGE: Duration = Duration::from_secs(5);
 
 /// A [`View`] over a record sink.
 pub struct RecordedView {
@@ -31,32 +38,45 @@ pub struct RecordedView {
     /// The latest answers. The lock is held while the sink is asked, so that all who come meanwhile share one answer.
     overview: Mutex<Cached<Overview>>,
     fleet: Mutex<Cached<Fleet>>,
+    /// Made when it is first asked for: names of upstreams come with the first look at them.
+    at_start: OnceLock<Arc<AtStart>>,
 }
 
+/// A value, and until when it serves.
 type Cached<T> = Option<(Duration, Arc<T>)>;
 
 impl RecordedView {
     /// Reads from these sources.
     pub fn new(sources: Sources) -> Self {
         let started = sources.clock.now();
-        RecordedView { sources, started, overview: Mutex::default(), fleet: Mutex::default() }
+        RecordedView {
+            sources,
+            started,
+            overview: Mutex::default(),
+            fleet: Mutex::default(),
+            at_start: OnceLock::new(),
+        }
     }
 
     fn overview_of(&self, overview: sink::Overview, now: Now) -> Overview {
-        let sink::Overview { totals, devices, fleet, groups, upstreams: summed, power_milliwatts, .. } =
-            overview;
-        let worth = overview.worth.map(|worth| worth.sats_per_hash()).or_else(|| self.worth_of_jobs());
-        let acks = overview.acks;
+        let sink::Overview { totals, devices, fleet, groups, upstreams: summed, worth, .. } = overview;
+        let sink::Overview { power_milliwatts, mut acks, mut refusals, worths, .. } = overview;
+        let worth = worth.map(|worth| worth.sats_per_hash()).or_else(|| self.worth_of_jobs());
         let status = (self.sources.status)();
         let upstreams = status.upstreams.into_iter().enumerate().map(|(id, upstream)| {
-            let known = summed.iter().find(|(known, ..)| usize::from(known.0) == id);
+            let id = UpstreamId(u16::try_from(id).unwrap_or(u16::MAX));
+            let known = summed.iter().find(|(known, ..)| *known == id).map(|(.., view)| view);
+            let own_worth = worths.get(&id).map(|worth| worth.sats_per_hash());
             Upstream {
                 name: upstream.name.into(),
                 account: upstream.account,
                 is_live: upstream.is_live,
                 standing: upstream.standing,
-                answers: known.map(|(.., view)| view.sums.answers.clone()).unwrap_or_default(),
-                acks: known.and_then(|(id, ..)| acks.get(id).cloned()).unwrap_or_default(),
+                sums: known.map(|view| view.sums.clone()).unwrap_or_default(),
+                rates: known.map(|view| rates(&view.rates)).unwrap_or_default(),
+                refused_by_code: refusals.remove(&id).unwrap_or_default(),
+                sats_per_hash: own_worth.or(worth),
+                acks: acks.remove(&id).unwrap_or_default(),
             }
         });
         let groups = groups.into_iter().map(|(_, name, devices, view)| {
@@ -87,27 +107,14 @@ impl RecordedView {
         (self.sources.jobs)().iter().find_map(worth)
     }
 
-    fn fleet_of(&self, snapshot: Snapshot, now: Now) -> Fleet {
-        let Snapshot { totals, fleet, devices, groups, upstreams, worth, acks, .. } = snapshot;
-        let Snapshot { hash_rate_1m, hash_rate_10m, .. } = snapshot;
-        let names: Vec<Arc<str>> = groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
-        let power = devices.iter().filter_map(|device| device.power).map(|(milliwatts, _)| milliwatts);
-        let power_milliwatts = power.reduce(u64::saturating_add);
-        let count = devices.len();
-        let overview = sink::Overview {
-            totals,
-            devices: count,
-            power_milliwatts,
-            fleet,
-            groups,
-            upstreams,
-            worth,
-            acks,
-            hash_rate_1m,
-            hash_rate_10m,
-        };
-        let devices: Vec<Device> = devices.into_iter().map(|view| device(view, &names)).collect();
-        Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true }
+    async fn ask_fleet(&self) -> Result<Fleet, Unanswered> {
+        let now = self.sources.clock.now();
+        let Snapshot { overview, devices, .. } = self.sources.sink.snapshot(now).await?;
+        let names: Vec<Arc<str>> = overview.groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
+        let shapes = move || devices.into_iter().map(|view| device(view, &names)).collect();
+        // Not where shares are awaited: a great fleet takes a while.
+        let devices = tokio::task::spawn_blocking(shapes).await.map_err(|_| Unanswered::Closed)?;
+        Ok(Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true })
     }
 
     /// The subject of this name, as the ledger knows it.
@@ -216,10 +223,7 @@ impl View for RecordedView {
     }
 
     fn fleet(&self) -> Answer<'_, Arc<Fleet>> {
-        Box::pin(cached(&self.fleet, self.sources.clock, async || {
-            let now = self.sources.clock.now();
-            Ok(self.fleet_of(self.sources.sink.snapshot(now).await?, now))
-        }))
+        Box::pin(cached(&self.fleet, self.sources.clock, async || self.ask_fleet().await))
     }
 
     fn period(&self, span: Span) -> Answer<'_, Period> {
@@ -276,6 +280,15 @@ impl View for RecordedView {
         })
     }
 
+    fn at_start(&self) -> Arc<AtStart> {
+        let at_start = self.at_start.get_or_init(|| {
+            let sink::AtStart { overview, devices } = self.sources.sink.at_start();
+            let overview = self.overview_of(overview.clone(), self.started);
+            Arc::new(AtStart { overview, devices: devices.clone() })
+        });
+        Arc::clone(at_start)
+    }
+
     fn ledger(&self) -> Answer<'_, Ledger> {
         Box::pin(async {
             let records_without_detail = self.overview().await?.totals.folded;
@@ -321,15 +334,21 @@ async fn cached<T>(
     ask: impl AsyncFnOnce() -> Result<T, Unanswered>,
 ) -> Result<Arc<T>, Unanswered> {
     let mut cache = cache.lock().await;
-    let now = clock.now().monotonic;
-    if let Some((taken, value)) = &*cache
-        && now.saturating_sub(*taken) < MAX_AGE
+    let began = clock.now().monotonic;
+    if let Some((until, value)) = &*cache
+        && began < *until
     {
         return Ok(Arc::clone(value));
     }
     let value = Arc::new(ask().await?);
-    *cache = Some((now, Arc::clone(&value)));
+    let cost = clock.now().monotonic.saturating_sub(began);
+    *cache = Some((began + age_after(cost), Arc::clone(&value)));
     Ok(value)
+}
+
+/// How long a value serves that took so long to take.
+fn age_after(cost: Duration) -> Duration {
+    (cost * AGE_OF_COST).clamp(MAX_AGE, LONGEST_AGE)
 }
 
 fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
@@ -344,11 +363,13 @@ fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
         groups: names.collect(),
         address: known(view.address),
         user_agent: known(view.user_agent),
-        protocol: None,
+        device_id: known(view.device_id.into()),
+        protocol: view.has_channel.map(|has| if has { Protocol::Sv2 } else { Protocol::Sv1 }),
         first_seen_us: view.first_seen_us,
         last_seen_us: view.last_seen_us,
         last_share_us: view.last_share_us,
         best_difficulty: view.best_difficulty,
+        latest_work: view.latest_work,
         sums: view.sums,
         power_w: view.power.map(|(milliwatts, source)| (milliwatts as f64 / 1e3, source)),
         rates: rates(&view.rates),

@@ -3,6 +3,7 @@
 //!
 //! Small as a rule, but for readings, of which there is one or a few for each device.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use accounting::books::{MAX_BLOCKS, MAX_EVENTS};
@@ -25,6 +26,8 @@ pub(super) const TABLES: &str = "
         height INTEGER, nbits INTEGER NOT NULL);
     CREATE TABLE ack (upstream INTEGER PRIMARY KEY, sums BLOB NOT NULL);
     CREATE TABLE refusal (code TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE upstream_refusal (upstream INTEGER NOT NULL, code TEXT NOT NULL, count INTEGER NOT NULL,
+        PRIMARY KEY (upstream, code)) WITHOUT ROWID;
     CREATE TABLE power (subject INTEGER NOT NULL, source INTEGER NOT NULL, milliwatts INTEGER NOT NULL,
         from_us INTEGER NOT NULL, until_us INTEGER NOT NULL, PRIMARY KEY (subject, source)) WITHOUT ROWID;
     CREATE TABLE event (number INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, kind INTEGER NOT NULL, device INTEGER,
@@ -62,6 +65,13 @@ pub(super) fn write(transaction: &Transaction<'_>, facts: &Facts) -> rusqlite::R
     for (code, count) in &facts.refused_by_code {
         let mut change = transaction.prepare_cached("INSERT OR REPLACE INTO refusal VALUES (?1, ?2)")?;
         change.execute(params![code, *count as i64])?;
+    }
+    for (upstream, counts) in &facts.refused_by_upstream {
+        let mut change =
+            transaction.prepare_cached("INSERT OR REPLACE INTO upstream_refusal VALUES (?1, ?2, ?3)")?;
+        for (code, count) in counts {
+            change.execute(params![upstream.0, code, *count as i64])?;
+        }
     }
     for row in &facts.power {
         transaction.prepare_cached("INSERT OR REPLACE INTO power VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
@@ -157,12 +167,22 @@ fn read_tables(connection: &Connection) -> rusqlite::Result<Facts> {
         worths: rows(connection, "SELECT * FROM worth", worth)?,
         acks: rows(connection, "SELECT * FROM ack", acks)?,
         refused_by_code: rows(connection, "SELECT code, count FROM refusal", refusal)?.into_iter().collect(),
+        refused_by_upstream: read_refusals(connection)?,
         folded: 0,
         power: rows(connection, "SELECT * FROM power", power)?,
         part: OpenPart::default(),
         events,
         blocks,
     })
+}
+
+fn read_refusals(connection: &Connection) -> rusqlite::Result<BTreeMap<UpstreamId, BTreeMap<String, u64>>> {
+    let refusal = |row: &Row<'_>| Ok((UpstreamId(row.get(0)?), row.get(1)?, row.get::<_, i64>(2)? as u64));
+    let mut refusals: BTreeMap<UpstreamId, BTreeMap<String, u64>> = BTreeMap::new();
+    for (upstream, code, count) in rows(connection, "SELECT * FROM upstream_refusal", refusal)? {
+        refusals.entry(upstream).or_default().insert(code, count);
+    }
+    Ok(refusals)
 }
 
 /// Events no later than `before_us`, latest first.

@@ -15,7 +15,7 @@ use crate::ledger::store::{Head, StoreError};
 use crate::ledger::times;
 
 /// The layout of the files that this version writes. A later one must be refused: it may mean something else.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 /// The file with everything but batches.
 pub(super) const LEDGER_FILE: &str = "ledger.db";
@@ -172,6 +172,11 @@ fn check_layout(connection: &Connection, path: &Path) -> Result<(), StoreError> 
         Some(LAYOUT) => Ok(()),
         Some(found) if found > LAYOUT => {
             Err(StoreError::Newer { path: path.to_owned(), found, known: LAYOUT })
+        }
+        Some(found) if found > 0 => {
+            let what =
+                format!("it is of the layout {found}, from before the first release: begin a new folder");
+            Err(StoreError::damaged(path, what))
         }
         _ => Err(StoreError::damaged(path, "it does not say which layout it has")),
     }

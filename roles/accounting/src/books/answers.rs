@@ -7,10 +7,10 @@ use stratum::{DeviceId, UpstreamId, Work};
 
 use super::{Account, Books};
 use crate::batch::BatchNumber;
-use crate::entry::{Entry, EventKind, microseconds};
+use crate::entry::{Entry, EventKind, Gap, microseconds};
 use crate::record::{Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict};
 use crate::rollup::Subject;
-use crate::sums::AnswerSums;
+use crate::sums::{AnswerSums, add_refusals, clean_code};
 use crate::waiting::part_of;
 
 /// Whose share waits.
@@ -58,6 +58,11 @@ impl Books {
         let add = |account: &mut Account| account.minute_mut().answers.add(&sums);
         self.touch(Subject::Fleet, &mut { add });
         self.touch(Subject::Upstream(answer.upstream), &mut { add });
+        if let UpstreamVerdict::Rejected { code, .. } = &answer.verdict
+            && let Some(upstream) = self.upstreams.get_mut(&answer.upstream)
+        {
+            add_refusals(&mut upstream.refused_by_code, &clean_code(code), 1);
+        }
         let mut left = sums.clone();
         let is_answered = !matches!(answer.verdict, UpstreamVerdict::Lost { .. });
         for share in self.waiting.answered(answer) {
@@ -65,7 +70,7 @@ impl Books {
                 upstream.acks.add(at_us.saturating_sub(share.of.judged_us));
             }
             let part = part_of(&answer.verdict, share.work);
-            subtract(&mut left, &part);
+            left.subtract(&part);
             self.touch_devices(share.of.device, &part);
         }
         if left != AnswerSums::default() {
@@ -108,6 +113,20 @@ impl Books {
         }
     }
 
+    /// Adds the refusals of a gap. Whose codes they are is only known where one upstream alone refused something.
+    pub(super) fn add_lost_refusals(&mut self, gap: &Gap) {
+        let mut refusing = gap.upstreams.iter().filter(|(_, sums)| sums.answers.refused > 0);
+        let upstream = match (refusing.next(), refusing.next()) {
+            (Some((id, _)), None) => self.upstreams.get_mut(id),
+            _ => None,
+        };
+        if let Some(upstream) = upstream {
+            let counts = &mut upstream.refused_by_code;
+            gap.refused_by_code.iter().for_each(|(code, count)| add_refusals(counts, code, *count));
+        }
+        gap.refused_by_code.iter().for_each(|(code, count)| self.totals.add_refusals(code, *count));
+    }
+
     fn touch_devices(&mut self, device: Option<DeviceId>, part: &AnswerSums) {
         let add = |account: &mut Account| account.minute_mut().answers.add(part);
         let Some(id) = device else { return self.touch(Subject::Untracked, &mut { add }) };
@@ -117,15 +136,4 @@ impl Books {
             self.touch(Subject::Group(group), &mut { add });
         }
     }
-}
-
-fn subtract(sums: &mut AnswerSums, part: &AnswerSums) {
-    let minus = |sum: &mut u64, part: u64| *sum = sum.saturating_sub(part);
-    let minus_work = |sum: &mut Work, part: Work| sum.0 = sum.0.saturating_sub(part.0);
-    minus(&mut sums.acknowledged, part.acknowledged);
-    minus(&mut sums.refused, part.refused);
-    sums.lost.iter_mut().zip(part.lost).for_each(|(sum, part)| minus(sum, part));
-    minus_work(&mut sums.acknowledged_work, part.acknowledged_work);
-    minus_work(&mut sums.refused_work, part.refused_work);
-    sums.lost_work.iter_mut().zip(part.lost_work).for_each(|(sum, part)| minus_work(sum, part));
 }

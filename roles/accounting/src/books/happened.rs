@@ -89,6 +89,11 @@ impl Books {
         self.upstreams.get(&upstream).map(|known| known.acks.clone()).unwrap_or_default()
     }
 
+    /// Refused shares of an upstream by its codes.
+    pub fn refused_by_code(&self, upstream: UpstreamId) -> BTreeMap<String, u64> {
+        self.upstreams.get(&upstream).map(|known| known.refused_by_code.clone()).unwrap_or_default()
+    }
+
     /// The latest [`MAX_EVENTS`] events, oldest first.
     pub fn events(&self) -> impl DoubleEndedIterator<Item = &EventRow> + ExactSizeIterator {
         self.happened.events.latest.iter()
@@ -161,6 +166,8 @@ impl Books {
         };
         let answered = self.upstreams.iter().filter(|(_, upstream)| upstream.acks.count() > 0);
         facts.acks = answered.map(|(id, upstream)| (*id, upstream.acks.clone())).collect();
+        let refusing = self.upstreams.iter().filter(|(_, upstream)| !upstream.refused_by_code.is_empty());
+        facts.refused_by_upstream = refusing.map(|(id, up)| (*id, up.refused_by_code.clone())).collect();
         facts.events = std::mem::take(&mut self.happened.events.news).into();
         facts.blocks = std::mem::take(&mut self.happened.blocks.news).into();
         facts
@@ -175,6 +182,11 @@ impl Books {
         for (id, acks) in &facts.acks {
             if let Some(upstream) = self.upstreams.get_mut(id) {
                 upstream.acks = acks.clone();
+            }
+        }
+        for (id, counts) in &facts.refused_by_upstream {
+            if let Some(upstream) = self.upstreams.get_mut(id) {
+                upstream.refused_by_code.clone_from(counts);
             }
         }
         self.totals.refused_by_code.clone_from(&facts.refused_by_code);

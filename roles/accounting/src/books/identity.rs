@@ -36,6 +36,9 @@ impl Books {
         self.turn_to(entry.at_us);
         if let Some(device) = self.device_mut(entry.device, entry.at_us) {
             device.connections = entry.connections;
+            if entry.is_open {
+                device.has_channel = Some(entry.channel.0 != 0);
+            }
             device.last_seen_us = device.last_seen_us.max(entry.at_us);
         }
     }

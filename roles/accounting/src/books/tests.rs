@@ -8,9 +8,10 @@ use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, Upstream
 
 use super::*;
 use crate::entry::PowerEntry;
-use crate::power::EnergySums;
+use crate::power::{EnergySums, PowerSource};
 use crate::record::{DropReason, LossReason, RejectReason, UpstreamAnswer, UpstreamVerdict};
-use crate::rollup::{EventRow, Facts};
+use crate::rollup::{DeviceRow, EventRow, Facts};
+use crate::sums::Sums;
 
 mod energy;
 
@@ -472,6 +473,12 @@ fn assert_facts(world: &World, books: &Books, kept: &Facts) {
     let refused = world.fates.iter().filter(|(.., fate, _)| *fate == "refused").count() as u64;
     assert_eq!(books.totals().refused_by_code.get("stale-share").copied().unwrap_or(0), refused);
     assert_eq!(&kept.refused_by_code, &books.totals().refused_by_code);
+    for id in (0..3).map(UpstreamId) {
+        let counts = books.refused_by_code(id);
+        let sums = books.view(Subject::Upstream(id), 0).map(|view| view.sums).unwrap_or_default();
+        assert_eq!(counts.values().sum::<u64>(), sums.answers.refused);
+        assert_eq!(kept.refused_by_upstream.get(&id).cloned().unwrap_or_default(), counts);
+    }
     for id in 0..3 {
         let mut truth = AckSums::default();
         let of_upstream = world.latencies.iter().filter(|(upstream, _)| *upstream == id);

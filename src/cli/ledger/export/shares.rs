@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use accounting::entry::{EventKind, microseconds};
 use accounting::{
-    BatchNumber, DeviceRow, Entry, Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict, codec,
+    BatchNumber, DeviceRow, Entry, Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+    codec,
 };
 use stratum::{DeviceId, SequenceNumber, UpstreamChannelId, UpstreamId};
 
@@ -85,7 +86,24 @@ struct Held {
     place: usize,
     share: ShareRecord,
     is_waiting: bool,
+    answer: Option<Answer>,
+}
+
+/// What became of a forwarded share.
+#[derive(Clone)]
+struct Answer {
+    /// `acknowledged`, `refused` or `lost`.
+    kind: &'static str,
+    /// The upstream's code, or what ended the wait.
+    reason: Arc<str>,
+    /// What an upstream's answer took, in microseconds.
     ack_us: Option<u64>,
+}
+
+impl Answer {
+    fn lost(reason: LossReason) -> Self {
+        Answer { kind: "lost", reason: reason.name().into(), ack_us: None }
+    }
 }
 
 struct Waiting {
@@ -114,7 +132,7 @@ impl Joined {
         }
         if is_wanted {
             let is_waiting = waits.is_some();
-            self.held.push_back(Held { batch, place, share, is_waiting, ack_us: None });
+            self.held.push_back(Held { batch, place, share, is_waiting, answer: None });
         }
     }
 
@@ -132,27 +150,38 @@ impl Joined {
                 waiting.drain(..count).collect()
             }
         };
+        let said = match &answer.verdict {
+            UpstreamVerdict::Acknowledged { .. } => {
+                Answer { kind: "acknowledged", reason: "".into(), ack_us: None }
+            }
+            UpstreamVerdict::Rejected { code, .. } => {
+                Answer { kind: "refused", reason: code.as_str().into(), ack_us: None }
+            }
+            UpstreamVerdict::Lost { reason, .. } => Answer::lost(*reason),
+        };
         let is_lost = matches!(answer.verdict, UpstreamVerdict::Lost { .. });
         let received_us = microseconds(answer.received.utc);
         for share in covered {
             let ack_us = (!is_lost).then(|| received_us.saturating_sub(share.judged_us));
-            self.settle(&share, ack_us);
+            self.settle(&share, Some(Answer { ack_us, ..said.clone() }));
         }
     }
 
     /// A process has ended: what waited is never answered.
     fn end_life(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
-        waiting.into_values().flatten().for_each(|share| self.settle(&share, None));
+        waiting.into_values().flatten().for_each(|share| {
+            self.settle(&share, Some(Answer::lost(LossReason::ProcessEnded)));
+        });
     }
 
-    fn settle(&mut self, share: &Waiting, ack_us: Option<u64>) {
+    fn settle(&mut self, share: &Waiting, answer: Option<Answer>) {
         let Some(number) = share.wanted else { return };
         self.wanted -= 1;
         // One that was written without its answer is gone.
         let place = number.checked_sub(self.written).map(|place| place as usize);
         if let Some(held) = place.and_then(|place| self.held.get_mut(place)) {
-            (held.is_waiting, held.ack_us) = (false, ack_us);
+            (held.is_waiting, held.answer) = (false, answer);
         }
     }
 
@@ -175,7 +204,11 @@ impl Joined {
 }
 
 fn row(held: &Held, names: &HashMap<DeviceId, Arc<str>>) -> Row {
-    let Held { batch, place, share, ack_us, .. } = held;
+    let Held { batch, place, share, answer, .. } = held;
+    let (answered, answer_reason, ack_us) = match answer {
+        Some(answer) => (answer.kind, &*answer.reason, answer.ack_us),
+        None => ("", "", None),
+    };
     let name = share.device.and_then(|id| names.get(&id));
     let (verdict, reason) = match share.verdict {
         Verdict::Accepted => ("accepted", ""),
@@ -189,7 +222,7 @@ fn row(held: &Held, names: &HashMap<DeviceId, Arc<str>>) -> Row {
         ("entry", Cell::Count(*place as u64)),
         ("time", Cell::Moment(share.judged.utc.as_micros() as u64)),
         ("device", text(name.map_or("", |name| name))),
-        ("device_id", Cell::Maybe(share.device.map(|id| id.0.into()))),
+        ("device_number", Cell::Maybe(share.device.map(|id| id.0.into()))),
         ("connection", Cell::Count(share.connection.0)),
         ("channel", number(share.channel.0)),
         ("upstream", Cell::Maybe(share.upstream.map(|id| id.0.into()))),
@@ -200,6 +233,8 @@ fn row(held: &Held, names: &HashMap<DeviceId, Arc<str>>) -> Row {
         ("fate", text(fate_name(share.fate))),
         ("dropped_for", text(if let Fate::Dropped(reason) = share.fate { reason.name() } else { "" })),
         ("sequence_number", Cell::Maybe(share.sequence_number.map(|number| number.0.into()))),
+        ("answer", text(answered)),
+        ("answer_reason", text(answer_reason)),
         ("ack_ms", Cell::Number(ack_us.map(|latency| latency as f64 / 1e3))),
         ("submitted_hashes", Cell::Hashes(share.submitted.0)),
         ("accepted_hashes", Cell::Hashes(share.credited().0)),

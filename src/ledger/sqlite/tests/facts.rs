@@ -61,6 +61,7 @@ pub(super) fn facts() -> Facts {
         worths: vec![worth],
         acks: vec![(UpstreamId(2), acks)],
         refused_by_code: [("stale-share".to_owned(), 3)].into(),
+        refused_by_upstream: [(UpstreamId(2), [("stale-share".to_owned(), 3)].into())].into(),
         folded: u64::MAX,
         power: vec![power],
         part,
