@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{NodeConfig, SourceConfig, TemplatesConfig};
 use crate::error::RunError;
+use crate::node::source::run_hashblock_subscriber;
 use crate::node::{
     BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SourcePath, SubmitterSettings,
     run_rpc_source, run_sv2_source, submitter, template_source,
@@ -30,9 +31,13 @@ pub fn start(
     let missing = || RunError::Failed("templates.source: \"rpc\" needs a [node]".to_owned());
     match &config.source {
         SourceConfig::Rpc => {
-            let (_, client) = node.ok_or_else(missing)?;
-            let rpc =
-                RpcSourceSettings { poll: config.poll, empty_first: config.empty_first, announced: None };
+            let (node, client) = node.ok_or_else(missing)?;
+            let announced = node.zmq_hashblock.clone().map(|endpoint| {
+                let (publish, announced) = watch::channel(None);
+                tokio::spawn(run_hashblock_subscriber(endpoint, publish, shutdown.clone()));
+                announced
+            });
+            let rpc = RpcSourceSettings { poll: config.poll, empty_first: config.empty_first, announced };
             tokio::spawn(run_rpc_source(Arc::clone(&client), rpc, outlet, shutdown));
             let submitter = Arc::new(BlockSubmitter::new(client, settings));
             Ok(BlockSource::Node { source, submitter })

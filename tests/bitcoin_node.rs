@@ -103,10 +103,14 @@ struct Source {
 impl Source {
     /// Never refreshes by itself: what comes is what the node announced.
     fn start(client: NodeClient) -> Self {
+        let poll = Duration::from_secs(3600);
+        Source::start_with(client, RpcSourceSettings { poll, ..RpcSourceSettings::default() })
+    }
+
+    fn start_with(client: NodeClient, settings: RpcSourceSettings) -> Self {
         let client = Arc::new(client);
         let (outlet, source) = template_source(SourceKind::Rpc, default_policy(), Clock::start());
         let (trigger, waits) = shutdown();
-        let settings = RpcSourceSettings { poll: Duration::from_secs(3600), ..RpcSourceSettings::default() };
         let run = run_rpc_source(client.clone(), settings, outlet, waits);
         let directory = tempfile::tempdir().expect("a folder");
         let settings = SubmitterSettings { directory: directory.path().join("blocks"), deadline: DEADLINE };
@@ -170,6 +174,82 @@ async fn a_restarted_node_is_found_again() {
 
     let saved = source.directory.path().join("blocks").join(format!("2-{hash}.block"));
     assert_eq!(std::fs::read_to_string(saved).expect("on the disk"), hex::encode(block));
+    source.stop().await;
+}
+
+/// What is published, one after the other, until there is a template of this height with transactions.
+async fn published_until(source: &mut Source, height: u32) -> Vec<Arc<BlockTemplate>> {
+    let mut seen = Vec::new();
+    loop {
+        timeout(DEADLINE, source.templates.changed()).await.expect("in time").expect("the source runs");
+        let template = source.templates.borrow_and_update().clone().expect("there is one");
+        let is_last = template.height == height && !template.transactions.is_empty();
+        seen.push(template);
+        if is_last {
+            return seen;
+        }
+    }
+}
+
+/// A block empties the mempool only of what it holds: an empty one leaves all of it for the next template.
+async fn empty_block(node: &RegtestNode) -> String {
+    let answer = node.call("generateblock", serde_json::json!(["raw(51)#8lvh9jxk", []])).await;
+    answer["hash"].as_str().expect("a hash").to_owned()
+}
+
+#[tokio::test]
+async fn a_new_tip_brings_a_template_at_once_and_never_a_worse_one_after_it() {
+    let mut node = RegtestNode::start().await;
+    node.fill_mempool(20).await;
+    let mut source = Source::start(node.client());
+    let height = node.height().await + 1;
+    published_until(&mut source, height).await;
+    let tip = empty_block(&node).await;
+    let seen = published_until(&mut source, height + 1).await;
+    assert!(seen.iter().all(|template| displayed(&template.previous_hash) == tip));
+    assert!(seen.len() <= 2 && seen.iter().rev().skip(1).all(|first| first.transactions.is_empty()));
+    source.stop().await;
+}
+
+/// The empty first template is a whole one: a block on it is taken. What announces the tip is a publisher of ours.
+#[tokio::test]
+async fn an_announced_tip_gives_an_empty_template_whose_block_is_taken() {
+    let mut node = RegtestNode::start().await;
+    node.fill_mempool(3).await;
+    let (announce, announced) = watch::channel(None);
+    let settings =
+        RpcSourceSettings { poll: Duration::from_secs(3600), empty_first: true, announced: Some(announced) };
+    let before = newest_template(&node).await;
+    let tip = empty_block(&node).await;
+    let mut hash = [0; 32];
+    hex::decode_to_slice(&tip, &mut hash).expect("a hash");
+    hash.reverse();
+    // The same two steps as the source takes them, so that the full template cannot be faster.
+    let client = node.client();
+    let header = client.block_header(&hash).await.expect("the node has it");
+    assert_eq!((header.confirmations, header.height), (1, before.height));
+    let tip = template::ValidatedTip {
+        hash,
+        height: header.height,
+        nbits: header.nbits,
+        time: header.time,
+        median_time: header.median_time,
+        period_start: None,
+    };
+    let now = Clock::start().now();
+    let empty = tip.first_template(TemplateId(9), &before, bitcoin::Network::Regtest, now).expect("follows");
+    let full = newest_template(&node).await;
+    assert_eq!((empty.height, empty.nbits, empty.version), (full.height, full.nbits, full.version));
+    assert_eq!((empty.min_ntime, empty.coinbase_value), (full.min_ntime, full.coinbase_value - full.fees()));
+
+    let mut source = Source::start_with(node.client(), settings);
+    source.template_of_height(full.height).await;
+    let sound = solved(block(&empty, 1), &empty);
+    assert_eq!(client.submit_block(&sound).await.expect("answers"), SubmitAnswer::Accepted);
+    announce.send_replace(Some(sha256d(&sound[..80])));
+    source.template_of_height(full.height + 1).await;
+    let figures = source.source.status().expect("a source").figures();
+    assert!(figures.is_live && figures.block_notices <= 1);
     source.stop().await;
 }
 

@@ -11,6 +11,7 @@ pub mod outlet;
 pub mod rpc;
 pub mod status;
 pub mod sv2;
+pub mod zmq;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub use outlet::TemplateOutlet;
 pub use rpc::{RpcSourceSettings, run_rpc_source};
 pub use status::{SourceFigures, SourceStatus};
 pub use sv2::run_sv2_source;
+pub use zmq::run_hashblock_subscriber;
 
 use crate::clock::Clock;
 
