@@ -10,7 +10,7 @@ use mining_server::{Settings, ShareUse, Work};
 use stratum::{JobNumber, UpstreamId, coinbase};
 
 use crate::clock::Clock;
-use crate::config::{Listeners, ProxyConfig, TemplatesConfig};
+use crate::config::{Listeners, ProxyConfig};
 use crate::error::RunError;
 use crate::http::view::Job;
 use crate::http::{UpstreamState, UpstreamStates};
@@ -44,7 +44,7 @@ pub fn start(
         Some(declaration) => {
             let client = Arc::new(pool::node_client(&declaration.node)?);
             Some(templates::start(
-                &TemplatesConfig::default(),
+                &declaration.templates,
                 Some((&declaration.node, client)),
                 declaration.blocks_dir.clone(),
                 clock,

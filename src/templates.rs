@@ -50,8 +50,5 @@ pub fn start(
             let submitter = Arc::new(BlockSubmitter::through_source(client, path, settings));
             Ok(BlockSource::Node { source, submitter })
         }
-        SourceConfig::Ipc { .. } => {
-            Err(RunError::Failed(format!("templates.source: \"{}\" is not built in", config.source.kind())))
-        }
     }
 }

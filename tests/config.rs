@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use checkweigh::config::{
     CoinbaseOutput, NodeAuth, PoolConfig, ProxyConfig, Role, RoleConfig, SourceConfig,
-    TemplateProviderConfig, guess_role, known_keys, load, load_and_listen, read,
+    TemplateProviderConfig, TemplatesConfig, guess_role, known_keys, load, load_and_listen, read,
 };
 
 use job_declarator::server::Mode;
@@ -109,6 +109,8 @@ fn declaring_example() -> String {
         "[job_declaration.node]",
         "cookie_file",
         "network",
+        "[job_declaration.templates]",
+        "poll_seconds",
     ];
     let lines = text.lines().map(|line| match line.strip_prefix("# ") {
         Some(rest)
@@ -133,11 +135,13 @@ fn the_example_of_job_declaration_loads() {
     assert_eq!((declaration.mode, declaration.pool_templates), (Mode::FullTemplate, true));
     assert_eq!(declaration.coinbase_tag, "/checkweigh/");
     assert_eq!(declaration.node.network, Some(bitcoin::Network::Bitcoin));
+    assert_eq!(declaration.templates, TemplatesConfig::default());
     let solo = declaration.solo.as_ref().expect("an address");
     let script = solo.script(bitcoin::Network::Bitcoin).expect("an address of the main chain");
     assert_eq!(script.to_hex_string(), "0014751e76e8199196d454941c45d1b3a323f1433bd6");
     let effective = config.effective();
     let again = read::<ProxyConfig>(&effective, Path::new("p.toml")).expect("what is printed can be read");
+    assert!(effective.contains("[job_declaration.templates]"), "{effective}");
     assert_eq!(again.config.effective(), effective);
 }
 
@@ -275,8 +279,7 @@ fn templates_come_from_where_the_file_says() {
     assert!(config.node.is_none());
     for (text, problem) in [
         ("source = \"sv2\"", "templates.sv2_url: is missing: source = \"sv2\" needs it"),
-        ("source = \"ipc\"", "templates.ipc_socket: is missing"),
-        ("source = \"zmq\"", "is none of \"rpc\", \"ipc\" and \"sv2\""),
+        ("source = \"zmq\"", "is neither \"rpc\" nor \"sv2\""),
         ("source = \"rpc\"", "node: needs cookie_file"),
         ("poll_seconds = 0", "templates.poll_seconds: 0 is not from 1 to 600"),
     ] {

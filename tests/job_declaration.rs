@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use bitcoin::ScriptBuf;
 use checkweigh::config::{
-    CoinbaseOutput, HttpConfig, JobDeclarationConfig, LogConfig, NodeConfig, ProxyConfig, UpstreamConfig,
+    CoinbaseOutput, HttpConfig, JobDeclarationConfig, LogConfig, NodeConfig, ProxyConfig, TemplatesConfig,
+    UpstreamConfig,
 };
 use checkweigh::dev_chain::DevChain;
 use checkweigh::node::BlockSource;
@@ -57,6 +58,7 @@ fn url(address: SocketAddr) -> PoolUrl {
 
 fn declaration(mode: Mode) -> JobDeclarationConfig {
     JobDeclarationConfig {
+        templates: TemplatesConfig::default(),
         node: NodeConfig::from_url("http://nobody:nothing@127.0.0.1:1").expect("a URL"),
         mode,
         coinbase_tag: "/farm/".to_owned(),

@@ -9,12 +9,15 @@ use super::pool::{
 };
 use super::reader::{Findings, Section};
 use super::render::Page;
+use super::templates::TemplatesConfig;
 
 /// What a proxy with templates of its own is told.
 #[derive(Clone, Debug)]
 pub struct JobDeclarationConfig {
     /// Where templates come from and blocks go to.
     pub node: NodeConfig,
+    /// How templates reach us, and which of them are worth a job.
+    pub templates: TemplatesConfig,
     /// Whether pools are shown the transactions.
     pub mode: Mode,
     /// What is written into the coinbase of blocks, at most 32 bytes.
@@ -41,6 +44,7 @@ impl JobDeclarationConfig {
             }
         };
         node_section.finish(findings);
+        let templates = TemplatesConfig::read(&mut section, findings);
         let mode = section.parsed(findings, "mode", |text| match text {
             "full-template" => Ok(Mode::FullTemplate),
             "coinbase-only" => Ok(Mode::CoinbaseOnly),
@@ -59,6 +63,7 @@ impl JobDeclarationConfig {
         section.finish(findings);
         Some(JobDeclarationConfig {
             node: node?,
+            templates: templates?,
             mode: mode.unwrap_or(Mode::FullTemplate),
             coinbase_tag: coinbase_tag.unwrap_or_else(|| DEFAULT_COINBASE_TAG.to_owned()),
             pool_templates,
@@ -85,5 +90,6 @@ impl JobDeclarationConfig {
         }
         page.key("blocks_dir", self.blocks_dir.display().to_string());
         self.node.render(page, "[job_declaration.node]");
+        self.templates.render(page, "[job_declaration.templates]");
     }
 }

@@ -371,7 +371,7 @@ impl RoleConfig for PoolConfig {
         let mut page = Page::default();
         self.downstream.render(&mut page);
         self.node.render(&mut page, "[node]");
-        self.templates.render(&mut page);
+        self.templates.render(&mut page, "[templates]");
         page.section("[pool]");
         match &self.coinbase_output {
             CoinbaseOutput::Address(address) => {

@@ -96,7 +96,7 @@ impl RoleConfig for TemplateProviderConfig {
         if let Some(node) = &self.node {
             node.render(&mut page, "[node]");
         }
-        self.templates.render(&mut page);
+        self.templates.render(&mut page, "[templates]");
         if let Some(listen) = self.metrics_listen {
             page.section("[metrics]");
             page.key("listen", listen.to_string());

@@ -1,6 +1,5 @@
 //! `[templates]`: where block templates come from, and which of them are worth a job.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use stratum::sv2::url::PoolUrl;
@@ -32,11 +31,6 @@ pub struct TemplatesConfig {
 pub enum SourceConfig {
     /// The node of `[node]`, over JSON-RPC.
     Rpc,
-    /// Bitcoin Core's interprocess interface.
-    Ipc {
-        /// The unix socket that the node listens on (`-ipcbind`).
-        socket: PathBuf,
-    },
     /// A template provider.
     Sv2 {
         /// Where it is, and its key.
@@ -49,7 +43,6 @@ impl SourceConfig {
     pub fn kind(&self) -> SourceKind {
         match self {
             SourceConfig::Rpc => SourceKind::Rpc,
-            SourceConfig::Ipc { .. } => SourceKind::Ipc,
             SourceConfig::Sv2 { .. } => SourceKind::Sv2,
         }
     }
@@ -88,12 +81,11 @@ impl TemplatesConfig {
         })
     }
 
-    pub(super) fn render(&self, page: &mut Page) {
-        page.section("[templates]");
+    pub(super) fn render(&self, page: &mut Page, title: &str) {
+        page.section(title);
         page.key("source", self.source.kind().name());
         match &self.source {
             SourceConfig::Rpc => {}
-            SourceConfig::Ipc { socket } => page.key("ipc_socket", socket.display().to_string()),
             SourceConfig::Sv2 { url } => page.key("sv2_url", url.to_string()),
         }
         page.key("min_fee_gain_sats", i64::try_from(self.policy.min_gain).unwrap_or(i64::MAX));
@@ -106,32 +98,27 @@ impl TemplatesConfig {
 fn read_source(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<SourceConfig> {
     let kind = section.parsed(findings, "source", |text| match text {
         "rpc" => Ok(SourceKind::Rpc),
-        "ipc" => Ok(SourceKind::Ipc),
         "sv2" => Ok(SourceKind::Sv2),
-        _ => Err(format!("{text:?} is none of \"rpc\", \"ipc\" and \"sv2\"")),
+        _ => Err(format!("{text:?} is neither \"rpc\" nor \"sv2\"")),
     });
-    let socket = section.string(findings, "ipc_socket").map(|text| findings.path(text));
     let url = section
         .parsed(findings, "sv2_url", |text| text.parse::<PoolUrl>().map_err(|error| error.to_string()));
     if section.has("source") && kind.is_none() {
         return None;
     }
     let kind = kind.unwrap_or(SourceKind::Rpc);
-    for (key, of) in [("ipc_socket", SourceKind::Ipc), ("sv2_url", SourceKind::Sv2)] {
-        if section.has(key) && kind != of {
-            let what = format!("is not used: templates come from \"{kind}\"");
-            findings.note(section.place_of(findings, key), what);
+    let place = section.place_of(findings, "sv2_url");
+    match (section.has("sv2_url"), kind) {
+        (true, SourceKind::Rpc) => {
+            findings.note(place, format!("is not used: templates come from \"{kind}\""));
         }
-        if !section.has(key) && kind == of {
-            findings.problem(
-                section.place_of(findings, key),
-                format!("is missing: source = \"{kind}\" needs it"),
-            );
+        (false, SourceKind::Sv2) => {
+            findings.problem(place, format!("is missing: source = \"{kind}\" needs it"));
         }
+        _ => {}
     }
     match kind {
         SourceKind::Rpc => Some(SourceConfig::Rpc),
-        SourceKind::Ipc => Some(SourceConfig::Ipc { socket: socket? }),
         SourceKind::Sv2 => Some(SourceConfig::Sv2 { url: url? }),
     }
 }

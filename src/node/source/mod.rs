@@ -41,8 +41,6 @@ pub const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(10);
 pub enum SourceKind {
     /// `getblocktemplate` over JSON-RPC.
     Rpc,
-    /// Bitcoin Core's interprocess interface.
-    Ipc,
     /// A template provider over SV2 (SV2 7).
     Sv2,
 }
@@ -52,7 +50,6 @@ impl SourceKind {
     pub fn name(self) -> &'static str {
         match self {
             SourceKind::Rpc => "rpc",
-            SourceKind::Ipc => "ipc",
             SourceKind::Sv2 => "sv2",
         }
     }
