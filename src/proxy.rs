@@ -68,6 +68,7 @@ pub fn start_with(
         return Err(RunError::Failed("there is no upstream".to_owned()));
     }
     let mut role = Role::start(clock, shutdown.clone(), config.ledger.as_ref(), config.rules.clone())?;
+    role.template_source = source.as_ref().and_then(|source| source.status().cloned());
     let (owner, inbox) = owner();
     let mut planned = plan::pools(config);
     if let Some((declaration, source)) = config.job_declaration.as_ref().zip(source.as_ref())
