@@ -156,7 +156,7 @@ impl Subscriber {
             self.is_greeted = true;
             output.bytes.extend_from_slice(&ready());
         }
-        while let Some((flags, body, size)) = next_frame(&self.unread)? {
+        while let Some(Frame { flags, body, size }) = next_frame(&self.unread)? {
             let body = body.to_vec();
             self.unread.drain(..size);
             if flags & FLAG_COMMAND != 0 {
@@ -208,8 +208,15 @@ impl Subscriber {
     }
 }
 
-/// Flags, body and whole size of the first frame, once all of it is there.
-fn next_frame(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, String> {
+/// One frame, and how many bytes it takes with its header.
+struct Frame<'a> {
+    flags: u8,
+    body: &'a [u8],
+    size: usize,
+}
+
+/// The first frame, once all of it is there.
+fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, String> {
     let Some((flags, rest)) = bytes.split_first() else { return Ok(None) };
     let (length, rest) = if flags & FLAG_LONG != 0 {
         let Some((length, rest)) = rest.split_first_chunk::<8>() else { return Ok(None) };
@@ -221,7 +228,7 @@ fn next_frame(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, String> {
     let length = usize::try_from(length).ok().filter(|length| *length <= MAX_PART);
     let length = length.ok_or(format!("a part of its message is longer than {MAX_PART} bytes"))?;
     let header = bytes.len() - rest.len();
-    Ok(rest.get(..length).map(|body| (*flags, body, header + length)))
+    Ok(rest.get(..length).map(|body| Frame { flags: *flags, body, size: header + length }))
 }
 
 /// Signature, version 3.0, mechanism NULL, not the server, filler.
