@@ -1,5 +1,6 @@
 //! The `pool` role: miners in, Bitcoin Core out.
 
+pub mod custom_jobs;
 pub mod jobs;
 pub mod task;
 
@@ -24,6 +25,7 @@ use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
 use crate::sink::DeviceRules;
 use crate::templates;
+use custom_jobs::{CheckCustomJobs, CustomJobs};
 use jobs::{EXTRANONCE_SIZE, PoolJobs};
 use task::{PoolStatus, PoolTask};
 
@@ -96,16 +98,28 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
     start(parts, listeners, clock, shutdown)?.role.run().await
 }
 
-/// Starts a pool and returns at once.
+/// Starts a pool that takes no custom jobs, and returns at once.
 pub fn start(
     parts: PoolParts,
+    listeners: Listeners,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> Result<Pool, RunError> {
+    start_with(parts, None, listeners, clock, shutdown)
+}
+
+/// Starts a pool and returns at once. It takes the custom jobs that `checker` finds good, where there is one.
+pub fn start_with(
+    parts: PoolParts,
+    checker: Option<Arc<dyn CheckCustomJobs>>,
     mut listeners: Listeners,
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<Pool, RunError> {
     let mut role = Role::start(clock, shutdown.clone(), parts.ledger.as_ref(), parts.device_rules)?;
     role.observed.sink.writer().upstream(UpstreamId(0), &parts.source_name, "", clock.now());
-    let (owner, inbox) = owner();
+    let (mut owner, inbox) = owner();
+    let custom_jobs = checker.map(|checker| CustomJobs::new(owner.take_custom_jobs(), checker));
     let status = Arc::new(PoolStatus::default());
     let templates = parts.source.templates();
     let source = parts.source.clone();
@@ -115,6 +129,7 @@ pub fn start(
         jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),
         source: parts.source,
         inbox,
+        custom_jobs,
         writer: role.observed.sink.writer(),
         clock,
         registry: role.observed.registry.clone(),
