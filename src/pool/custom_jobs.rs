@@ -5,11 +5,13 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use job_declarator::server::{CustomJob, PoolTip, Refusal};
+use job_declarator::server::{Claimant, CustomJob, Refusal};
 use mining_server::CustomJobRequest;
+use template::BlockTemplate;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::declarations::Declarations;
 use crate::owner::CustomJobOrder;
 
 /// Custom jobs that are checked at the same time. A check takes microseconds once it has its turn; what comes meanwhile
@@ -21,9 +23,24 @@ pub trait CheckCustomJobs: Send + Sync {
     /// Checks a request of a channel.
     fn check(&self, request: &CustomJobRequest) -> BoxFuture<'static, Result<CustomJob, Refusal>>;
 
-    /// The pool has published work on this tip. Said after each template, so that no job is found good for a tip of
-    /// which the connections have not heard. Never waits.
-    fn set_tip(&self, tip: PoolTip);
+    /// The pool has published work made of this template: no job is found good for a tip of which the connections
+    /// have not heard. Never waits.
+    fn set_tip(&self, template: &Arc<BlockTemplate>);
+}
+
+impl CheckCustomJobs for Declarations {
+    fn check(&self, request: &CustomJobRequest) -> BoxFuture<'static, Result<CustomJob, Refusal>> {
+        let (declarations, message) = (self.clone(), request.message.clone());
+        let (user_identity, extranonce_size) = (request.user_identity.clone(), request.extranonce_size);
+        Box::pin(async move {
+            let claimant = Claimant { user_identity: &user_identity, extranonce_size };
+            declarations.check_custom_job(claimant, message).await
+        })
+    }
+
+    fn set_tip(&self, template: &Arc<BlockTemplate>) {
+        Declarations::set_tip(self, template);
+    }
 }
 
 /// An order with what the job declaration server says of it.
@@ -49,8 +66,8 @@ impl CustomJobs {
     }
 
     /// See [`CheckCustomJobs::set_tip`].
-    pub fn set_tip(&self, tip: PoolTip) {
-        self.checker.set_tip(tip);
+    pub fn set_tip(&self, template: &Arc<BlockTemplate>) {
+        self.checker.set_tip(template);
     }
 
     /// The next order that was checked. May be dropped and called again. Waits for ever when nobody asks any more.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use job_declarator::server::PoolTip;
 use mining_server::{PublishedJob, ShareEvent};
 use stratum::Now;
 use template::BlockTemplate;
@@ -125,13 +124,13 @@ type Saved = Option<bool>;
 
 impl PoolTask {
     fn handle_template(&mut self, template: Arc<BlockTemplate>) {
-        let (height, tip) = (template.height, PoolTip::from(&*template));
-        match self.jobs.handle_template(template) {
+        let height = template.height;
+        match self.jobs.handle_template(Arc::clone(&template)) {
             Ok(()) => {
                 self.status.height.store(u64::from(height), Ordering::Relaxed);
                 self.publish();
                 if let Some(custom_jobs) = &self.custom_jobs {
-                    custom_jobs.set_tip(tip);
+                    custom_jobs.set_tip(&template);
                 }
             }
             Err(error) => tracing::error!(height, "no job from this template: {error}"),
