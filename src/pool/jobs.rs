@@ -149,7 +149,11 @@ impl PoolJobs {
 
     /// Makes the job of a custom job that was found good. It is for whoever asked alone, and not in
     /// [`PoolJobs::work`]. Fails with the code for the peer when it is not for the present tip.
-    pub fn handle_custom_job(&mut self, custom: CustomJob, now: Now) -> Result<Arc<PublishedJob>, &'static str> {
+    pub fn handle_custom_job(
+        &mut self,
+        custom: CustomJob,
+        now: Now,
+    ) -> Result<Arc<PublishedJob>, &'static str> {
         let tip = self.tip.filter(|tip| tip.previous_hash == custom.tip.previous_hash);
         let tip = tip.ok_or(codes::STALE_CHAIN_TIP)?;
         if custom.tip.nbits != tip.nbits {

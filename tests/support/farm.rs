@@ -143,8 +143,7 @@ pub(crate) fn run_pool(
 ) -> (Running, Arc<PoolStatus>) {
     let (stop, end) = shutdown();
     let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(sv2)), ..Listeners::default() };
-    let pool =
-        pool::start_with(parts, checker, listeners, Clock::start(), end).expect("the pool starts");
+    let pool = pool::start_with(parts, checker, listeners, Clock::start(), end).expect("the pool starts");
     let role = pool.role;
     let running = Running {
         sv1: role.sv1_address.expect("it has a listener"),
