@@ -54,7 +54,8 @@ pub struct PoolTask {
     pub source: BlockSource,
     /// The queues of the connections.
     pub inbox: OwnerInbox,
-    /// Where custom jobs are asked for and checked; `None` in a pool that takes none.
+    /// Where custom jobs are asked for and checked, which is told of every template once miners have the work made of it;
+    /// `None` in a pool that takes none.
     pub custom_jobs: Option<CustomJobs>,
     /// Where records go.
     pub writer: RecordWriter,

@@ -129,6 +129,7 @@ pub(crate) fn pool_parts(chain: &DevChain, vardiff: VardiffSettings) -> PoolPart
         downstream: downstream(),
         vardiff,
         share_batch_size: 10,
+        job_declaration: None,
         ledger: None,
         device_rules: Default::default(),
         http: HttpConfig::default(),
