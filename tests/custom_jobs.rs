@@ -414,7 +414,8 @@ async fn shares_of_a_declared_job_are_kept_and_its_block_is_submitted() {
         channel.wait_for(|message| matches!(message, Message::SetNewPrevHash(_)).then_some(())).await;
     }
     assert_eq!(channel.mine(&job, job_id, false).await, Err("stale-share".to_owned()));
-    let late = channel.set(job.request(&channel, 7, declarer.token())).await;
+    let other = Declarer::set_up(&checker, Mode::CoinbaseOnly).token();
+    let late = channel.set(job.request(&channel, 7, other)).await;
     assert_eq!(late, Err("stale-chain-tip".to_owned()));
     let template = newest(&chain);
     let job = Assembled::of(&template, channel.extranonce_size());

@@ -265,15 +265,19 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
+    use job_declarator::server::{DeclarationId, PoolTip};
     use mining_server::judge::{Submission, Submitter, refusal};
     use mining_server::work::JobLookup;
     use mining_server::{ForwardShare, RejectReason};
     use stratum::{ChannelId, ConnectionId};
+    use template::{JobTemplate, Output, RawTransaction};
 
     /// Grinds a block on the active job.
     fn solve(jobs: &PoolJobs) -> ShareEvent {
-        let work = jobs.work().expect("there is a job");
-        let job = &work.active().job;
+        solve_job(&jobs.work().expect("there is a job").active().job)
+    }
+
+    fn solve_job(job: &Job) -> ShareEvent {
         let rollable = job.rollable_bytes([0; RESERVED_SIZE], &[]);
         let rolled = |nonce| Rolled {
             reserved: [0; RESERVED_SIZE],
@@ -319,5 +323,74 @@ mod tests {
         assert!(chain.submit(&next.bytes).is_accepted());
         jobs.handle_template(newest()).expect("a coinbase fits");
         assert_eq!(jobs.block(&share), None);
+    }
+
+    /// A custom job of a template, found good by its server.
+    fn custom(template: &BlockTemplate, is_shown: bool) -> CustomJob {
+        let ours = JobTemplate::of_block_template(template);
+        let outputs: Arc<[Output]> = [Output { value: 0, script: vec![0x52] }].into();
+        let coinbase = ours.coinbase(&outputs, b"", EXTRANONCE_SIZE).expect("it fits");
+        let raw = template.transactions.iter().map(|transaction| RawTransaction::parse(&transaction.raw));
+        let (parts, tip) = (coinbase.parts(), PoolTip::from(template));
+        let declared = is_shown.then(|| {
+            let transactions = raw.collect::<Result<_, _>>().expect("transactions");
+            let id = DeclarationId(1);
+            let declared = DeclaredJob::new(id, ours.version, coinbase, outputs, transactions, tip);
+            Arc::new(declared.expect("its parts fit together"))
+        });
+        CustomJob {
+            version: ours.version,
+            tip,
+            min_ntime: ours.start_time,
+            coinbase: parts,
+            merkle_path: ours.merkle_path,
+            payout: ours.value,
+            declared,
+        }
+    }
+
+    #[test]
+    fn a_block_of_a_custom_job_is_made_for_as_long_as_it_may_win() {
+        let settings = DevChainSettings { seed: 7, nbits: nbits_for_hashes(16), transactions: 3 };
+        let clock = Clock::start();
+        let chain = DevChain::new(settings, clock);
+        let templates = chain.templates();
+        let newest = || templates.borrow().clone().expect("always there");
+        let rules = CoinbaseRules::new(vec![0x51], Vec::new(), EXTRANONCE_SIZE).expect("it fits");
+        let mut jobs = PoolJobs::new(rules, JobNumber(100));
+        let first = newest();
+        let early = jobs.handle_custom_job(custom(&first, true), clock.now());
+        assert_eq!(early.map(|job| job.job.number), Err("stale-chain-tip"), "there is no tip yet");
+        jobs.handle_template(Arc::clone(&first)).expect("a coinbase fits");
+        let mut take = |jobs: &mut PoolJobs, is_shown| {
+            solve_job(&jobs.handle_custom_job(custom(&first, is_shown), clock.now()).expect("its tip").job)
+        };
+        let (shown, hidden) = (take(&mut jobs, true), take(&mut jobs, false));
+        assert_eq!(jobs.work().expect("there is a job").jobs.len(), 1, "nobody else mines on them");
+        let Solved::Block(block) = jobs.solved(&shown) else { panic!("{:?}", jobs.solved(&shown)) };
+        assert_eq!(jobs.solved(&hidden), Solved::AtItsMiner(first.height));
+        assert!(chain.submit(&block.bytes).is_accepted());
+        jobs.handle_template(newest()).expect("a coinbase fits");
+        assert_eq!(jobs.solved(&shown), Solved::Block(block), "it may still win");
+        let late = jobs.handle_custom_job(custom(&first, true), clock.now());
+        assert_eq!(late.map(|job| job.job.number), Err("stale-chain-tip"));
+        let Solved::Block(next) = jobs.solved(&solve(&jobs)) else { panic!("its job is the active one") };
+        assert!(chain.submit(&next.bytes).is_accepted());
+        jobs.handle_template(newest()).expect("a coinbase fits");
+        assert_eq!((jobs.solved(&shown), jobs.solved(&hidden)), (Solved::Retired, Solved::Retired));
+    }
+
+    #[test]
+    fn what_is_kept_of_custom_jobs_is_bounded() {
+        let rules = CoinbaseRules::new(vec![0x51], Vec::new(), EXTRANONCE_SIZE).expect("it fits");
+        let mut jobs = PoolJobs::new(rules, JobNumber(100));
+        let taken = |size| TakenJob { tip: TipNumber(1), height: 1, declared: None, size };
+        for number in 0..2 * MAX_SOLVABLE_CUSTOM as u64 {
+            jobs.keep_taken(JobNumber(number), taken(1));
+        }
+        assert_eq!(jobs.taken.len(), MAX_SOLVABLE_CUSTOM);
+        let newest = JobNumber(3 * MAX_SOLVABLE_CUSTOM as u64);
+        jobs.keep_taken(newest, taken(MAX_CUSTOM_BYTES));
+        assert_eq!(jobs.taken.keys().collect::<Vec<_>>(), [&newest], "the newest stays");
     }
 }
