@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
-use mining_server::{ShareEvent, Work};
-use stratum::{ChannelId, HashRate};
+use mining_server::{CustomJobRequest, PublishedJob, ShareEvent, Work};
+use stratum::sv2::messages::SetCustomMiningJob;
+use stratum::{ChannelId, HashRate, RequestId};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Shares on their way to an owner: some fifty milliseconds at the full speed of two cores. When they are full,
@@ -23,6 +24,10 @@ pub const BLOCK_QUEUE: usize = 256;
 
 /// News of connections on their way to an owner. When it is full the connection waits.
 pub const COMMAND_QUEUE: usize = 8192;
+
+/// Custom jobs on their way to an owner: in 24 MiB, when each is as long as its message may be. One connection waits for
+/// 64 at most. When it is full the request is refused at once: its connection has shares to judge meanwhile.
+pub const CUSTOM_JOB_QUEUE: usize = 1024;
 
 /// Commands that an owner takes at once. Then it looks at its blocks and shares, which one busy peer must not starve.
 pub const COMMAND_BATCH: usize = 64;
@@ -64,6 +69,34 @@ pub enum Command {
     },
 }
 
+/// A custom job that a connection asks its owner for.
+#[derive(Debug)]
+pub struct CustomJobOrder {
+    /// The request.
+    pub request: CustomJobRequest,
+    /// Where the answer goes.
+    pub mailbox: Arc<TaskMailbox>,
+}
+
+impl CustomJobOrder {
+    /// Answers it.
+    pub fn answer(self, answer: Result<Arc<PublishedJob>, String>) {
+        let SetCustomMiningJob { channel_id, request_id, .. } = self.request.message;
+        self.mailbox.answer(CustomJobAnswer { channel_id, request_id, answer });
+    }
+}
+
+/// An owner's answer to a [`CustomJobOrder`].
+#[derive(Debug)]
+pub struct CustomJobAnswer {
+    /// The channel or group of the request.
+    pub channel_id: ChannelId,
+    /// The request.
+    pub request_id: RequestId,
+    /// The job, or one of [`stratum::sv2::codes::set_custom_mining_job`].
+    pub answer: Result<Arc<PublishedJob>, String>,
+}
+
 /// A connection's way to the owner of its work.
 #[derive(Clone, Debug)]
 pub struct Owner {
@@ -73,6 +106,8 @@ pub struct Owner {
     pub commands: mpsc::Sender<Command>,
     /// Shares to forward.
     pub shares: mpsc::Sender<ShareEvent>,
+    /// Custom jobs; `None` where the owner takes none.
+    pub custom_jobs: Option<mpsc::Sender<CustomJobOrder>>,
     /// The work that all connections share; `None` before the first job, and always where every device has a
     /// channel of its own.
     pub work: watch::Receiver<Option<Arc<Work>>>,
@@ -80,6 +115,13 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Has connections made from now on ask for custom jobs. Returns the queue of what they ask.
+    pub fn take_custom_jobs(&mut self) -> mpsc::Receiver<CustomJobOrder> {
+        let (orders, queue) = mpsc::channel(CUSTOM_JOB_QUEUE);
+        self.custom_jobs = Some(orders);
+        queue
+    }
+
     /// Has `wake` called after each publication, for threads that cannot wait for `work` as a task does. It must
     /// return at once.
     pub fn wake_with(&self, wake: impl Fn() + Send + Sync + 'static) {
@@ -148,7 +190,14 @@ pub fn owner() -> (Owner, OwnerInbox) {
     let publisher = Publisher { work, wakers: wakers.clone() };
     let (blocks_in, commands_in, shares_in) = (block_sender, command_sender, share_sender);
     (
-        Owner { blocks: blocks_in, commands: commands_in, shares: shares_in, work: work_receiver, wakers },
+        Owner {
+            blocks: blocks_in,
+            commands: commands_in,
+            shares: shares_in,
+            custom_jobs: None,
+            work: work_receiver,
+            wakers,
+        },
         OwnerInbox { blocks, commands, shares, work: publisher },
     )
 }
@@ -177,10 +226,12 @@ pub trait Mailbox: fmt::Debug + Send + Sync {
     fn put(&self, channel: ChannelId, delivery: Delivery);
 }
 
-/// The mailbox of a connection that is a task. It never holds more than the connection has channels.
+/// The mailbox of a connection that is a task. It never holds more deliveries than the connection has channels, nor
+/// more answers than it has requests that wait.
 #[derive(Debug, Default)]
 pub struct TaskMailbox {
     deliveries: Mutex<BTreeMap<ChannelId, Delivery>>,
+    answers: Mutex<Vec<CustomJobAnswer>>,
     arrived: Notify,
 }
 
@@ -200,5 +251,16 @@ impl TaskMailbox {
     /// Takes everything.
     pub fn take(&self) -> BTreeMap<ChannelId, Delivery> {
         std::mem::take(&mut *self.deliveries.lock().expect("nothing panics while it holds a mailbox"))
+    }
+
+    /// Leaves the answer to a custom job. Each order is answered once. Never waits for the connection.
+    pub fn answer(&self, answer: CustomJobAnswer) {
+        self.answers.lock().expect("nothing panics while it holds a mailbox").push(answer);
+        self.arrived.notify_one();
+    }
+
+    /// Takes all answers, oldest first.
+    pub fn take_answers(&self) -> Vec<CustomJobAnswer> {
+        std::mem::take(&mut *self.answers.lock().expect("nothing panics while it holds a mailbox"))
     }
 }

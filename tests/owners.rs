@@ -92,6 +92,7 @@ async fn a_pool_takes_blocks_until_its_connections_are_gone() {
         jobs: PoolJobs::new(rules, JobNumber::first(clock.now())),
         source: BlockSource::Development(chain(HASHES_PER_BLOCK)),
         inbox,
+        custom_jobs: None,
         writer: sink.writer(),
         clock,
         registry: SharedRegistry::new(clock, sink.writer()),

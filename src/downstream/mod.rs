@@ -17,8 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mining_proxy::DownstreamKey;
+use mining_server::sv2::TOO_MANY_WAITING;
 use mining_server::{
-    CloseReason, DropReason, Event, Fate, Fault, Output, Settings, ShareEvent, Verdict, VersionRolling,
+    CloseReason, CustomJobRequest, DropReason, Event, Fate, Fault, Output, Settings, ShareEvent, Verdict,
+    VersionRolling,
 };
 use stratum::sv2::keys::AuthoritySecretKey;
 use stratum::{ConnectionId, Now};
@@ -31,7 +33,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{Command, Mailbox, Owner, TaskMailbox};
+use crate::owner::{Command, CustomJobOrder, Mailbox, Owner, TaskMailbox};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::{RecordSink, RecordWriter};
@@ -293,6 +295,9 @@ impl Outlet {
         for share in out.shares.drain(..) {
             self.pass_share(share).await;
         }
+        for request in out.custom_jobs.drain(..) {
+            self.order(request);
+        }
         for event in out.events.drain(..) {
             match event {
                 Event::OpenUpstream { channel, user_identity, hash_rate } => {
@@ -331,6 +336,15 @@ impl Outlet {
                     not_taken(&mut self.writer, refused.into_inner(), reason);
                 }
             }
+        }
+    }
+
+    /// Asks the owner for a custom job. What has no room is refused by the way that its answer would have come.
+    fn order(&self, request: CustomJobRequest) {
+        let order = CustomJobOrder { request, mailbox: Arc::clone(&self.mailbox) };
+        let orders = self.owner.custom_jobs.as_ref().expect("only its connections take custom jobs");
+        if let Err(refused) = orders.try_send(order) {
+            refused.into_inner().answer(Err(TOO_MANY_WAITING.to_owned()));
         }
     }
 

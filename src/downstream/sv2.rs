@@ -14,12 +14,13 @@ use stratum::sv2::noise::{INITIATOR_MESSAGE_SIZE, Responder};
 use stratum::sv2::transport::{Decryptor, Encryptor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::holdings::Holdings;
 use super::limiter::LineKind;
 use super::{Context, Outlet, READ_BUFFER, log_close};
 use crate::clock::Clock;
-use crate::owner::Delivery;
+use crate::owner::{CustomJobAnswer, Delivery};
 use crate::shutdown::Shutdown;
 
 /// How long the certificate in our handshake is valid. It is made anew for each connection, and a miner's clock
@@ -46,7 +47,10 @@ pub(super) async fn drive(
         }
     };
     let holdings = Holdings::new(id, peer.ip(), &context, |counts| &counts.sv2);
-    let connection = Sv2Connection::new(Arc::clone(&context.settings), id, context.clock.now());
+    let mut connection = Sv2Connection::new(Arc::clone(&context.settings), id, context.clock.now());
+    if context.owner.custom_jobs.is_some() {
+        connection = connection.taking_custom_jobs();
+    }
     let mut driver = Driver {
         connection,
         outlet: Outlet::new(id, &context),
@@ -112,7 +116,10 @@ impl Driver {
                         self.take_work(&newest);
                     }
                 }
-                () = mailbox.arrived() => self.take_deliveries(),
+                () = mailbox.arrived() => {
+                    self.take_deliveries();
+                    self.take_answers(&mut work);
+                }
                 () = shutdown.requested() => return CloseReason::ours("the program is ending"),
                 readable = self.stream.readable() => {
                     if let Err(reason) = readable.map_err(read_failed).and_then(|()| self.read(&mut buffer)) {
@@ -144,6 +151,8 @@ impl Driver {
         let now = self.context.clock.now();
         let mut input = &buffer[..length];
         while self.out.close.is_none() {
+            // Who has said that it selects its work may send longer messages from then on.
+            self.decryptor.set_max_payload(self.connection.max_payload());
             match self.decryptor.next_frame(&mut input) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
@@ -177,6 +186,27 @@ impl Driver {
                     self.connection.handle_open_failed(channel, &reason, now, &mut self.out);
                 }
             }
+        }
+    }
+
+    /// Takes the answers to custom jobs. The owner publishes its work before it answers, and the connection must have
+    /// it before the answer.
+    fn take_answers(&mut self, work: &mut watch::Receiver<Option<Arc<Work>>>) {
+        let answers = self.outlet.mailbox.take_answers();
+        if answers.is_empty() {
+            return;
+        }
+        let newest = if work.has_changed().is_ok_and(|changed| changed) {
+            work.borrow_and_update().clone()
+        } else {
+            None
+        };
+        if let Some(newest) = newest {
+            self.take_work(&newest);
+        }
+        for CustomJobAnswer { channel_id, request_id, answer } in answers {
+            let answer = answer.as_ref().map(Arc::clone).map_err(String::as_str);
+            self.connection.handle_custom_job(channel_id, request_id, answer, &mut self.out);
         }
     }
 

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use mining_server::ShareEvent;
+use mining_server::{PublishedJob, ShareEvent};
 use stratum::Now;
 use template::BlockTemplate;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::jobs::{FoundBlock, PoolJobs};
+use super::custom_jobs::{Checked, CustomJobs};
+use super::jobs::{FoundBlock, PoolJobs, Solved};
 use crate::clock::Clock;
 use crate::node::BlockSource;
 use crate::owner::{COMMAND_BATCH, Command, DRAIN_GRACE, OwnerInbox};
@@ -41,6 +42,8 @@ pub struct PoolStatus {
     pub blocks_accepted: AtomicU64,
     /// Blocks that the node refused, or never judged.
     pub blocks_lost: AtomicU64,
+    /// Blocks on custom jobs whose transactions only their miners have: they come by their miners' own nodes.
+    pub blocks_at_miners: AtomicU64,
 }
 
 /// What a pool's task needs.
@@ -51,6 +54,9 @@ pub struct PoolTask {
     pub source: BlockSource,
     /// The queues of the connections.
     pub inbox: OwnerInbox,
+    /// Where custom jobs are asked for and checked, which is told of every template once miners have the work made of it;
+    /// `None` in a pool that takes none.
+    pub custom_jobs: Option<CustomJobs>,
     /// Where records go.
     pub writer: RecordWriter,
     /// The clocks.
@@ -96,6 +102,7 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
                 // Channels and hash rates matter to those who have an upstream.
                 wanted |= commands.drain(..).any(|command| matches!(command, Command::NewJobWanted { .. }));
             }
+            checked = next_checked(&mut task.custom_jobs) => task.handle_checked(checked),
             share = task.inbox.shares.recv() => {
                 // A pool keeps its shares: only blocks come here, and they have their own queue.
                 if let Some(share) = share {
@@ -119,10 +126,13 @@ type Saved = Option<bool>;
 impl PoolTask {
     fn handle_template(&mut self, template: Arc<BlockTemplate>) {
         let height = template.height;
-        match self.jobs.handle_template(template) {
+        match self.jobs.handle_template(Arc::clone(&template)) {
             Ok(()) => {
                 self.status.height.store(u64::from(height), Ordering::Relaxed);
                 self.publish();
+                if let Some(custom_jobs) = &self.custom_jobs {
+                    custom_jobs.set_tip(&template);
+                }
             }
             Err(error) => tracing::error!(height, "no job from this template: {error}"),
         }
@@ -142,6 +152,24 @@ impl PoolTask {
         self.inbox.work.publish(Arc::new(work));
         self.registry.set_oldest_live_job(oldest);
         self.writer.flush();
+    }
+
+    /// Answers who asked for a custom job. The entry of the job is in the ledger's queue before its first share can be.
+    fn handle_checked(&mut self, checked: Checked) {
+        let Checked { order, result } = checked;
+        let now = self.clock.now();
+        let answer = result.map_err(|refusal| {
+            // Peers can cause as many as they like.
+            tracing::debug!(code = refusal.code, "a custom job was refused: {}", refusal.details);
+            refusal.code
+        });
+        order.answer(answer.and_then(|custom| {
+            let job: Arc<PublishedJob> = self.jobs.handle_custom_job(custom, now)?;
+            self.registry.set_newest_job(job.job.number);
+            self.writer.job(&job.job);
+            self.writer.flush();
+            Ok(job)
+        }));
     }
 
     fn handle_block(&mut self, share: ShareEvent, submissions: &mut JoinSet<Saved>) {
@@ -189,13 +217,28 @@ impl PoolTask {
 
     fn solved_by(&mut self, share: ShareEvent) -> Option<FoundBlock> {
         self.status.blocks_found.fetch_add(1, Ordering::Relaxed);
-        let block = self.jobs.block(&share);
+        let solved = self.jobs.solved(&share);
         self.writer.share(share.record);
-        if block.is_none() {
-            self.status.blocks_lost.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("a block came for a job that had just retired");
+        match solved {
+            Solved::Block(block) => Some(block),
+            Solved::AtItsMiner(height) => {
+                self.status.blocks_at_miners.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(height, "a block was found whose miner alone has its transactions");
+                None
+            }
+            Solved::Retired => {
+                self.status.blocks_lost.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("a block came for a job that had just retired");
+                None
+            }
         }
-        block
+    }
+}
+
+async fn next_checked(custom_jobs: &mut Option<CustomJobs>) -> Checked {
+    match custom_jobs {
+        Some(custom_jobs) => custom_jobs.next().await,
+        None => std::future::pending().await,
     }
 }
 

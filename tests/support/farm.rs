@@ -16,6 +16,7 @@ use checkweigh::config::{
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
 use checkweigh::error::RunError;
 use checkweigh::node::BlockSource;
+use checkweigh::pool::custom_jobs::CheckCustomJobs;
 use checkweigh::pool::task::PoolStatus;
 use checkweigh::pool::{self, PoolParts};
 use checkweigh::proxy;
@@ -115,20 +116,35 @@ pub(crate) fn start_pool_with_status(
     vardiff: VardiffSettings,
     sv2: Option<SocketAddr>,
 ) -> (Running, Arc<PoolStatus>) {
-    let (stop, end) = shutdown();
-    let parts = PoolParts {
+    let parts = pool_parts(chain, vardiff);
+    run_pool(parts, None, sv2)
+}
+
+/// What a pool on `chain` is made of.
+pub(crate) fn pool_parts(chain: &DevChain, vardiff: VardiffSettings) -> PoolParts {
+    PoolParts {
         source: BlockSource::Development(chain.clone()),
         source_name: "development chain".to_owned(),
         rules: pool::coinbase_rules(vec![0x51], "tests").expect("rules"),
         downstream: downstream(),
         vardiff,
         share_batch_size: 10,
+        job_declaration: None,
         ledger: None,
         device_rules: Default::default(),
         http: HttpConfig::default(),
-    };
+    }
+}
+
+/// Starts a pool, which takes the custom jobs that `checker` finds good.
+pub(crate) fn run_pool(
+    parts: PoolParts,
+    checker: Option<Arc<dyn CheckCustomJobs>>,
+    sv2: Option<SocketAddr>,
+) -> (Running, Arc<PoolStatus>) {
+    let (stop, end) = shutdown();
     let listeners = Listeners { sv1: Some(listen(None)), sv2: Some(listen(sv2)), ..Listeners::default() };
-    let pool = pool::start(parts, listeners, Clock::start(), end).expect("the pool starts");
+    let pool = pool::start_with(parts, checker, listeners, Clock::start(), end).expect("the pool starts");
     let role = pool.role;
     let running = Running {
         sv1: role.sv1_address.expect("it has a listener"),

@@ -20,6 +20,7 @@ fn pool_task(clock: Clock, sink: &RecordSink) -> (PoolTask, Owner) {
         jobs: PoolJobs::new(rules, JobNumber::first(clock.now())),
         source: BlockSource::Development(DevChain::new(settings, clock)),
         inbox,
+        custom_jobs: None,
         writer: sink.writer(),
         clock,
         registry: SharedRegistry::new(clock, sink.writer()),
