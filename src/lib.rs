@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod declarations;
 pub mod demo;
 pub mod dev_chain;
 pub mod downstream;
