@@ -3,16 +3,60 @@
 //! One task owns what all connections share and decides with `job_declarator::server`; it never waits for a
 //! connection, a node or a disk. What takes long runs beside it and comes back as an answer.
 
+mod connection;
+mod mempool;
+mod task;
+mod validation;
+
+use std::future::Future;
 use std::sync::Arc;
 
-use job_declarator::server::{Claimant, CustomJob, Refusal};
+use job_declarator::server::{Claimant, CustomJob, JobDeclarationServer, Refusal, ServerTally};
 use stratum::sv2::codes::declare_mining_job::INTERNAL_ERROR;
+use stratum::sv2::keys::AuthoritySecretKey;
 use stratum::sv2::messages::SetCustomMiningJob;
-use template::BlockTemplate;
+use template::{BlockTemplate, Output};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::node::{BlockSource, NodeClient};
+use crate::shutdown::Shutdown;
+use mempool::MempoolView;
+use task::DeclarationTask;
+use validation::Validator;
 
 /// Custom jobs that wait for the owner, which takes microseconds for each. A mining connection waits for room.
 const MAX_WAITING_CUSTOM_JOBS: usize = 256;
+
+/// What connections say and the owner has not heard yet; a connection waits for room.
+const MAX_WAITING_EVENTS: usize = 64;
+
+/// What a job declaration server is made of.
+#[derive(Debug)]
+pub struct DeclarationParts {
+    /// What coinbases must have: the pool's payout first.
+    pub outputs: Vec<Output>,
+    /// Whether clients must show their transactions.
+    pub requires_transactions: bool,
+    /// What signs our certificates.
+    pub key: AuthoritySecretKey,
+    /// Judges declared jobs, and knows transactions.
+    pub node: Arc<NodeClient>,
+    /// Where blocks go.
+    pub source: BlockSource,
+}
+
+/// How a job declaration server is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeclarationFigures {
+    /// Open connections.
+    pub connections: usize,
+    /// Tokens that are out.
+    pub tokens: usize,
+    /// What became of all that was declared.
+    pub tally: ServerTally,
+}
 
 /// A `SetCustomMiningJob` on its way to the owner.
 struct CustomJobOrder {
@@ -27,6 +71,7 @@ struct CustomJobOrder {
 pub struct Declarations {
     custom_jobs: mpsc::Sender<CustomJobOrder>,
     tip: watch::Sender<Option<Arc<BlockTemplate>>>,
+    figures: watch::Receiver<DeclarationFigures>,
 }
 
 /// What the owner is handed.
@@ -35,10 +80,32 @@ struct DeclarationsInbox {
     tip: watch::Receiver<Option<Arc<BlockTemplate>>>,
 }
 
-fn declarations() -> (Declarations, DeclarationsInbox) {
+/// A job declaration server, as its handle and what must run. Ends when the end is asked for; blocks that clients found
+/// are then waited for.
+pub fn declarations(
+    parts: DeclarationParts,
+    listener: TcpListener,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> (Declarations, impl Future<Output = ()> + Send + use<>) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, authority_key = %parts.key.public(), "job declaration clients may connect");
+    }
     let (custom_jobs, waiting) = mpsc::channel(MAX_WAITING_CUSTOM_JOBS);
     let (tip, newest) = watch::channel(None);
-    (Declarations { custom_jobs, tip }, DeclarationsInbox { custom_jobs: waiting, tip: newest })
+    let (figures, seen) = watch::channel(DeclarationFigures::default());
+    let (events, heard) = mpsc::channel(MAX_WAITING_EVENTS);
+    let server = JobDeclarationServer::new(parts.outputs, parts.requires_transactions);
+    let mempool = MempoolView::new(Arc::clone(&parts.node));
+    let task =
+        DeclarationTask::new(server, mempool, Validator::new(parts.node), parts.source, clock, figures);
+    let inbox = DeclarationsInbox { custom_jobs: waiting, tip: newest };
+    let listening = connection::listen(listener, Arc::new(parts.key), events, clock, shutdown.clone());
+    let owning = task.run(inbox, heard, shutdown);
+    let running = async move {
+        tokio::join!(owning, listening);
+    };
+    (Declarations { custom_jobs, tip, figures: seen }, running)
 }
 
 impl Declarations {
@@ -62,5 +129,10 @@ impl Declarations {
     /// made of it: declared jobs come after the pool's own.
     pub fn set_tip(&self, template: &Arc<BlockTemplate>) {
         self.tip.send_replace(Some(Arc::clone(template)));
+    }
+
+    /// How the server is doing.
+    pub fn figures(&self) -> DeclarationFigures {
+        *self.figures.borrow()
     }
 }

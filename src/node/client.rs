@@ -17,7 +17,7 @@ use template::BlockTemplate;
 use template::block_template::displayed;
 
 use super::error::NodeError;
-use super::rpc::{Credentials, Endpoint, bad_answer, result};
+use super::rpc::{Credentials, Endpoint, bad_answer, batch, request, result, results};
 use crate::clock::Clock;
 
 /// How long a call may take. A template of a full block takes a busy node seconds.
@@ -152,13 +152,13 @@ impl NodeClient {
         clock: &Clock,
     ) -> Result<BlockTemplate, NodeError> {
         const METHOD: &str = "getblocktemplate";
-        let mut request = serde_json::json!({ "rules": RULES });
+        let mut options = serde_json::json!({ "rules": RULES });
         if let Some(long_poll_id) = long_poll_id {
-            request["longpollid"] = long_poll_id.into();
+            options["longpollid"] = long_poll_id.into();
         }
         let timeout = if long_poll_id.is_some() { LONG_POLL_TIMEOUT } else { CALL_TIMEOUT };
-        let params = serde_json::json!([request]).to_string();
-        let answer = self.call_with_auth(METHOD, &params, timeout).await?;
+        let params = serde_json::json!([options]).to_string();
+        let answer = self.call_with_auth(METHOD, &request(METHOD, &params), timeout).await?;
         let received = clock.now();
         Ok(BlockTemplate::from_json(id, result(METHOD, &answer)?.as_bytes(), received)?)
     }
@@ -171,15 +171,17 @@ impl NodeClient {
     /// Submits a block that is hexadecimal already, for those who may have to do it more than once.
     pub async fn submit_block_hex(&self, block: &str) -> Result<SubmitAnswer, NodeError> {
         const METHOD: &str = "submitblock";
-        let answer = self.call_with_auth(METHOD, &format!("[\"{block}\"]"), CALL_TIMEOUT).await?;
+        let answer =
+            self.call_with_auth(METHOD, &request(METHOD, &format!("[\"{block}\"]")), CALL_TIMEOUT).await?;
         let reason: Option<String> = parsed(METHOD, result(METHOD, &answer)?)?;
         Ok(submit_answer(reason))
     }
 
     /// Asks whether a block would be valid, proof of work aside (BIP 23): `None` when it would.
     pub async fn propose_block(&self, block: &[u8]) -> Result<Option<String>, NodeError> {
-        let request = serde_json::json!([{ "mode": "proposal", "data": hex::encode(block), "rules": RULES }]);
-        self.call("getblocktemplate", request).await
+        let proposal =
+            serde_json::json!([{ "mode": "proposal", "data": hex::encode(block), "rules": RULES }]);
+        self.call("getblocktemplate", proposal).await
     }
 
     /// What chain the node is on, and how far.
@@ -233,19 +235,33 @@ impl NodeClient {
         method: &str,
         params: serde_json::Value,
     ) -> Result<T, NodeError> {
-        let answer = self.call_with_auth(method, &params.to_string(), CALL_TIMEOUT).await?;
+        let body = request(method, &params.to_string());
+        let answer = self.call_with_auth(method, &body, CALL_TIMEOUT).await?;
         parsed(method, result(method, &answer)?)
+    }
+
+    /// Calls `method` with each of `params`, which are arrays, in one request. `None` for a call that the node refuses,
+    /// or whose answer is no `T`. The caller bounds what comes back: one answer has at most 32 MiB.
+    pub async fn call_each<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: &[serde_json::Value],
+    ) -> Result<Vec<Option<T>>, NodeError> {
+        let params: Vec<String> = params.iter().map(ToString::to_string).collect();
+        let answer = self.call_with_auth(method, &batch(method, &params), CALL_TIMEOUT).await?;
+        let results = results(method, &answer, params.len())?;
+        Ok(results.into_iter().map(|one| serde_json::from_str(one?.get()).ok()).collect())
     }
 
     async fn call_with_auth(
         &self,
         method: &str,
-        params: &str,
+        body: &str,
         timeout: Duration,
     ) -> Result<Vec<u8>, NodeError> {
         let NodeAuth::CookieFile(path) = &self.auth else {
             let credentials = self.password_credentials();
-            return self.endpoint.call(method, params, credentials.as_ref(), timeout).await;
+            return self.endpoint.call(method, body, credentials.as_ref(), timeout).await;
         };
         let known = self.lock_cookie().clone();
         let was_known = known.is_some();
@@ -253,7 +269,7 @@ impl NodeClient {
             Some(cookie) => cookie,
             None => self.read_cookie(path).await?,
         };
-        let answer = self.endpoint.call(method, params, Some(&credentials), timeout).await;
+        let answer = self.endpoint.call(method, body, Some(&credentials), timeout).await;
         match answer {
             Err(error) if error.may_need_fresh_cookie() => {
                 *self.lock_cookie() = None;
@@ -261,7 +277,7 @@ impl NodeClient {
                     return Err(error);
                 }
                 let credentials = self.read_cookie(path).await?;
-                self.endpoint.call(method, params, Some(&credentials), timeout).await
+                self.endpoint.call(method, body, Some(&credentials), timeout).await
             }
             answer => answer,
         }

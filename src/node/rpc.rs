@@ -75,21 +75,20 @@ impl Endpoint {
         self.url.as_str()
     }
 
-    /// Calls `method` and returns the bytes of the answer, whatever it says. `params` is a JSON array.
+    /// Posts a [`request`] or a [`batch`] of them and returns the bytes of the answer, whatever it says.
     pub(crate) async fn call(
         &self,
         method: &str,
-        params: &str,
+        body: &str,
         credentials: Option<&Credentials>,
         timeout: Duration,
     ) -> Result<Vec<u8>, NodeError> {
-        let body = format!(r#"{{"jsonrpc":"1.0","id":0,"method":"{method}","params":{params}}}"#);
         let mut request = self
             .http
             .post(self.url.clone())
             .header("content-type", "application/json")
             .timeout(timeout)
-            .body(body);
+            .body(body.to_owned());
         if let Some(Credentials { user, password }) = credentials {
             request = request.basic_auth(user, Some(password.expose_secret()));
         }
@@ -108,6 +107,49 @@ impl Endpoint {
         }
         Ok(answer)
     }
+}
+
+/// A call of `method`. `params` is a JSON array.
+pub(crate) fn request(method: &str, params: &str) -> String {
+    numbered(0, method, params)
+}
+
+/// Calls of `method`, one for each of `params`, in one request. The caller bounds their number and their answers.
+pub(crate) fn batch(method: &str, params: &[String]) -> String {
+    let calls: Vec<String> =
+        params.iter().enumerate().map(|(id, params)| numbered(id, method, params)).collect();
+    format!("[{}]", calls.join(","))
+}
+
+fn numbered(id: usize, method: &str, params: &str) -> String {
+    format!(r#"{{"jsonrpc":"1.0","id":{id},"method":"{method}","params":{params}}}"#)
+}
+
+/// The results of a [`batch`] of `count` calls in their order; `None` where the node gave an error.
+pub(crate) fn results<'a>(
+    method: &str,
+    answer: &'a [u8],
+    count: usize,
+) -> Result<Vec<Option<&'a RawValue>>, NodeError> {
+    let answers: Vec<Numbered<'a>> =
+        serde_json::from_slice(answer).map_err(|error| bad_answer(method, error.to_string()))?;
+    let mut results = vec![None; count];
+    for Numbered { id, result, error } in answers {
+        let place = usize::try_from(id).ok().and_then(|id| results.get_mut(id));
+        let place = place.ok_or_else(|| bad_answer(method, format!("nobody made call {id}")))?;
+        *place = if error.is_none() { result } else { None };
+    }
+    Ok(results)
+}
+
+/// One answer of a batch.
+#[derive(Deserialize)]
+struct Numbered<'a> {
+    id: u64,
+    #[serde(borrow, default)]
+    result: Option<&'a RawValue>,
+    #[serde(default)]
+    error: Option<RpcError>,
 }
 
 /// The two things that an answer says, of JSON-RPC 1 and 2 alike.

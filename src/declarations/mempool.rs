@@ -1,0 +1,132 @@
+//! Which transactions our node has, by their hashes with witness: clients name transactions so, and Bitcoin Core does
+//! not.
+//!
+//! What is not found here is asked of the client. This module never judges a transaction.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use stratum::hash::Hash;
+use template::RawTransaction;
+use template::block_template::{MAX_TRANSACTION_BYTES, displayed};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::node::{NodeClient, NodeError};
+
+/// Transactions whose names are kept, of 64 bytes each: more than full mempools of 300 MB have had. Those beyond are
+/// not known here.
+const MAX_KNOWN: usize = 500_000;
+
+/// Calls in one request to the node that names transactions.
+const NAMES_AT_ONCE: usize = 1000;
+
+/// New transactions that one refresh names: two seconds of a node's work. The rest comes with the next.
+const MAX_NEW_NAMES: usize = 20_000;
+
+/// Transactions that are fetched with one request: of 100 kB each, the most that nodes relay, their hexadecimal stays
+/// within the longest answer that is read.
+const FETCHED_AT_ONCE: usize = 100;
+
+/// The mempool is not read more often than this for the sake of what is missing.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A view of a node's mempool. Shared by look-ups, which take turns at it and so wait for one refresh together.
+#[derive(Debug)]
+pub(super) struct MempoolView {
+    node: Arc<NodeClient>,
+    names: Mutex<Names>,
+}
+
+/// The txid of each wtxid, both as nodes print them.
+#[derive(Debug, Default)]
+struct Names {
+    txids: HashMap<String, String>,
+    refreshed: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    wtxid: String,
+}
+
+impl MempoolView {
+    pub(super) fn new(node: Arc<NodeClient>) -> Self {
+        MempoolView { node, names: Mutex::default() }
+    }
+
+    /// Learns what came in and forgets what is gone, unless that was done just now.
+    pub(super) async fn refresh(&self) {
+        self.names.lock().await.refresh(&self.node).await;
+    }
+
+    /// Fills what is `None` in `found`, in the order of `wtxids`, as far as the node has it. Stops where all together
+    /// are more than fits in a block.
+    pub(super) async fn look_up(&self, wtxids: &[Hash], found: &mut [Option<RawTransaction>]) {
+        let mut missing: Vec<(usize, String)> = Vec::new();
+        {
+            let mut names = self.names.lock().await;
+            let is_missing = |names: &Names, place: usize| {
+                found[place].is_none() && !names.txids.contains_key(&displayed(&wtxids[place]))
+            };
+            if (0..wtxids.len()).any(|place| is_missing(&names, place)) {
+                names.refresh(&self.node).await;
+            }
+            for (place, wtxid) in wtxids.iter().enumerate().filter(|(place, _)| found[*place].is_none()) {
+                missing.extend(names.txids.get(&displayed(wtxid)).map(|txid| (place, txid.clone())));
+            }
+        }
+        let mut bytes: usize = found.iter().flatten().map(|transaction| transaction.raw.len()).sum();
+        for some in missing.chunks(FETCHED_AT_ONCE) {
+            let params: Vec<_> = some.iter().map(|(_, txid)| serde_json::json!([txid, false])).collect();
+            let fetched = match self.node.call_each::<String>("getrawtransaction", &params).await {
+                Ok(fetched) => fetched,
+                Err(error) => {
+                    tracing::debug!("transactions are asked of the client: {error}");
+                    return;
+                }
+            };
+            for ((place, _), hexadecimal) in some.iter().zip(fetched) {
+                let raw = hexadecimal.and_then(|text| hex::decode(text).ok());
+                let transaction = raw.and_then(|raw| RawTransaction::parse(&raw).ok());
+                // Another witness may have come for the same txid since the mempool was read.
+                let transaction = transaction.filter(|one| one.wtxid == wtxids[*place]);
+                bytes += transaction.as_ref().map_or(0, |one| one.raw.len());
+                if bytes > MAX_TRANSACTION_BYTES {
+                    return;
+                }
+                found[*place] = transaction;
+            }
+        }
+    }
+}
+
+impl Names {
+    async fn refresh(&mut self, node: &NodeClient) {
+        let now = Instant::now();
+        if self.refreshed.is_some_and(|last| now < last + REFRESH_INTERVAL) {
+            return;
+        }
+        self.refreshed = Some(now);
+        if let Err(error) = self.read(node).await {
+            tracing::debug!("the mempool cannot be read: {error}");
+        }
+    }
+
+    async fn read(&mut self, node: &NodeClient) -> Result<(), NodeError> {
+        let listed: Vec<String> = node.call("getrawmempool", serde_json::json!([false])).await?;
+        let mut new: HashSet<String> = listed.into_iter().take(MAX_KNOWN).collect();
+        self.txids.retain(|_, txid| new.remove(txid));
+        let new: Vec<String> = new.into_iter().take(MAX_NEW_NAMES).collect();
+        for some in new.chunks(NAMES_AT_ONCE) {
+            let params: Vec<_> = some.iter().map(|txid| serde_json::json!([txid])).collect();
+            let entries = node.call_each::<Entry>("getmempoolentry", &params).await?;
+            for (txid, entry) in some.iter().zip(entries) {
+                self.txids.extend(entry.map(|entry| (entry.wtxid, txid.clone())));
+            }
+        }
+        Ok(())
+    }
+}
