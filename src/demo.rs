@@ -127,6 +127,7 @@ impl Demo {
             downstream: downstream(Some(key.clone())),
             vardiff,
             share_batch_size: 10,
+            job_declaration: None,
             ledger: None,
             device_rules: DeviceRules::default(),
             http: HttpConfig::default(),

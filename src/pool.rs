@@ -9,12 +9,14 @@ use std::time::Duration;
 use bitcoin::Network;
 use mining_server::{Settings, ShareUse};
 use stratum::{JobNumber, UpstreamId};
-use template::{BlockTemplate, CoinbaseRules};
+use template::{BlockTemplate, CoinbaseRules, Output};
+use tokio::net::TcpListener;
 
 use crate::clock::Clock;
 use crate::config::{
     DownstreamConfig, HttpConfig, LedgerConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings,
 };
+use crate::declarations::{DeclarationParts, Declarations, declarations};
 use crate::error::RunError;
 use crate::http::view::Job;
 use crate::http::{UpstreamState, UpstreamStates};
@@ -44,12 +46,22 @@ pub struct PoolParts {
     pub vardiff: VardiffSettings,
     /// Shares that are acknowledged together.
     pub share_batch_size: u32,
+    /// Takes declared jobs, where there is a listener for them.
+    pub job_declaration: Option<JobDeclaration>,
     /// Where the accounts are kept; in memory only when absent.
     pub ledger: Option<LedgerConfig>,
     /// What is said of devices by their names.
     pub device_rules: DeviceRules,
     /// What is served over HTTP.
     pub http: HttpConfig,
+}
+
+/// What a pool needs to take declared jobs, besides an authority key.
+pub struct JobDeclaration {
+    /// Judges them.
+    pub node: Arc<NodeClient>,
+    /// Whether clients must show their transactions.
+    pub requires_transactions: bool,
 }
 
 /// A running pool.
@@ -76,6 +88,10 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         .script(network)
         .map_err(|error| RunError::Failed(format!("pool.coinbase_address: {error}")))?;
     let rules = coinbase_rules(script.into_bytes(), &config.coinbase_tag)?;
+    let job_declaration = config.job_declaration.map(|declaration| JobDeclaration {
+        node: Arc::clone(&client),
+        requires_transactions: declaration.requires_transactions(),
+    });
     let parts = PoolParts {
         source: templates::start(
             &config.templates,
@@ -89,6 +105,7 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         downstream: config.downstream,
         vardiff: config.vardiff,
         share_batch_size: config.share_batch_size,
+        job_declaration,
         ledger: config.ledger,
         device_rules: config.rules,
         http: config.http,
@@ -111,6 +128,20 @@ pub fn start(
     let source = parts.source.clone();
     source.set_constraints(parts.rules.constraints());
     role.template_source = source.status().cloned();
+    let declarations =
+        listeners.declarations.take().zip(parts.job_declaration).zip(parts.downstream.authority.as_ref());
+    let declarations = declarations.map(|((listener, needs), (_, key))| {
+        let outputs = vec![Output { value: 0, script: parts.rules.payout_script().to_vec() }];
+        let JobDeclaration { node, requires_transactions } = needs;
+        let of_server = DeclarationParts {
+            outputs,
+            requires_transactions,
+            key: key.clone(),
+            node,
+            source: parts.source.clone(),
+        };
+        serve_declarations(&mut role, of_server, listener, clock, shutdown.clone())
+    });
     let task = PoolTask {
         jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),
         source: parts.source,
@@ -119,6 +150,7 @@ pub fn start(
         clock,
         registry: role.observed.registry.clone(),
         status: Arc::clone(&status),
+        declarations: declarations.transpose()?,
     };
     role.spawn("pool", task::run(task, shutdown));
     let settings = Settings {
@@ -138,6 +170,19 @@ pub fn start(
         move || of_jobs.borrow().as_deref().map(|template| job(template, &of_job)).into_iter().collect();
     role.serve_http(&mut listeners, &parts.http, upstreams, jobs)?;
     Ok(Pool { role, status })
+}
+
+fn serve_declarations(
+    role: &mut Role,
+    parts: DeclarationParts,
+    listener: std::net::TcpListener,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> Result<Declarations, RunError> {
+    let listener = TcpListener::from_std(listener).map_err(RunError::io("use a listener"))?;
+    let (declarations, running) = declarations(parts, listener, clock, shutdown);
+    role.spawn("job declaration server", running);
+    Ok(declarations)
 }
 
 /// What the API shows of a template.

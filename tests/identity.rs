@@ -69,6 +69,7 @@ impl Running {
             },
             vardiff: fixed(EXPONENT),
             share_batch_size: 10,
+            job_declaration: None,
             ledger: Some(LedgerConfig::in_folder(folder.to_owned())),
             device_rules: DeviceRules { identities, ..DeviceRules::default() },
             http: HttpConfig { api: Some(api), ..HttpConfig::default() },

@@ -207,6 +207,7 @@ impl RunningPool {
             },
             vardiff: VardiffSettings { enabled: true, config },
             share_batch_size: 4,
+            job_declaration: None,
             ledger: None,
             device_rules: Default::default(),
             http: HttpConfig::default(),

@@ -63,6 +63,7 @@ fn pool_with_profile() -> (Role, ShutdownTrigger) {
         downstream: downstream(),
         vardiff: vardiff(EXPONENT),
         share_batch_size: 10,
+        job_declaration: None,
         ledger: None,
         device_rules: Default::default(),
         http: HttpConfig::default(),

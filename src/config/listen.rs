@@ -29,6 +29,8 @@ pub enum ListenKey {
     Api,
     /// Clients of a template provider.
     Templates,
+    /// Job declaration clients of a pool.
+    Declarations,
 }
 
 impl ListenKey {
@@ -41,6 +43,7 @@ impl ListenKey {
             ListenKey::Metrics => "metrics.listen".into(),
             ListenKey::Api => "api.listen".into(),
             ListenKey::Templates => "template_provider.listen".into(),
+            ListenKey::Declarations => "job_declaration.listen".into(),
         }
     }
 }
@@ -71,6 +74,8 @@ pub struct Listeners {
     pub api: Option<TcpListener>,
     /// For clients of a template provider.
     pub templates: Option<TcpListener>,
+    /// For job declaration clients of a pool.
+    pub declarations: Option<TcpListener>,
 }
 
 /// Binds every address. Tries all of them even when some fail, and then returns all failures.
@@ -85,6 +90,7 @@ pub fn bind_listeners(addresses: &[ListenAddress]) -> Result<Listeners, Vec<Prob
             (Ok(listener), ListenKey::Metrics) => listeners.metrics = Some(listener),
             (Ok(listener), ListenKey::Api) => listeners.api = Some(listener),
             (Ok(listener), ListenKey::Templates) => listeners.templates = Some(listener),
+            (Ok(listener), ListenKey::Declarations) => listeners.declarations = Some(listener),
             (Err(error), of) => problems.push(Problem {
                 key: of.key().into_owned(),
                 line: *line,

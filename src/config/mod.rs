@@ -8,6 +8,7 @@
 
 mod api;
 mod declaration;
+mod declaration_server;
 mod file;
 mod identity;
 mod ledger;
@@ -26,6 +27,7 @@ pub(crate) use file::{is_readable_by_others, read_key, read_text};
 
 pub use api::{ApiConfig, HttpConfig, Tokens};
 pub use declaration::JobDeclarationConfig;
+pub use declaration_server::DeclarationServerConfig;
 pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};

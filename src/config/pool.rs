@@ -11,6 +11,7 @@ use reqwest::Url;
 use secrecy::SecretString;
 
 use super::api::{HttpConfig, read_metrics, render_metrics};
+use super::declaration_server::DeclarationServerConfig;
 use super::file;
 use super::ledger::{LedgerConfig, render_rules};
 use super::load::{Role, RoleConfig};
@@ -60,6 +61,8 @@ pub struct PoolConfig {
     pub blocks_dir: PathBuf,
     /// Shares after which an SV2 channel's accepted ones are acknowledged together; at least 1.
     pub share_batch_size: u32,
+    /// Where clients declare jobs of their own, if anywhere.
+    pub job_declaration: Option<DeclarationServerConfig>,
     /// How the difficulties of channels are controlled.
     pub vardiff: VardiffSettings,
     /// Where the accounts are kept; in memory only when absent.
@@ -345,6 +348,7 @@ impl RoleConfig for PoolConfig {
         let blocks_dir = read_blocks_dir(&mut section, findings);
         let share_batch_size = section.integer(findings, "share_batch_size", 1..=MAX_SHARE_BATCH_SIZE);
         section.finish(findings);
+        let job_declaration = DeclarationServerConfig::read(document, findings, downstream.as_ref());
         let vardiff = VardiffSettings::read(document, findings);
         let (ledger, rules) = LedgerConfig::read(document, findings);
         let (metrics_listen, max_device_series) = read_metrics(document, findings);
@@ -358,6 +362,7 @@ impl RoleConfig for PoolConfig {
             coinbase_tag: coinbase_tag.unwrap_or_else(|| DEFAULT_COINBASE_TAG.to_owned()),
             blocks_dir,
             share_batch_size: share_batch_size.unwrap_or(DEFAULT_SHARE_BATCH_SIZE),
+            job_declaration,
             vardiff,
             ledger,
             rules,
@@ -382,6 +387,9 @@ impl RoleConfig for PoolConfig {
         page.key("coinbase_tag", self.coinbase_tag.clone());
         page.key("blocks_dir", self.blocks_dir.display().to_string());
         page.key("share_batch_size", i64::from(self.share_batch_size));
+        if let Some(job_declaration) = &self.job_declaration {
+            job_declaration.render(&mut page);
+        }
         self.vardiff.render(&mut page);
         if let Some(ledger) = &self.ledger {
             ledger.render(&mut page);

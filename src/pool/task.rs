@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::jobs::{FoundBlock, PoolJobs};
 use crate::clock::Clock;
+use crate::declarations::Declarations;
 use crate::node::BlockSource;
 use crate::owner::{COMMAND_BATCH, Command, DRAIN_GRACE, OwnerInbox};
 use crate::registry::SharedRegistry;
@@ -59,6 +60,8 @@ pub struct PoolTask {
     pub registry: SharedRegistry,
     /// Told how it goes.
     pub status: Arc<PoolStatus>,
+    /// Told of every template, once miners have the work made of it.
+    pub declarations: Option<Declarations>,
 }
 
 /// Serves until the end is asked for.
@@ -119,10 +122,13 @@ type Saved = Option<bool>;
 impl PoolTask {
     fn handle_template(&mut self, template: Arc<BlockTemplate>) {
         let height = template.height;
-        match self.jobs.handle_template(template) {
+        match self.jobs.handle_template(Arc::clone(&template)) {
             Ok(()) => {
                 self.status.height.store(u64::from(height), Ordering::Relaxed);
                 self.publish();
+                if let Some(declarations) = &self.declarations {
+                    declarations.set_tip(&template);
+                }
             }
             Err(error) => tracing::error!(height, "no job from this template: {error}"),
         }

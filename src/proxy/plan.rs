@@ -156,6 +156,7 @@ pub(super) fn solo(
         },
         vardiff: config.vardiff,
         share_batch_size: SOLO_BATCH,
+        job_declaration: None,
         ledger: None,
         device_rules: DeviceRules::default(),
         http: HttpConfig::default(),

@@ -123,6 +123,7 @@ pub(crate) fn start_pool_with_status(
         downstream: downstream(),
         vardiff,
         share_batch_size: 10,
+        job_declaration: None,
         ledger: None,
         device_rules: Default::default(),
         http: HttpConfig::default(),

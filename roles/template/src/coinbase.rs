@@ -104,6 +104,11 @@ impl CoinbaseRules {
         Ok(CoinbaseRules { payout_script, tag, extranonce_size })
     }
 
+    /// What the payout output pays to.
+    pub fn payout_script(&self) -> &[u8] {
+        &self.payout_script
+    }
+
     /// How many bytes of extranonce the coinbases leave room for.
     pub fn extranonce_size(&self) -> usize {
         self.extranonce_size
