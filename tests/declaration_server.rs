@@ -193,8 +193,8 @@ async fn with_child(node: &RegtestNode, template: &BlockTemplate, parent: &Witne
     let child = Transaction { version: Version::TWO, lock_time: LockTime::ZERO, input: vec![input], output };
     let raw = serialize(&child);
     node.call("sendrawtransaction", json!([hex::encode(&raw)])).await;
-    let mut template = template.clone();
-    template.transactions.push(TemplateTransaction {
+    let mut transactions = template.transactions.clone();
+    transactions.push(TemplateTransaction {
         txid: child.compute_txid().to_byte_array(),
         wtxid: child.compute_wtxid().to_byte_array(),
         raw,
@@ -203,19 +203,25 @@ async fn with_child(node: &RegtestNode, template: &BlockTemplate, parent: &Witne
         sigops: 0,
         depends: Vec::new(),
     });
-    let txids: Vec<_> = template.transactions.iter().map(|transaction| transaction.txid).collect();
-    let wtxids: Vec<_> = template.transactions.iter().map(|transaction| transaction.wtxid).collect();
-    template.merkle_path = merkle_path(&txids);
-    template.witness_commitment = Some(witness_commitment(&wtxids).to_vec());
-    template.coinbase_value += FEE.to_sat();
-    template
+    with_transactions(template, transactions)
+}
+
+fn with_transactions(template: &BlockTemplate, transactions: Vec<TemplateTransaction>) -> BlockTemplate {
+    let txids: Vec<_> = transactions.iter().map(|transaction| transaction.txid).collect();
+    let wtxids: Vec<_> = transactions.iter().map(|transaction| transaction.wtxid).collect();
+    let mut changed = template.clone();
+    changed.merkle_path = merkle_path(&txids);
+    changed.witness_commitment = Some(witness_commitment(&wtxids).to_vec());
+    changed.transactions = transactions;
+    changed.coinbase_value = template.coinbase_value - template.fees() + changed.fees();
+    changed
 }
 
 fn pool_config(node: &RegtestNode) -> String {
     format!(
         "[downstream]\nsv1_listen = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
          [node]\nrpc_url = \"{}\"\ncookie_file = \"{}\"\nnetwork = \"regtest\"\n\
-         [templates]\nmin_fee_gain_sats = 100000000\n\
+         [templates]\nmin_fee_gain_sats = 100000000\nempty_first_template = false\n\
          [pool]\ncoinbase_script = \"{}\"\n\
          [job_declaration]\nlisten = \"127.0.0.1:0\"\nmodes = [\"full-template\"]\n",
         node.url(),
@@ -248,8 +254,11 @@ async fn a_declared_job_with_the_nodes_transactions_becomes_a_block() {
 
     let first = template_of(&node).await;
     assert_eq!(first.transactions.len(), 5);
-    let (_, answer) = declarer.declare(&first).await;
-    assert!(matches!(answer, Message::DeclareMiningJobSuccess(_)), "{answer:?}");
+    // Of the empty one comes nothing before the pool has its own template, in which the others are found.
+    for template in [&with_transactions(&first, Vec::new()), &first] {
+        let (_, answer) = declarer.declare(template).await;
+        assert!(matches!(answer, Message::DeclareMiningJobSuccess(_)), "{answer:?}");
+    }
     // One that is in no template of the pool: it is found in the mempool.
     let template = with_child(&node, &first, &spends[0]).await;
     let (coinbase, answer) = declarer.declare(&template).await;
