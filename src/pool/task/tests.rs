@@ -25,6 +25,7 @@ fn pool_task(clock: Clock, sink: &RecordSink) -> (PoolTask, Owner) {
         clock,
         registry: SharedRegistry::new(clock, sink.writer()),
         status: Arc::default(),
+        declarations: None,
     };
     (task, owner)
 }
