@@ -25,7 +25,6 @@ fn pool_task(clock: Clock, sink: &RecordSink) -> (PoolTask, Owner) {
         clock,
         registry: SharedRegistry::new(clock, sink.writer()),
         status: Arc::default(),
-        declarations: None,
     };
     (task, owner)
 }
