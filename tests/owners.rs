@@ -97,7 +97,6 @@ async fn a_pool_takes_blocks_until_its_connections_are_gone() {
         clock,
         registry: SharedRegistry::new(clock, sink.writer()),
         status: Arc::clone(&status),
-        declarations: None,
     };
     let (stop, end) = shutdown();
     stop.trigger();
