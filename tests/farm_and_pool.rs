@@ -1,0 +1,170 @@
+//! A farm and a pool, all of it ours and as processes: an SV1 miner, `checkweigh mining-proxy` on the farm's Bitcoin
+//! Core, `checkweigh pool` with its job declaration server on the pool's, and both nodes connected.
+//!
+//! On regtest practically every share is a block.
+
+#[path = "support/bitcoin_node.rs"]
+mod bitcoin_node;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/sv1_miner.rs"]
+mod sv1_miner;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use bitcoin::consensus::deserialize;
+use bitcoin::{Amount, Block, Txid};
+use bitcoin_node::{FEE, RegtestNode};
+use checkweigh::shutdown::shutdown;
+use process::{Checkweigh, terminate};
+use serde_json::{Value, json};
+use sv1_miner::{Miner, MinerOptions};
+use tokio::time::{Instant, interval};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Transactions that only the farm's node has in its mempool, all with witnesses.
+const TRANSACTIONS: u32 = 5;
+
+/// What a block of the first halving period of regtest creates.
+const SUBSIDY: Amount = Amount::from_sat(50 * 100_000_000);
+
+/// Who the pool pays.
+const PAYOUT: &str = "5175";
+
+const VARDIFF: &str = "[vardiff]\nenabled = false\nminimum_difficulty = 0.00000095367431640625\n\
+                       initial_difficulty = 0.00000095367431640625\n";
+
+/// The farm's node listens; the pool's connects to it, and takes no transactions but in blocks.
+async fn two_nodes() -> (RegtestNode, RegtestNode) {
+    let port = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
+    let address = port.local_addr().expect("bound").to_string();
+    drop(port);
+    let farm = RegtestNode::start_with(&["-listen=1", &format!("-bind={address}")]).await;
+    let pool = RegtestNode::start_with(&["-blocksonly=1"]).await;
+    pool.call("addnode", json!([address, "onetry"])).await;
+    (farm, pool)
+}
+
+async fn wait_for_height(node: &RegtestNode, height: u32) {
+    let deadline = Instant::now() + DEADLINE;
+    let mut poll = interval(Duration::from_millis(50));
+    while node.height().await < height {
+        assert!(Instant::now() < deadline, "the chain reaches {height}");
+        poll.tick().await;
+    }
+}
+
+async fn block(node: &RegtestNode, height: u32) -> Block {
+    let hash = node.call("getblockhash", json!([height])).await;
+    let hex = node.call("getblock", json!([hash, 0])).await;
+    let bytes = hex::decode(hex.as_str().expect("a block is text")).expect("hexadecimal");
+    deserialize(&bytes).expect("a block")
+}
+
+fn node_keys(node: &RegtestNode) -> String {
+    let cookie = Value::from(node.cookie_file().display().to_string());
+    format!("rpc_url = \"{}\"\ncookie_file = {cookie}\nnetwork = \"regtest\"\n", node.url())
+}
+
+fn make_key(folder: &Path) {
+    let keygen = Command::new(env!("CARGO_BIN_EXE_checkweigh"))
+        .args(["keygen", "--out"])
+        .arg(folder.join("authority.key"))
+        .output()
+        .expect("the binary was built with the test");
+    assert!(keygen.status.success(), "{keygen:?}");
+}
+
+fn pool_config(node: &RegtestNode) -> String {
+    format!(
+        "[downstream]\nsv2_listen = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
+         [node]\n{}[pool]\ncoinbase_script = \"{PAYOUT}\"\ncoinbase_tag = \"/pool/\"\n\
+         [job_declaration]\nlisten = \"127.0.0.1:0\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n{VARDIFF}",
+        node_keys(node)
+    )
+}
+
+fn proxy_config(
+    mining: SocketAddr,
+    declaration: SocketAddr,
+    key: &str,
+    node: &RegtestNode,
+    mode: &str,
+) -> String {
+    format!(
+        "[downstream]\nsv1_listen = \"127.0.0.1:0\"\n\
+         [[upstream]]\nurl = \"stratum2+tcp://{mining}/{key}\"\nuser_identity = \"account.farm\"\n\
+         job_declaration_url = \"stratum2+tcp://{declaration}/{key}\"\n\
+         [job_declaration]\nmode = \"{mode}\"\ncoinbase_tag = \"/farm/\"\npool_templates = false\n\
+         [job_declaration.node]\n{}{VARDIFF}",
+        node_keys(node)
+    )
+}
+
+/// A miner finds two blocks on jobs that the farm declared to the pool.
+async fn blocks_of_the_farm_pay_the_pool(mode: &str) {
+    let (mut farm, pool_node) = two_nodes().await;
+    let wanted = farm.fill_mempool(TRANSACTIONS).await;
+    let start = farm.height().await;
+    wait_for_height(&pool_node, start).await;
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (of_pool, of_farm) = (folder.path().join("pool"), folder.path().join("farm"));
+    std::fs::create_dir(&of_pool).expect("the folder is ours");
+    std::fs::create_dir(&of_farm).expect("the folder is ours");
+    make_key(&of_pool);
+
+    let mut pool = Checkweigh::start("pool", &pool_config(&pool_node), &of_pool);
+    let line = pool.line("job declaration clients may connect").await;
+    let address = |line: &Value| -> SocketAddr {
+        line["address"].as_str().and_then(|text| text.parse().ok()).expect("the line names an address")
+    };
+    let (declaration, key) = (address(&line), line["authority_key"].as_str().expect("a key").to_owned());
+    let mining = pool.address("SV2 miners may connect").await;
+    let mut pool = pool.detach_log();
+    let config = proxy_config(mining, declaration, &key, &farm, mode);
+    let mut proxy = Checkweigh::start("mining-proxy", &config, &of_farm);
+    let server = proxy.address("SV1 miners may connect").await;
+    let mut proxy = proxy.detach_log();
+    let (stop_miner, end) = shutdown();
+    let pause = Some(Duration::from_millis(300));
+    let options = MinerOptions { server, user: "farm.rig".to_owned(), window: 1, pause };
+    let mut miner = Miner::start(options, end);
+    wait_for_height(&farm, start + 2).await;
+    stop_miner.trigger();
+    miner.stopped(DEADLINE).await;
+
+    let found = block(&farm, start + 1).await;
+    let theirs: BTreeSet<Txid> = found.txdata[1..].iter().map(bitcoin::Transaction::compute_txid).collect();
+    let ours: BTreeSet<Txid> = wanted.iter().map(|spend| spend.transaction.compute_txid()).collect();
+    assert_eq!(theirs, ours, "the block has what the farm's node chose");
+    let payout = &found.txdata[0].output[0];
+    assert_eq!(payout.script_pubkey.to_hex_string(), PAYOUT);
+    assert_eq!(payout.value, SUBSIDY + FEE * u64::from(TRANSACTIONS), "the pool has the whole reward");
+    let height = farm.height().await;
+    wait_for_height(&pool_node, height).await;
+    assert_eq!(pool_node.tip().await, farm.tip().await, "both nodes end on one tip");
+    let saved = |folder: &Path| std::fs::read_dir(folder.join("blocks")).map_or(0, Iterator::count);
+    assert!(saved(&of_farm) >= 2, "every block is on the farm's disk");
+    if mode == "full-template" {
+        assert!(saved(&of_pool) >= 2, "and on that of the pool, which can make it");
+    }
+    for child in [&mut proxy, &mut pool] {
+        let status = terminate(child, Duration::from_secs(5)).await;
+        assert_eq!(status.code(), Some(0), "SIGTERM ends it in order");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_declares_its_blocks_to_our_pool_and_finds_them() {
+    blocks_of_the_farm_pay_the_pool("full-template").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_that_shows_its_coinbase_alone_finds_blocks_for_our_pool() {
+    blocks_of_the_farm_pay_the_pool("coinbase-only").await;
+}
