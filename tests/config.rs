@@ -225,6 +225,7 @@ fn every_commented_key_can_be_uncommented() {
         "not a Bitcoin address",
         "is not hexadecimal",
         "needs cookie_file",
+        "needs downstream.authority_secret_key_file",
     ];
     let check = |text: &str, found: &dyn Fn(&str, &Path) -> Vec<String>| {
         let path = folder.path().join("x.toml");
@@ -256,6 +257,34 @@ fn every_commented_key_can_be_uncommented() {
         Ok(_) => Vec::new(),
         Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
     });
+}
+
+/// The pool's example with job declaration, and whether it has an authority key.
+fn declaring_pool(modes: &str, has_key: bool) -> String {
+    let key = if has_key { "authority_secret_key_file = \"authority.key\"\n" } else { "" };
+    let text = pool_example().replace("[downstream]\n", &format!("[downstream]\n{key}"));
+    format!("{text}\n[job_declaration]\nlisten = \"127.0.0.1:0\"\n{modes}\n")
+}
+
+#[test]
+fn a_pool_takes_declared_jobs_where_its_file_says() {
+    let folder = folder();
+    let path = folder.path().join("pool.toml");
+    let both = read::<PoolConfig>(&declaring_pool("", true), &path).expect("complete").config;
+    assert!(!both.job_declaration.as_ref().expect("it is there").requires_transactions());
+    let again = read::<PoolConfig>(&both.effective(), &path).expect("what was printed loads").config;
+    assert_eq!(again.job_declaration, both.job_declaration);
+    let one = declaring_pool("modes = [\"full-template\"]", true);
+    let one = read::<PoolConfig>(&one, &path).expect("complete").config;
+    assert!(one.job_declaration.expect("it is there").requires_transactions());
+    for (modes, has_key, what) in [
+        ("", false, "job_declaration.listen: needs downstream.authority_secret_key_file"),
+        ("modes = [\"solo\"]", true, "job_declaration.modes: \"solo\" is neither"),
+        ("modes = [\"coinbase-only\"]", true, "job_declaration.modes: must contain \"full-template\""),
+    ] {
+        let found = problems::<PoolConfig>(&declaring_pool(modes, has_key), &path);
+        assert!(found.len() == 1 && found[0].contains(what), "{found:?}");
+    }
 }
 
 #[test]

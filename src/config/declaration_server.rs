@@ -41,7 +41,10 @@ impl DeclarationServerConfig {
         let listen = section.listen(findings, "listen", ListenKey::Declarations);
         if section.has("listen") && downstream.is_some_and(|downstream| downstream.authority.is_none()) {
             let place = section.place_of(findings, "listen");
-            findings.problem(place, "is missing its key: downstream.authority_secret_key_file");
+            findings.problem(
+                place,
+                "needs downstream.authority_secret_key_file: the connection proves who we are",
+            );
         }
         let modes = read_modes(&mut section, findings);
         section.finish(findings);

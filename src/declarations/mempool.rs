@@ -44,7 +44,8 @@ pub(super) struct MempoolView {
 #[derive(Debug, Default)]
 struct Names {
     txids: HashMap<String, String>,
-    refreshed: Option<Instant>,
+    /// When clients last had it read: they must not keep the node busy.
+    refreshed_for_missing: Option<Instant>,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +58,7 @@ impl MempoolView {
         MempoolView { node, names: Mutex::default() }
     }
 
-    /// Learns what came in and forgets what is gone, unless that was done just now.
+    /// Learns what came in and forgets what is gone. For each template of the pool, which are seconds apart.
     pub(super) async fn refresh(&self) {
         self.names.lock().await.refresh(&self.node).await;
     }
@@ -72,7 +73,7 @@ impl MempoolView {
                 found[place].is_none() && !names.txids.contains_key(&displayed(&wtxids[place]))
             };
             if (0..wtxids.len()).any(|place| is_missing(&names, place)) {
-                names.refresh(&self.node).await;
+                names.refresh_for_missing(&self.node).await;
             }
             for (place, wtxid) in wtxids.iter().enumerate().filter(|(place, _)| found[*place].is_none()) {
                 missing.extend(names.txids.get(&displayed(wtxid)).map(|txid| (place, txid.clone())));
@@ -104,12 +105,15 @@ impl MempoolView {
 }
 
 impl Names {
-    async fn refresh(&mut self, node: &NodeClient) {
+    async fn refresh_for_missing(&mut self, node: &NodeClient) {
         let now = Instant::now();
-        if self.refreshed.is_some_and(|last| now < last + REFRESH_INTERVAL) {
-            return;
+        if self.refreshed_for_missing.is_none_or(|last| last + REFRESH_INTERVAL <= now) {
+            self.refreshed_for_missing = Some(now);
+            self.refresh(node).await;
         }
-        self.refreshed = Some(now);
+    }
+
+    async fn refresh(&mut self, node: &NodeClient) {
         if let Err(error) = self.read(node).await {
             tracing::debug!("the mempool cannot be read: {error}");
         }

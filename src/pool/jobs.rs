@@ -362,7 +362,7 @@ mod tests {
         let early = jobs.handle_custom_job(custom(&first, true), clock.now());
         assert_eq!(early.map(|job| job.job.number), Err("stale-chain-tip"), "there is no tip yet");
         jobs.handle_template(Arc::clone(&first)).expect("a coinbase fits");
-        let mut take = |jobs: &mut PoolJobs, is_shown| {
+        let take = |jobs: &mut PoolJobs, is_shown| {
             solve_job(&jobs.handle_custom_job(custom(&first, is_shown), clock.now()).expect("its tip").job)
         };
         let (shown, hidden) = (take(&mut jobs, true), take(&mut jobs, false));

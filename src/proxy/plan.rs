@@ -112,6 +112,16 @@ fn client(declaration: &JobDeclarationConfig, upstream: &UpstreamConfig) -> Clie
     }
 }
 
+fn fresh_authority() -> AuthoritySecretKey {
+    let mut secret = [0; 32];
+    loop {
+        OsRng.fill_bytes(&mut secret);
+        if let Ok(key) = AuthoritySecretKey::from_bytes(secret) {
+            return key;
+        }
+    }
+}
+
 /// Starts our own pool in this process, and returns the upstream that it is.
 pub(super) fn solo(
     config: &ProxyConfig,
@@ -130,13 +140,7 @@ pub(super) fn solo(
             (address.script_pubkey(), address.to_string())
         }
     };
-    let mut secret = [0; 32];
-    let authority = loop {
-        OsRng.fill_bytes(&mut secret);
-        if let Ok(key) = AuthoritySecretKey::from_bytes(secret) {
-            break key;
-        }
-    };
+    let authority = fresh_authority();
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listener = TcpListener::bind(local).map_err(RunError::io("listen for ourselves"))?;
     listener.set_nonblocking(true).map_err(RunError::io("listen for ourselves"))?;
