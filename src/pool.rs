@@ -142,6 +142,7 @@ pub fn start(
         };
         serve_declarations(&mut role, of_server, listener, clock, shutdown.clone())
     });
+    let declarations = declarations.transpose()?;
     let task = PoolTask {
         jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),
         source: parts.source,
@@ -150,8 +151,9 @@ pub fn start(
         clock,
         registry: role.observed.registry.clone(),
         status: Arc::clone(&status),
-        declarations: declarations.transpose()?,
+        declarations: declarations.clone(),
     };
+    role.declarations = declarations;
     role.spawn("pool", task::run(task, shutdown));
     let settings = Settings {
         share_batch_size: parts.share_batch_size,
