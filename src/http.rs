@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 
 use crate::clock::Clock;
 use crate::config::ApiConfig;
+use crate::declarations::DeclarationFigures;
 use crate::latency::Latencies;
 use crate::node::source::SourceFigures;
 use crate::shutdown::Shutdown;
@@ -115,6 +116,8 @@ pub struct Status {
     pub declarations: Option<DeclarationView>,
     /// What the source of templates does, where there is one.
     pub template_source: Option<SourceFigures>,
+    /// How our job declaration server is doing, where there is one.
+    pub declaration_server: Option<DeclarationFigures>,
 }
 
 /// What a role says of where its work comes from.

@@ -155,7 +155,8 @@ pub fn start_with(
         };
         serve_declarations(&mut role, of_server, listener, clock, shutdown.clone())
     });
-    let served = declarations.transpose()?.map(|served| -> Arc<dyn CheckCustomJobs> { Arc::new(served) });
+    role.declarations = declarations.transpose()?;
+    let served = role.declarations.clone().map(|served| -> Arc<dyn CheckCustomJobs> { Arc::new(served) });
     let custom_jobs = checker.or(served).map(|checker| CustomJobs::new(owner.take_custom_jobs(), checker));
     let task = PoolTask {
         jobs: PoolJobs::new(parts.rules, JobNumber::first(clock.now())),

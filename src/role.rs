@@ -18,6 +18,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
 use crate::config::{DownstreamConfig, HttpConfig, LedgerConfig, Listeners, Sv1Profile, VardiffSettings};
+use crate::declarations::Declarations;
 use crate::downstream::{self, ConnectionCounts, Context, Patience, Protocol};
 use crate::error::RunError;
 use crate::http::view::History;
@@ -71,6 +72,8 @@ pub struct Role {
     pub observed: Observed,
     /// What its source of templates does, where it has one. To be set before HTTP is served.
     pub template_source: Option<Arc<SourceStatus>>,
+    /// Where it takes declared jobs. To be set before HTTP is served.
+    pub declarations: Option<Declarations>,
     /// Where SV1 miners connect, where there is a listener for them.
     pub sv1_address: Option<SocketAddr>,
     /// Where SV1 miners of profiles connect, in the order of the configuration.
@@ -117,6 +120,7 @@ impl Role {
             shutdown,
             observed,
             template_source: None,
+            declarations: None,
             sv1_address,
             sv1_profile_addresses,
             sv2_address,
@@ -231,11 +235,13 @@ impl Role {
         let counts = Arc::clone(&self.observed.counts);
         let registry = self.observed.registry.clone();
         let templates = self.template_source.clone();
+        let declared = self.declarations.clone();
         let sources = Sources {
             sink: self.observed.sink.clone(),
             clock: self.observed.clock,
             status: Arc::new(move || Status {
                 template_source: templates.as_ref().map(|source| source.figures()),
+                declaration_server: declared.as_ref().map(Declarations::figures),
                 ..status(&counts, &registry, upstreams())
             }),
             jobs: Arc::new(jobs),
@@ -358,6 +364,7 @@ fn status(counts: &ConnectionCounts, registry: &SharedRegistry, upstreams: Upstr
         switches: upstreams.switches,
         declarations: upstreams.declarations,
         template_source: None,
+        declaration_server: None,
     }
 }
 

@@ -223,7 +223,8 @@ fn pool_config(node: &RegtestNode) -> String {
          [node]\nrpc_url = \"{}\"\ncookie_file = \"{}\"\nnetwork = \"regtest\"\n\
          [templates]\nmin_fee_gain_sats = 100000000\nempty_first_template = false\n\
          [pool]\ncoinbase_script = \"{}\"\n\
-         [job_declaration]\nlisten = \"127.0.0.1:0\"\nmodes = [\"full-template\"]\n",
+         [job_declaration]\nlisten = \"127.0.0.1:0\"\nmodes = [\"full-template\"]\n\
+         [metrics]\nlisten = \"127.0.0.1:0\"\n",
         node.url(),
         node.cookie_file().display(),
         hex::encode(PAYOUT),
@@ -239,6 +240,7 @@ async fn a_declared_job_with_the_nodes_transactions_becomes_a_block() {
         .expect("a file");
     let mut pool = Checkweigh::start("pool", &pool_config(&node), folder.path());
     let address = pool.address("job declaration clients may connect").await;
+    let metrics = pool.address("metrics at /metrics").await;
     let mut pool = pool.detach_log();
 
     // Who hides transactions is told so, and who sends no frames is cut off.
@@ -268,6 +270,18 @@ async fn a_declared_job_with_the_nodes_transactions_becomes_a_block() {
     declarer.send(solution).await;
     let tip = timeout(DEADLINE, node.client().tip_of_height(template.height)).await.expect("in time");
     assert_eq!(displayed(&tip.expect("the node answers")), hash, "the pushed solution is the tip");
+    let page = reqwest::get(format!("http://{metrics}/metrics")).await.expect("served");
+    let page = page.text().await.expect("text");
+    for line in [
+        "server_connections 1",
+        "server_jobs_total{state=\"acknowledged\"} 3",
+        "server_jobs_total{state=\"refused\"} 0",
+        "server_missing_asked_total 0",
+        "server_solutions_total 1",
+    ] {
+        let line = format!("checkweigh_job_declaration_{line}");
+        assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+    }
     let status = terminate(&mut pool, Duration::from_secs(10)).await;
     assert_eq!(status.code(), Some(0), "SIGTERM ends it in order");
     let saved = std::fs::read_dir(folder.path().join("blocks")).expect("blocks are written").count();

@@ -16,6 +16,7 @@ use stratum::Target;
 use super::Status;
 use super::page::Page;
 use super::view::{AtStart, Device, Fleet, Group, Ledger, Overview, Rate, Rates, Upstream, WINDOWS};
+use crate::declarations::DeclarationFigures;
 use crate::latency::Latencies;
 use crate::node::source::SourceFigures;
 use crate::sink::DeviceAtStart;
@@ -81,6 +82,9 @@ pub(super) fn render(overview: &Overview, ledger: &Ledger, latencies: &Latencies
     render_version_rolling(&mut page, status);
     if let Some(source) = &status.template_source {
         render_template_source(&mut page, source);
+    }
+    if let Some(server) = &status.declaration_server {
+        render_declaration_server(&mut page, server);
     }
     page.gauge("checkweigh_devices", "Devices seen since the start.");
     page.value(overview.devices);
@@ -563,6 +567,31 @@ fn render_version_rolling(page: &mut Page, status: &Status) {
 }
 
 /// What a source of templates does.
+fn render_declaration_server(page: &mut Page, server: &DeclarationFigures) {
+    page.gauge("checkweigh_job_declaration_server_connections", "Open connections of clients.");
+    page.value(server.connections);
+    let tally = server.tally;
+    page.counter(
+        "checkweigh_job_declaration_server_jobs_total",
+        "Jobs that were declared to us, by their fate.",
+    );
+    for (state, count) in [
+        ("declared", tally.declared),
+        ("acknowledged", tally.acknowledged),
+        ("refused", tally.refused),
+        ("abandoned", tally.abandoned),
+        ("custom_taken", tally.custom_jobs),
+        ("custom_refused", tally.custom_jobs_refused),
+    ] {
+        page.labelled("state", state, count);
+    }
+    let help = "Declared jobs of which the client was asked for transactions.";
+    page.counter("checkweigh_job_declaration_server_missing_asked_total", help);
+    page.value(tally.asked_for_transactions);
+    page.counter("checkweigh_job_declaration_server_solutions_total", "Pushed solutions that were blocks.");
+    page.value(tally.solutions_pushed);
+}
+
 fn render_template_source(page: &mut Page, source: &SourceFigures) {
     page.gauge("checkweigh_template_source_up", "Whether the source gives templates, by its kind.");
     page.labelled("source", source.kind.name(), u8::from(source.is_live));
