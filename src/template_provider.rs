@@ -41,6 +41,12 @@ const READ_BUFFER: usize = 4096;
 /// How long the listener waits after accept failed, so that running out of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The most room that another provider is asked for, in bytes and in operations: some hundred outputs. All clients are
+/// served from its templates, so that one of them must not empty those of the others; who wants more is served when
+/// there is room.
+const MOST_SHARED_ROOM: CoinbaseConstraints =
+    CoinbaseConstraints { max_additional_size: 10_000, max_additional_sigops: 400 };
+
 /// How long connections have to end, and blocks to be judged by the node, after the end was asked for.
 const END_GRACE: Duration = Duration::from_secs(4);
 
@@ -66,7 +72,7 @@ pub struct ProviderStatus {
 struct Demands(Mutex<BTreeMap<u64, CoinbaseConstraints>>);
 
 impl Demands {
-    /// Changes what one client wants; returns the most of all of them.
+    /// Changes what one client wants; returns the most of all of them, up to [`MOST_SHARED_ROOM`].
     fn set(&self, client: u64, constraints: Option<CoinbaseConstraints>) -> CoinbaseConstraints {
         let mut demands = self.0.lock().expect("nothing panics while it holds the demands");
         match constraints {
@@ -74,8 +80,14 @@ impl Demands {
             None => drop(demands.remove(&client)),
         }
         demands.values().fold(CoinbaseConstraints::default(), |most, one| CoinbaseConstraints {
-            max_additional_size: most.max_additional_size.max(one.max_additional_size),
-            max_additional_sigops: most.max_additional_sigops.max(one.max_additional_sigops),
+            max_additional_size: most
+                .max_additional_size
+                .max(one.max_additional_size)
+                .min(MOST_SHARED_ROOM.max_additional_size),
+            max_additional_sigops: most
+                .max_additional_sigops
+                .max(one.max_additional_sigops)
+                .min(MOST_SHARED_ROOM.max_additional_sigops),
         })
     }
 }
@@ -373,5 +385,22 @@ impl Driver {
             }
         }
         self.out.close.take().map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_source_is_asked_for_the_most_that_clients_want_but_for_no_more_than_is_fair() {
+        let room = |size, sigops| {
+            Some(CoinbaseConstraints { max_additional_size: size, max_additional_sigops: sigops })
+        };
+        let demands = Demands::default();
+        assert_eq!(Some(demands.set(1, room(100, 4))), room(100, 4));
+        assert_eq!(Some(demands.set(2, room(50, 8))), room(100, 8));
+        assert_eq!(demands.set(3, room(3_000_000, 60_000)), MOST_SHARED_ROOM);
+        assert_eq!(Some(demands.set(3, None)), room(100, 8), "who leaves wants nothing");
     }
 }

@@ -494,8 +494,6 @@ impl Driver {
         for answer in out.answers.drain(..) {
             self.task.writer.answer(answer);
         }
-        // The books time answers themselves, from the records.
-        out.ack_latencies.clear();
         for notice in out.notices.drain(..) {
             tracing::info!(upstream = self.links[place].name, "{notice}");
         }

@@ -211,9 +211,10 @@ async fn a_new_tip_brings_a_template_at_once_and_never_a_worse_one_after_it() {
     source.stop().await;
 }
 
-/// The empty first template is a whole one: a block on it is taken. What announces the tip is a publisher of ours.
+/// The empty first template is a whole one: it says what the node's own says, and a block that carries nothing is taken.
+/// That the source publishes one is for its unit tests: here the full template can be faster.
 #[tokio::test]
-async fn an_announced_tip_gives_an_empty_template_whose_block_is_taken() {
+async fn a_block_on_an_empty_first_template_is_taken() {
     let mut node = RegtestNode::start().await;
     node.fill_mempool(3).await;
     let (announce, announced) = watch::channel(None);

@@ -11,19 +11,17 @@ mod process;
 mod sv1_miner;
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bitcoin::consensus::deserialize;
-use bitcoin::{Amount, Block, Txid};
-use bitcoin_node::{FEE, RegtestNode};
+use bitcoin::{Amount, Txid};
+use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes, wait_for_height};
 use checkweigh::shutdown::shutdown;
 use process::{Checkweigh, terminate};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sv1_miner::{Miner, MinerOptions};
-use tokio::time::{Instant, interval};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -38,33 +36,6 @@ const PAYOUT: &str = "5175";
 
 const VARDIFF: &str = "[vardiff]\nenabled = false\nminimum_difficulty = 0.00000095367431640625\n\
                        initial_difficulty = 0.00000095367431640625\n";
-
-/// The farm's node listens; the pool's connects to it, and takes no transactions but in blocks.
-async fn two_nodes() -> (RegtestNode, RegtestNode) {
-    let port = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
-    let address = port.local_addr().expect("bound").to_string();
-    drop(port);
-    let farm = RegtestNode::start_with(&["-listen=1", &format!("-bind={address}")]).await;
-    let pool = RegtestNode::start_with(&["-blocksonly=1"]).await;
-    pool.call("addnode", json!([address, "onetry"])).await;
-    (farm, pool)
-}
-
-async fn wait_for_height(node: &RegtestNode, height: u32) {
-    let deadline = Instant::now() + DEADLINE;
-    let mut poll = interval(Duration::from_millis(50));
-    while node.height().await < height {
-        assert!(Instant::now() < deadline, "the chain reaches {height}");
-        poll.tick().await;
-    }
-}
-
-async fn block(node: &RegtestNode, height: u32) -> Block {
-    let hash = node.call("getblockhash", json!([height])).await;
-    let hex = node.call("getblock", json!([hash, 0])).await;
-    let bytes = hex::decode(hex.as_str().expect("a block is text")).expect("hexadecimal");
-    deserialize(&bytes).expect("a block")
-}
 
 fn node_keys(node: &RegtestNode) -> String {
     let cookie = Value::from(node.cookie_file().display().to_string());
@@ -138,7 +109,7 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str) {
     stop_miner.trigger();
     miner.stopped(DEADLINE).await;
 
-    let found = block(&farm, start + 1).await;
+    let found = block_of_height(&farm, start + 1).await;
     let theirs: BTreeSet<Txid> = found.txdata[1..].iter().map(bitcoin::Transaction::compute_txid).collect();
     let ours: BTreeSet<Txid> = wanted.iter().map(|spend| spend.transaction.compute_txid()).collect();
     assert_eq!(theirs, ours, "the block has what the farm's node chose");

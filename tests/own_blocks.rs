@@ -14,13 +14,11 @@ mod process;
 mod sv1_miner;
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitcoin::consensus::deserialize;
-use bitcoin::{Amount, Block};
-use bitcoin_node::{FEE, RegtestNode};
+use bitcoin::Amount;
+use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes, wait_for_height};
 use checkweigh::clock::Clock;
 use checkweigh::node::{RpcSourceSettings, SourceKind, default_policy, run_rpc_source, template_source};
 use checkweigh::shutdown::shutdown;
@@ -29,7 +27,6 @@ use process::{Checkweigh, terminate};
 use serde_json::{Value, json};
 use stratum::Target;
 use sv1_miner::{Miner, MinerOptions};
-use tokio::time::{Instant, interval};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -40,33 +37,6 @@ const TRANSACTIONS: u32 = 5;
 
 /// What a block of the first halving period of regtest creates.
 const SUBSIDY: Amount = Amount::from_sat(50 * 100_000_000);
-
-/// The farm's node listens; the pool's connects to it, and takes no transactions but in blocks.
-async fn two_nodes() -> (RegtestNode, RegtestNode) {
-    let port = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
-    let address = port.local_addr().expect("bound").to_string();
-    drop(port);
-    let farm = RegtestNode::start_with(&["-listen=1", &format!("-bind={address}")]).await;
-    let pool = RegtestNode::start_with(&["-blocksonly=1"]).await;
-    pool.call("addnode", json!([address, "onetry"])).await;
-    (farm, pool)
-}
-
-async fn wait_for_height(node: &RegtestNode, height: u32) {
-    let deadline = Instant::now() + DEADLINE;
-    let mut poll = interval(Duration::from_millis(50));
-    while node.height().await < height {
-        assert!(Instant::now() < deadline, "the chain reaches {height}");
-        poll.tick().await;
-    }
-}
-
-async fn block(node: &RegtestNode, height: u32) -> Block {
-    let hash = node.call("getblockhash", json!([height])).await;
-    let hex = node.call("getblock", json!([hash, 0])).await;
-    let bytes = hex::decode(hex.as_str().expect("a block is text")).expect("hexadecimal");
-    deserialize(&bytes).expect("a block")
-}
 
 fn proxy_config(pool: &DeclaringPool, node: &RegtestNode, mode: &str) -> String {
     let cookie = Value::from(node.cookie_file().display().to_string());
@@ -118,7 +88,7 @@ async fn a_farm_finds_its_own_blocks(mode: &str) {
     wait_for_height(&farm, start + 2).await;
     stop_miner.trigger();
     miner.stopped(DEADLINE).await;
-    let found = block(&farm, start + 1).await;
+    let found = block_of_height(&farm, start + 1).await;
     let theirs: BTreeSet<_> =
         found.txdata[1..].iter().map(|transaction| transaction.compute_txid()).collect();
     let ours: BTreeSet<_> = wanted.iter().map(|spend| spend.transaction.compute_txid()).collect();

@@ -343,16 +343,23 @@ async fn the_program_serves_templates_and_says_what_it_does() {
     let template = template_where(&source, |template| template.height == 2).await;
     let (outcome, _) = timeout(DEADLINE, source.submit(2, solved(&template, 1))).await.expect("in time");
     assert_eq!(outcome, SubmitOutcome::Accepted);
-    let page =
-        reqwest::get(format!("http://{metrics}/metrics")).await.expect("served").text().await.expect("text");
-    for line in [
+    let wanted = [
         "checkweigh_template_source_up{source=\"rpc\"} 1",
         "checkweigh_template_clients 1",
         "checkweigh_template_blocks_accepted_total 1",
         "checkweigh_template_height 3",
-    ] {
-        assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
-    }
+    ];
+    // A client learns of its block from the next template, which can be before the node has answered the provider.
+    let mut page = String::new();
+    let told = timeout(DEADLINE, async {
+        let mut look = tokio::time::interval(Duration::from_millis(50));
+        while !wanted.iter().all(|line| page.lines().any(|found| found == *line)) {
+            look.tick().await;
+            let answer = reqwest::get(format!("http://{metrics}/metrics")).await.expect("served");
+            page = answer.text().await.expect("text");
+        }
+    });
+    assert!(told.await.is_ok(), "{wanted:?} are not all in\n{page}");
     let health = reqwest::get(format!("http://{metrics}/healthz")).await.expect("served");
     assert_eq!(health.status(), 200);
     assert!(process::terminate(&mut program, DEADLINE).await.success());

@@ -244,3 +244,33 @@ fn spawn(binary: &Path, directory: &Path, port: u16, extra: &[String]) -> Child 
         .spawn()
         .expect("bitcoin-node can be started")
 }
+
+/// How long a chain may take to grow on a busy machine.
+const CHAIN_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A farm's node and a pool's: the farm's listens; the pool's connects to it, and takes no transactions but in blocks.
+pub(crate) async fn two_nodes() -> (RegtestNode, RegtestNode) {
+    let port = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
+    let address = port.local_addr().expect("bound").to_string();
+    drop(port);
+    let farm = RegtestNode::start_with(&["-listen=1", &format!("-bind={address}")]).await;
+    let pool = RegtestNode::start_with(&["-blocksonly=1"]).await;
+    pool.call("addnode", json!([address, "onetry"])).await;
+    (farm, pool)
+}
+
+pub(crate) async fn wait_for_height(node: &RegtestNode, height: u32) {
+    let deadline = tokio::time::Instant::now() + CHAIN_DEADLINE;
+    let mut poll = tokio::time::interval(Duration::from_millis(50));
+    while node.height().await < height {
+        assert!(tokio::time::Instant::now() < deadline, "the chain reaches {height}");
+        poll.tick().await;
+    }
+}
+
+pub(crate) async fn block_of_height(node: &RegtestNode, height: u32) -> bitcoin::Block {
+    let hash = node.call("getblockhash", json!([height])).await;
+    let hex = node.call("getblock", json!([hash, 0])).await;
+    let bytes = hex::decode(hex.as_str().expect("a block is text")).expect("hexadecimal");
+    bitcoin::consensus::deserialize(&bytes).expect("a block")
+}

@@ -1,7 +1,6 @@
 //! What an upstream hands back to the program that drives it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use mining_server::{CloseReason, ShareRecord, UpstreamAnswer, Work};
 use stratum::{ChannelId, ConnectionId};
@@ -41,8 +40,6 @@ pub struct UpstreamOutput {
     pub records: Vec<ShareRecord>,
     /// What the upstream said of earlier shares.
     pub answers: Vec<UpstreamAnswer>,
-    /// The time from forwarding to acknowledgement, once for each share that was acknowledged.
-    pub ack_latencies: Vec<Duration>,
     /// Set when the connection must be closed once the bytes are written. The upstream takes it as closed already.
     pub close: Option<CloseReason>,
     /// Set together with `close` when the upstream named another endpoint to dial. The driver must expect the same

@@ -65,7 +65,7 @@ pub async fn run_hashblock_subscriber(
                 (back_off, was_told) = (FIRST_BACK_OFF, false);
             }
             if !was_told {
-                tracing::warn!(publisher = %endpoint, "no news of blocks by ZeroMQ: {reason}; the node is asked instead");
+                tracing::warn!(publisher = %endpoint, "no news of blocks by ZeroMQ: {reason}; until it returns new tips come with the long poll, later and without an empty first template");
                 was_told = true;
             }
             tokio::time::sleep(jittered(back_off)).await;

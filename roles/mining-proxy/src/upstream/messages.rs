@@ -259,10 +259,7 @@ impl Upstream {
         let mut work = Work(0);
         let count = self.channel_mut(id).and_then(|channel| {
             channel.refused_in_a_row = 0;
-            channel.pending.acknowledge(last, |sent| {
-                out.ack_latencies.push(now.monotonic.saturating_sub(sent.at));
-                work += sent.work;
-            })
+            channel.pending.acknowledge(last, |sent| work += sent.work)
         });
         let count = count.unwrap_or(0);
         if count > 0 {

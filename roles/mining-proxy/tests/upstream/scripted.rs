@@ -303,7 +303,6 @@ fn shares_are_acknowledged_in_batches_and_refused_one_by_one() {
     rig.receive(refused(CHANNEL, 2));
     rig.receive(success(CHANNEL, 4, 3));
     let out = rig.take();
-    assert_eq!(out.ack_latencies, [6 * SECOND, 4 * SECOND, 3 * SECOND]);
     assert!(out.notices.is_empty(), "{:?}", out.notices);
     assert_eq!(
         out.answers[0].verdict,

@@ -253,9 +253,12 @@ impl ProviderConnection {
         };
         // Who repeats itself is not served the same again, at the cost of room for those that solutions come for.
         let is_new = self.constraints() != Some(constraints);
-        self.stage = Stage::Serving(constraints);
         if let (true, Some(newest)) = (is_new, newest) {
             self.serve(newest, constraints, now, out);
+        }
+        // What no template has room for is nobody's demand: whoever asks a source for room must not hear of it.
+        if !self.closed {
+            self.stage = Stage::Serving(constraints);
         }
     }
 

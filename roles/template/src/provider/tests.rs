@@ -182,6 +182,18 @@ fn transactions_are_brought_for_templates_of_this_tip() {
 }
 
 #[test]
+fn a_demand_that_no_template_has_room_for_is_not_kept() {
+    let mut server = Server::new(on_tip(1, 1));
+    server.take(setup());
+    assert_eq!(server.take(room(4_000_000)), []);
+    assert_eq!((server.close_fault(), server.connection.constraints()), (Some(Fault::Downstream), None));
+    let mut server = Server::serving(on_tip(1, 1));
+    let kept = server.connection.constraints();
+    server.take(room(4_000_000));
+    assert_eq!((server.close_fault(), server.connection.constraints()), (Some(Fault::Downstream), kept));
+}
+
+#[test]
 fn a_client_that_asks_without_end_is_closed() {
     let mut server = Server::new(on_tip(1, 3));
     server.take(setup());

@@ -17,10 +17,13 @@ struct Running {
 }
 
 fn run(client: NodeClient, refresh: Duration) -> Running {
+    run_with(client, RpcSourceSettings { poll: refresh, empty_first: true, announced: None })
+}
+
+fn run_with(client: NodeClient, settings: RpcSourceSettings) -> Running {
     let policy = PublishPolicy { min_gain: 0, min_interval: Duration::ZERO };
     let (outlet, handle) = template_source(SourceKind::Rpc, policy, Clock::start());
     let (trigger, waits) = shutdown();
-    let settings = RpcSourceSettings { poll: refresh, empty_first: true, announced: None };
     let task = tokio::spawn(run_rpc_source(Arc::new(client), settings, outlet, waits));
     Running { templates: handle.templates(), status: Arc::clone(handle.status()), trigger, task }
 }
@@ -137,5 +140,33 @@ async fn templates_have_growing_ids() {
         assert!(id > last);
         last = id;
     }
+    running.stop().await;
+}
+
+/// The node announces a block and has not made its template yet: miners get an empty one meanwhile.
+#[tokio::test]
+async fn an_announced_tip_gives_an_empty_template_until_the_full_one_is_there() {
+    let node = FakeNode::start(|method, params| match method {
+        "getblocktemplate" if is_long_poll(params) => Answer::Never,
+        "getblocktemplate" => Answer::Result(empty_template(1, 1, "1")),
+        "getblockchaininfo" => Answer::Result(serde_json::json!({
+            "chain": "regtest", "blocks": 0, "bestblockhash": "00", "initialblockdownload": false,
+        })),
+        "getblockheader" => Answer::Result(serde_json::json!({
+            "hash": params[0], "confirmations": 1, "height": 1, "bits": "207fffff", "time": 1_700_000_050,
+            "mediantime": 1_700_000_000, "previousblockhash": hex::encode([1; 32]),
+        })),
+        _ => Answer::Error(-32601, "Method not found"),
+    })
+    .await;
+    let (announce, announced) = watch::channel(None);
+    let settings = RpcSourceSettings { poll: NO_REFRESH, empty_first: true, announced: Some(announced) };
+    let mut running = run_with(node.client(), settings);
+    running.height(1).await;
+    announce.send_replace(Some([2; 32]));
+    let empty = running.height(2).await;
+    assert_eq!((empty.previous_hash, empty.transactions.len()), ([2; 32], 0));
+    let figures = running.status.figures();
+    assert_eq!((figures.empty_first, figures.block_notices, figures.new_tips), (1, 1, 2));
     running.stop().await;
 }
