@@ -79,16 +79,11 @@ impl Demands {
             Some(constraints) => drop(demands.insert(client, constraints)),
             None => drop(demands.remove(&client)),
         }
-        demands.values().fold(CoinbaseConstraints::default(), |most, one| CoinbaseConstraints {
-            max_additional_size: most
-                .max_additional_size
-                .max(one.max_additional_size)
-                .min(MOST_SHARED_ROOM.max_additional_size),
-            max_additional_sigops: most
-                .max_additional_sigops
-                .max(one.max_additional_sigops)
-                .min(MOST_SHARED_ROOM.max_additional_sigops),
-        })
+        let most = demands.values().fold(CoinbaseConstraints::default(), |most, one| most.largest(*one));
+        CoinbaseConstraints {
+            max_additional_size: most.max_additional_size.min(MOST_SHARED_ROOM.max_additional_size),
+            max_additional_sigops: most.max_additional_sigops.min(MOST_SHARED_ROOM.max_additional_sigops),
+        }
     }
 }
 

@@ -428,7 +428,8 @@ impl Driver {
             }
         }
         self.task.status.set(&self.upstreams, self.task.clock.now());
-        if self.node.is_some() {
+        if let Some(node) = &mut self.node {
+            node.make_room(self.upstreams.constraints());
             self.task.status.set_declarations(&self.upstreams, &mut self.declarations_shown);
         }
     }

@@ -82,6 +82,13 @@ impl BlockSource {
         }
     }
 
+    /// The same, never for less room than before: for one of several users.
+    pub fn raise_constraints(&self, constraints: CoinbaseConstraints) {
+        if let BlockSource::Node { source, .. } = self {
+            source.raise_constraints(constraints);
+        }
+    }
+
     /// What the source is doing; the development chain has nothing to tell.
     pub fn status(&self) -> Option<&Arc<SourceStatus>> {
         match self {

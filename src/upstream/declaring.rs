@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mining_proxy::output::FoundBlock;
-use template::BlockTemplate;
+use template::{BlockTemplate, CoinbaseConstraints};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -44,6 +44,8 @@ pub(super) struct OwnNode {
     templates: watch::Receiver<Option<Arc<BlockTemplate>>>,
     /// When the template that is there is said again, if the node still stands by it.
     repeat_at: Instant,
+    /// The room that was asked for.
+    asked: CoinbaseConstraints,
     submissions: JoinSet<()>,
 }
 
@@ -52,7 +54,13 @@ impl OwnNode {
         let mut templates = source.templates();
         // The one that is there already is news, too.
         templates.mark_changed();
-        OwnNode { source, templates, repeat_at: Instant::now() + REPEAT, submissions: JoinSet::new() }
+        OwnNode {
+            source,
+            templates,
+            repeat_at: Instant::now() + REPEAT,
+            asked: CoinbaseConstraints::default(),
+            submissions: JoinSet::new(),
+        }
     }
 
     /// Waits for the next template, or until it is time to repeat the one that is there: a node without new fees
@@ -68,6 +76,14 @@ impl OwnNode {
         }
         self.repeat_at = Instant::now() + REPEAT;
         self.templates.borrow_and_update().clone()
+    }
+
+    /// Asks for templates with the room that pools want in coinbases. Pools want less again too rarely to give any back.
+    pub(super) fn make_room(&mut self, wanted: CoinbaseConstraints) {
+        if self.asked.largest(wanted) != self.asked {
+            self.asked = self.asked.largest(wanted);
+            self.source.raise_constraints(self.asked);
+        }
     }
 
     /// Sends a block to the node, which also writes it to the disk. Waits for neither.

@@ -21,7 +21,7 @@ use mining_server::record::UpstreamVerdict;
 use mining_server::{LossReason, ShareEvent};
 use stratum::sv2::FrameHeader;
 use stratum::{HashRate, JobNumber, Now};
-use template::BlockTemplate;
+use template::{BlockTemplate, CoinbaseConstraints};
 
 use crate::config::{Endpoint, UpstreamConfig};
 use crate::output::{DownstreamKey, Feed, Tally, UpstreamOutput};
@@ -221,6 +221,12 @@ impl Upstreams {
             held += member.upstream.held_count() as u64;
         }
         (sum, held)
+    }
+
+    /// The room that a template must have for the coinbases of all jobs that are declared.
+    pub fn constraints(&self) -> CoinbaseConstraints {
+        let each = self.members.iter().map(|member| member.upstream.constraints());
+        each.fold(CoinbaseConstraints::default(), CoinbaseConstraints::largest)
     }
 
     /// What became of all forwarded shares.

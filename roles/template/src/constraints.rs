@@ -62,6 +62,15 @@ impl CoinbaseConstraints {
         }
     }
 
+    /// What is enough for either.
+    #[must_use]
+    pub fn largest(self, other: Self) -> Self {
+        CoinbaseConstraints {
+            max_additional_size: self.max_additional_size.max(other.max_additional_size),
+            max_additional_sigops: self.max_additional_sigops.max(other.max_additional_sigops),
+        }
+    }
+
     /// The weight that must be kept free of transactions.
     pub fn reserved_weight(self) -> u64 {
         FIXED_WEIGHT + 4 * u64::from(self.max_additional_size)

@@ -104,6 +104,12 @@ impl SourceHandle {
         });
     }
 
+    /// As [`SourceHandle::set_constraints`], where several users share a source: never less room than was asked for before.
+    pub fn raise_constraints(&self, constraints: CoinbaseConstraints) {
+        let asked = *self.constraints.borrow();
+        self.set_constraints(asked.largest(constraints));
+    }
+
     /// What the source is doing.
     pub fn status(&self) -> &Arc<SourceStatus> {
         &self.status

@@ -91,6 +91,9 @@ impl Declaring {
     fn give_template(&mut self, now: Now) {
         let Some(newest) = &self.newest else { return };
         match self.constraints.apply(Arc::clone(newest)) {
+            // A template provider does not say what single transactions pay (SV2 7): what is left of the reward without
+            // some of them is unknown, and a coinbase that claims too much makes no block. It has been asked for room.
+            Ok(constrained) if constrained.dropped > 0 && newest.fees() == 0 => {}
             Ok(constrained) => {
                 let template = constrained.template;
                 let transactions: Arc<[RawTransaction]> =
@@ -131,6 +134,11 @@ impl Upstream {
     /// What became of all jobs that were declared to it.
     pub fn declaration_tally(&self) -> ClientTally {
         self.declaring.as_ref().map(|declaring| declaring.client.tally()).unwrap_or_default()
+    }
+
+    /// The room that coinbases of jobs that are declared to it need in a template.
+    pub fn constraints(&self) -> CoinbaseConstraints {
+        self.declaring.as_ref().map(|declaring| declaring.constraints).unwrap_or_default()
     }
 
     /// How many shares wait until the pool has taken their job.

@@ -116,3 +116,14 @@ fn when_our_node_is_away_the_pools_of_others_have_the_work() {
     assert_eq!(stage.source(Feed::Shared), 0);
     assert_eq!(stage.job(Feed::Shared).tip.previous_hash, [5; 32]);
 }
+
+/// What is left of a reward without transactions of which nobody knows the fees is unknown, too.
+#[test]
+fn a_full_template_whose_fees_are_unknown_is_not_pruned() {
+    let mut stage = mining();
+    assert!(stage.upstreams.constraints().max_additional_size > 0, "its templates must have room");
+    stage.full_template(2, 2, 0);
+    assert_eq!(stage.job(Feed::Shared).tip.previous_hash, [1; 32], "it waits for one that has room");
+    stage.full_template(3, 2, 700);
+    assert_eq!(stage.job(Feed::Shared).tip.previous_hash, [2; 32]);
+}

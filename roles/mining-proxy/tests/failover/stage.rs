@@ -15,8 +15,9 @@ use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
 use stratum::{ChannelId, HashRate, Job, JobId, JobNumber, Now, TemplateId, UpstreamId};
+use template::constraints::FIXED_WEIGHT;
 use template::outputs::write_outputs;
-use template::{BlockTemplate, Output};
+use template::{BlockTemplate, Output, TemplateTransaction};
 
 use crate::rig::{self, NTIME};
 
@@ -225,7 +226,37 @@ impl Stage {
 
     /// Our node has a template on this block.
     pub(crate) fn template(&mut self, id: u64, block: u8) {
-        let template = Arc::new(BlockTemplate {
+        let template = self.template_on(id, block);
+        self.take_template(template);
+    }
+
+    /// The same, without room for any output: its one transaction, which pays `fee`, fills the block.
+    pub(crate) fn full_template(&mut self, id: u64, block: u8, fee: u64) {
+        let weight = 400;
+        let transaction = TemplateTransaction {
+            raw: Vec::new(),
+            txid: [9; 32],
+            wtxid: [9; 32],
+            fee,
+            weight,
+            sigops: 0,
+            depends: Vec::new(),
+        };
+        let template = self.template_on(id, block);
+        self.take_template(BlockTemplate {
+            weight_limit: FIXED_WEIGHT + weight,
+            transactions: vec![transaction],
+            ..template
+        });
+    }
+
+    fn take_template(&mut self, template: BlockTemplate) {
+        self.upstreams.handle_template(&Arc::new(template), self.now, &mut self.outs);
+        self.settle();
+    }
+
+    fn template_on(&self, id: u64, block: u8) -> BlockTemplate {
+        BlockTemplate {
             id: TemplateId(id),
             height: 800_000 + u32::from(block),
             previous_hash: [block; 32],
@@ -241,9 +272,7 @@ impl Stage {
             sigop_limit: 80_000,
             long_poll_id: None,
             received: self.now,
-        });
-        self.upstreams.handle_template(&template, self.now, &mut self.outs);
-        self.settle();
+        }
     }
 
     /// What the first pool had taken, and had not answered, is over with its connection.
