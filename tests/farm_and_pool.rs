@@ -22,6 +22,7 @@ use checkweigh::shutdown::shutdown;
 use process::{Checkweigh, terminate};
 use serde_json::Value;
 use sv1_miner::{Miner, MinerOptions};
+use tokio::process::Child;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -60,25 +61,51 @@ fn pool_config(node: &RegtestNode) -> String {
     )
 }
 
+fn provider_config(node: &RegtestNode) -> String {
+    format!(
+        "[template_provider]\nlisten = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
+         [node]\n{}",
+        node_keys(node)
+    )
+}
+
+/// `templates` is the section of that name.
 fn proxy_config(
-    mining: SocketAddr,
-    declaration: SocketAddr,
-    key: &str,
+    (mining, declaration, key): (SocketAddr, SocketAddr, &str),
     node: &RegtestNode,
     mode: &str,
+    templates: &str,
 ) -> String {
     format!(
         "[downstream]\nsv1_listen = \"127.0.0.1:0\"\n\
          [[upstream]]\nurl = \"stratum2+tcp://{mining}/{key}\"\nuser_identity = \"account.farm\"\n\
          job_declaration_url = \"stratum2+tcp://{declaration}/{key}\"\n\
          [job_declaration]\nmode = \"{mode}\"\ncoinbase_tag = \"/farm/\"\npool_templates = false\n\
-         [job_declaration.node]\n{}{VARDIFF}",
+         [job_declaration.node]\n{}{templates}{VARDIFF}",
         node_keys(node)
     )
 }
 
+fn address(line: &Value) -> SocketAddr {
+    line["address"].as_str().and_then(|text| text.parse().ok()).expect("the line names an address")
+}
+
+/// A template provider on the farm's node, and what the proxy is told of it.
+async fn start_provider(node: &RegtestNode, folder: &Path) -> (Child, String) {
+    let folder = folder.join("provider");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    make_key(&folder);
+    let mut provider = Checkweigh::start("template-provider", &provider_config(node), &folder);
+    let line = provider.line("template clients may connect").await;
+    let (address, key) = (address(&line), line["authority_key"].as_str().expect("a key"));
+    let templates = format!(
+        "[job_declaration.templates]\nsource = \"sv2\"\nsv2_url = \"stratum2+tcp://{address}/{key}\"\n"
+    );
+    (provider.detach_log(), templates)
+}
+
 /// A miner finds two blocks on jobs that the farm declared to the pool.
-async fn blocks_of_the_farm_pay_the_pool(mode: &str) {
+async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
     let (mut farm, pool_node) = two_nodes().await;
     let wanted = farm.fill_mempool(TRANSACTIONS).await;
     let start = farm.height().await;
@@ -91,13 +118,15 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str) {
 
     let mut pool = Checkweigh::start("pool", &pool_config(&pool_node), &of_pool);
     let line = pool.line("job declaration clients may connect").await;
-    let address = |line: &Value| -> SocketAddr {
-        line["address"].as_str().and_then(|text| text.parse().ok()).expect("the line names an address")
-    };
     let (declaration, key) = (address(&line), line["authority_key"].as_str().expect("a key").to_owned());
     let mining = pool.address("SV2 miners may connect").await;
     let mut pool = pool.detach_log();
-    let config = proxy_config(mining, declaration, &key, &farm, mode);
+    let provider = match has_provider {
+        true => Some(start_provider(&farm, folder.path()).await),
+        false => None,
+    };
+    let templates = provider.as_ref().map_or("", |(_, templates)| templates.as_str());
+    let config = proxy_config((mining, declaration, &key), &farm, mode, templates);
     let mut proxy = Checkweigh::start("mining-proxy", &config, &of_farm);
     let server = proxy.address("SV1 miners may connect").await;
     let mut proxy = proxy.detach_log();
@@ -124,7 +153,8 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str) {
     if mode == "full-template" {
         assert!(saved(&of_pool) >= 2, "and on that of the pool, which can make it");
     }
-    for child in [&mut proxy, &mut pool] {
+    let mut provider = provider.map(|(provider, _)| provider);
+    for child in [&mut proxy, &mut pool].into_iter().chain(&mut provider) {
         let status = terminate(child, Duration::from_secs(5)).await;
         assert_eq!(status.code(), Some(0), "SIGTERM ends it in order");
     }
@@ -132,10 +162,15 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farm_declares_its_blocks_to_our_pool_and_finds_them() {
-    blocks_of_the_farm_pay_the_pool("full-template").await;
+    blocks_of_the_farm_pay_the_pool("full-template", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_takes_its_templates_from_a_provider_and_declares_them_to_our_pool() {
+    blocks_of_the_farm_pay_the_pool("full-template", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farm_that_shows_its_coinbase_alone_finds_blocks_for_our_pool() {
-    blocks_of_the_farm_pay_the_pool("coinbase-only").await;
+    blocks_of_the_farm_pay_the_pool("coinbase-only", false).await;
 }
