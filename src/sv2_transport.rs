@@ -1,7 +1,10 @@
-//! Noise connections over TCP, dialled and accepted, for roles besides mining.
+//! Noise connections over TCP: dialled, for all roles, and accepted, for those besides mining.
 //!
-//! Only the handshake is here: who drives a connection reads and writes its frames.
+//! Nothing here reads or writes a frame: who drives a connection does.
 
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::OsRng;
@@ -10,9 +13,12 @@ use stratum::sv2::noise::{INITIATOR_MESSAGE_SIZE, Initiator, RESPONDER_MESSAGE_S
 use stratum::sv2::transport::{Decryptor, Encryptor};
 use stratum::sv2::url::PoolUrl;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::clock::Clock;
+use crate::shutdown::Shutdown;
 
 /// How long a peer has to accept a TCP connection and finish the handshake.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,11 +27,18 @@ pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// off.
 const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
-/// A peer that says nothing is asked whether it is there after this long.
+/// After so long without a byte from a peer's host the system asks whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The kernel gives up on a peer that acknowledges nothing for this long.
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the host may leave such a question, or what we sent, without any confirmation: one that is cut off is found to
+/// be gone in a minute or so, and not in a quarter of an hour.
+const UNCONFIRMED: Duration = Duration::from_secs(60);
+
+/// A client whose 64 bytes of a handshake have not come by then speaks something else.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the listener waits after accept failed, so that running out of file descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection whose handshake is done.
 pub(crate) struct Sv2Stream {
@@ -58,8 +71,79 @@ async fn dial_slowly(url: &PoolUrl, max_payload: usize, clock: Clock) -> Result<
     Ok(Sv2Stream { stream, encryptor, decryptor })
 }
 
-/// Answers a client's handshake. The caller bounds the time.
+/// Accepts clients until the end is asked for, and serves each in a task of its own, at most `most` at once: `serve` is
+/// given its number, from 1, and further ones go to `refuse` and are closed. Returns when all have ended, or `grace`
+/// after the end was asked for.
+pub(crate) async fn serve_clients<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    (most, grace): (usize, Duration),
+    mut shutdown: Shutdown,
+    refuse: impl Fn(SocketAddr),
+    serve: impl Fn(TcpStream, SocketAddr, u64) -> F,
+) {
+    let slots = Arc::new(Semaphore::new(most));
+    let mut connections = JoinSet::new();
+    let mut last = 0;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.requested() => break,
+            Some(ended) = connections.join_next() => {
+                note_end(&ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                    refuse(peer);
+                    continue;
+                };
+                last += 1;
+                let served = serve(stream, peer, last);
+                connections.spawn(async move {
+                    served.await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop((listener, serve));
+    let ended = tokio::time::timeout(grace, async {
+        while let Some(ended) = connections.join_next().await {
+            note_end(&ended);
+        }
+    });
+    if ended.await.is_err() {
+        tracing::warn!(connections = connections.len(), "cut connections that did not end in time");
+    }
+}
+
+fn note_end(ended: &Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("a connection ended by a bug of ours; please report it: {error}");
+    }
+}
+
+/// Answers a client's handshake, if that comes in time.
 pub(crate) async fn accept(
+    stream: TcpStream,
+    key: &AuthoritySecretKey,
+    max_payload: usize,
+    clock: Clock,
+) -> Result<Sv2Stream, String> {
+    match tokio::time::timeout(HANDSHAKE_DEADLINE, accept_slowly(stream, key, max_payload, clock)).await {
+        Ok(accepted) => accepted,
+        Err(_) => Err("no Noise handshake in time".to_owned()),
+    }
+}
+
+async fn accept_slowly(
     mut stream: TcpStream,
     key: &AuthoritySecretKey,
     max_payload: usize,
@@ -81,6 +165,9 @@ pub(crate) async fn accept(
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(UNCONFIRMED / 3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNCONFIRMED))?;
+    Ok(())
 }

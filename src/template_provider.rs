@@ -16,7 +16,6 @@ use template::CoinbaseConstraints;
 use template::provider::{ProviderConnection, ProviderOutput};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
@@ -26,20 +25,14 @@ use crate::http;
 use crate::node::{BlockSource, SourceKind};
 use crate::pool::node_client;
 use crate::shutdown::Shutdown;
-use crate::sv2_transport::{Sv2Stream, accept};
+use crate::sv2_transport::{Sv2Stream, accept, serve_clients};
 use crate::templates;
-
-/// A client whose 64 bytes of a handshake have not come by then speaks something else.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a client may take to read a template and its transactions: megabytes over a slow line.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Bytes read at once from a client: its messages are short, but for the coinbase of a block.
 const READ_BUFFER: usize = 4096;
-
-/// How long the listener waits after accept failed, so that running out of file descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The most room that another provider is asked for, in bytes and in operations: some hundred outputs. All clients are
 /// served from its templates, so that one of them must not empty those of the others; who wants more is served when
@@ -173,68 +166,30 @@ pub async fn serve(
     listener: TcpListener,
     status: Arc<ProviderStatus>,
     clock: Clock,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
 ) {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, authority_key = %parts.key.public(), "template clients may connect");
     }
     let ProviderParts { source, key, max_connections } = parts;
     let context = Context { source, key: Arc::new(key), demands: Arc::default(), status, clock };
-    let slots = Arc::new(Semaphore::new(max_connections as usize));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shutdown.requested() => break,
-            Some(ended) = connections.join_next() => {
-                note_end(&ended);
-                continue;
-            }
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                    context.status.refused.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                };
-                let id = context.status.accepted.fetch_add(1, Ordering::Relaxed);
-                let (context, shutdown) = (context.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    drive(stream, peer, id, context, shutdown).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
-    let ended = tokio::time::timeout(END_GRACE, async {
-        while let Some(ended) = connections.join_next().await {
-            note_end(&ended);
-        }
-    });
-    if ended.await.is_err() {
-        tracing::warn!(connections = connections.len(), "cut connections that did not end in time");
-    }
-}
-
-fn note_end(ended: &Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!("a connection ended by a bug of ours; please report it: {error}");
-    }
+    let (status, end) = (Arc::clone(&context.status), shutdown.clone());
+    let refuse = |_| {
+        status.refused.fetch_add(1, Ordering::Relaxed);
+    };
+    let limits = (max_connections as usize, END_GRACE);
+    serve_clients(listener, limits, end, refuse, |stream, peer, id| {
+        context.status.accepted.fetch_add(1, Ordering::Relaxed);
+        drive(stream, peer, id, context.clone(), shutdown.clone())
+    })
+    .await;
 }
 
 /// Serves one client until its connection ends.
 async fn drive(stream: TcpStream, peer: SocketAddr, id: u64, context: Context, mut shutdown: Shutdown) {
-    let handshake = accept(stream, &context.key, MAX_PAYLOAD_FROM_MINER, context.clock);
-    let transport = match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
-        Ok(Ok(transport)) => transport,
-        Ok(Err(reason)) => return tracing::debug!(%peer, "a stranger: {reason}"),
-        Err(_) => return tracing::debug!(%peer, "a stranger: no Noise handshake in time"),
+    let transport = match accept(stream, &context.key, MAX_PAYLOAD_FROM_MINER, context.clock).await {
+        Ok(transport) => transport,
+        Err(reason) => return tracing::debug!(%peer, "a stranger: {reason}"),
     };
     context.status.connections.fetch_add(1, Ordering::Relaxed);
     tracing::info!(%peer, "a template client has connected");

@@ -16,18 +16,14 @@ use stratum::{CloseReason, ConnectionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
-use crate::sv2_transport::{Sv2Stream, accept};
+use crate::sv2_transport::{Sv2Stream, accept, serve_clients};
 
 /// Clients that are served at once: one for each farm that declares. Each may hold the transactions of some blocks.
 const MAX_CONNECTIONS: usize = 64;
-
-/// A client whose 64 bytes of a handshake have not come by then speaks something else.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a client may take to read what we write: a few kilobytes, or the places of all transactions of a block.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,9 +33,6 @@ const MAX_UNWRITTEN: usize = 512 * 1024;
 
 /// Bytes read at once: declarations and transactions are long.
 const READ_BUFFER: usize = 16 * 1024;
-
-/// How long the listener waits after accept failed, so that running out of file descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long connections have to end after the owner has.
 const END_GRACE: Duration = Duration::from_secs(1);
@@ -90,55 +83,15 @@ pub(super) async fn listen(
     key: Arc<AuthoritySecretKey>,
     events: mpsc::Sender<Event>,
     clock: Clock,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    let mut last = 0;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shutdown.requested() => break,
-            Some(ended) = connections.join_next() => {
-                note_end(&ended);
-                continue;
-            }
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                    tracing::debug!(%peer, "turned a job declaration client away: there are {MAX_CONNECTIONS}");
-                    continue;
-                };
-                last += 1;
-                let (id, key, events) = (ConnectionId(last), Arc::clone(&key), events.clone());
-                connections.spawn(async move {
-                    serve(stream, peer, id, &key, events, clock).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept job declaration clients");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop((listener, events));
-    let ended = tokio::time::timeout(END_GRACE, async {
-        while let Some(ended) = connections.join_next().await {
-            note_end(&ended);
-        }
-    });
-    if ended.await.is_err() {
-        tracing::debug!(connections = connections.len(), "cut connections that did not end in time");
-    }
-}
-
-fn note_end(ended: &Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!("a connection ended by a bug of ours; please report it: {error}");
-    }
+    let refuse =
+        |peer| tracing::debug!(%peer, "turned a job declaration client away: there are {MAX_CONNECTIONS}");
+    serve_clients(listener, (MAX_CONNECTIONS, END_GRACE), shutdown, refuse, move |stream, peer, id| {
+        let (key, events) = (Arc::clone(&key), events.clone());
+        async move { serve(stream, peer, ConnectionId(id), &key, events, clock).await }
+    })
+    .await;
 }
 
 /// Serves one client until its connection ends.
@@ -150,16 +103,14 @@ async fn serve(
     events: mpsc::Sender<Event>,
     clock: Clock,
 ) {
-    let handshake = accept(stream, key, MAX_PAYLOAD_FROM_MINER, clock);
     let transport = tokio::select! {
-        handshake = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake) => handshake,
+        accepted = accept(stream, key, MAX_PAYLOAD_FROM_MINER, clock) => accepted,
         // The owner has ended.
         () = events.closed() => return,
     };
     let Sv2Stream { stream, encryptor, decryptor } = match transport {
-        Ok(Ok(transport)) => transport,
-        Ok(Err(reason)) => return tracing::debug!(%peer, "a stranger: {reason}"),
-        Err(_) => return tracing::debug!(%peer, "a stranger: no Noise handshake in time"),
+        Ok(transport) => transport,
+        Err(reason) => return tracing::debug!(%peer, "a stranger: {reason}"),
     };
     let (frames, outlet) = mpsc::unbounded_channel();
     let unwritten = Arc::new(AtomicUsize::new(0));

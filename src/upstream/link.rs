@@ -8,26 +8,14 @@ use mining_proxy::{Backoff, Endpoint};
 use rand::RngCore;
 use rand::rngs::OsRng;
 use stratum::Now;
-use stratum::sv2::keys::AuthorityPublicKey;
-use stratum::sv2::noise::{Initiator, RESPONDER_MESSAGE_SIZE};
 use stratum::sv2::transport::{Decryptor, Encryptor, TransportError};
 use stratum::sv2::url::PoolUrl;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-
-/// How long a pool has to accept a TCP connection and finish the handshake.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// After so long without a byte from the pool's host the system asks whether it is there.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// How long it may leave such a question, or what we sent, without any confirmation: a host that is cut off is found
-/// to be gone in a minute or so, and not in a quarter of an hour.
-const UNCONFIRMED: Duration = Duration::from_secs(60);
+use crate::sv2_transport::{Sv2Stream, dial};
 
 /// How long the last frames have to leave when the program ends.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -140,12 +128,12 @@ impl Link {
     pub(super) fn dial(&mut self, clock: Clock) {
         let configured = || Endpoint { host: self.url.host.clone(), port: self.url.port };
         let endpoint = self.redirect.take().unwrap_or_else(configured);
-        let (authority, max_payload) = (self.url.authority, self.max_payload);
+        let url = PoolUrl { host: endpoint.host.clone(), port: endpoint.port, authority: self.url.authority };
+        let max_payload = self.max_payload;
         self.state = State::Dialling(tokio::spawn(async move {
-            match tokio::time::timeout(DIAL_TIMEOUT, connect(endpoint, authority, max_payload, clock)).await {
-                Ok(result) => result,
-                Err(_) => Err("no connection in time".to_owned()),
-            }
+            let Sv2Stream { stream, encryptor, decryptor } = dial(&url, max_payload, clock).await?;
+            let (reader, writer) = stream.into_split();
+            Ok(Box::new(Connected { endpoint, reader, writer, encryptor, decryptor }))
         }));
     }
 
@@ -173,36 +161,4 @@ impl Link {
             }
         }
     }
-}
-
-async fn connect(
-    endpoint: Endpoint,
-    authority: Option<AuthorityPublicKey>,
-    max_payload: usize,
-    clock: Clock,
-) -> Result<Box<Connected>, String> {
-    let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(text)?;
-    stream.set_nodelay(true).map_err(text)?;
-    watch_host(&stream).map_err(text)?;
-    let initiator = Initiator::new(authority.as_ref(), &mut OsRng);
-    stream.write_all(&initiator.first()).await.map_err(text)?;
-    let mut reply = [0; RESPONDER_MESSAGE_SIZE];
-    stream.read_exact(&mut reply).await.map_err(|error| format!("the Noise handshake failed: {error}"))?;
-    let transport = initiator
-        .finish(&reply, clock.now().unix_seconds())
-        .map_err(|error| format!("the Noise handshake failed: {error}"))?;
-    let (encryptor, decryptor) = transport.split(max_payload);
-    let (reader, writer) = stream.into_split();
-    Ok(Box::new(Connected { endpoint, reader, writer, encryptor, decryptor }))
-}
-
-/// Has the system find out when the host at the other end is cut off.
-fn watch_host(stream: &TcpStream) -> std::io::Result<()> {
-    let socket = socket2::SockRef::from(stream);
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(UNCONFIRMED / 3);
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNCONFIRMED))?;
-    Ok(())
 }
