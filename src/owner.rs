@@ -14,9 +14,15 @@ use stratum::sv2::messages::SetCustomMiningJob;
 use stratum::{ChannelId, HashRate, RequestId};
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Shares on their way to an owner: some fifty milliseconds at the full speed of two cores. When they are full,
-/// connections wait a moment before they judge more, and then drop shares before forwarding, and count them.
-pub const SHARE_QUEUE: usize = 2048;
+/// Batches of shares on their way to an owner: some fifty milliseconds at the full speed of two cores. When they are
+/// full, connections wait a moment before they judge more, and then drop shares before forwarding, and count them.
+///
+/// Shares travel in batches because each message may wake its receiver on another core: single shares would be taken
+/// one by one, each for the price of waking a thread.
+pub const SHARE_QUEUE: usize = 64;
+
+/// Shares in one batch: a connection that has more at once sends several.
+pub const SHARE_BATCH: usize = 128;
 
 /// Blocks on their way to an owner: they have a queue of their own, so that nothing that a peer can cause is ahead of
 /// them. Only a test network has more than one at a time; when it is full the connection waits.
@@ -104,8 +110,8 @@ pub struct Owner {
     pub blocks: mpsc::Sender<ShareEvent>,
     /// News of connections.
     pub commands: mpsc::Sender<Command>,
-    /// Shares to forward.
-    pub shares: mpsc::Sender<ShareEvent>,
+    /// Shares to forward, [`SHARE_BATCH`] together at most and never none.
+    pub shares: mpsc::Sender<Vec<ShareEvent>>,
     /// Custom jobs; `None` where the owner takes none.
     pub custom_jobs: Option<mpsc::Sender<CustomJobOrder>>,
     /// The work that all connections share; `None` before the first job, and always where every device has a
@@ -174,8 +180,8 @@ pub struct OwnerInbox {
     pub blocks: mpsc::Receiver<ShareEvent>,
     /// News of connections.
     pub commands: mpsc::Receiver<Command>,
-    /// Shares to forward.
-    pub shares: mpsc::Receiver<ShareEvent>,
+    /// Shares to forward, in batches.
+    pub shares: mpsc::Receiver<Vec<ShareEvent>>,
     /// Publishes the work that all connections share.
     pub work: Publisher,
 }

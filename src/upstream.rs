@@ -56,8 +56,8 @@ const MAX_UNWRITTEN_WITH_BLOCKS: usize = 16 * MAX_UNWRITTEN;
 /// follow worthless.
 const BLOCKS_IN_A_ROW: u32 = 16;
 
-/// Shares that are forwarded together at most, in one encryption pass and one write.
-const SHARE_BATCH: usize = 256;
+/// Batches of shares that are forwarded together at most, in one encryption pass and one write.
+const BATCHES_AT_ONCE: usize = 4;
 
 /// Devices that have gone while a slow pool left no room for their last shares: no more can have a channel. One more
 /// goes at once, and its shares are dropped.
@@ -136,11 +136,11 @@ struct Driver {
     declarations_shown: DeclarationView,
     aggregate: bool,
     mailboxes: HashMap<DownstreamKey, Arc<dyn Mailbox>>,
-    shares: Vec<ShareEvent>,
+    batches: Vec<Vec<ShareEvent>>,
     commands: Vec<Command>,
-    /// Shares that were taken out of their queue until now.
-    shares_taken: u64,
-    /// Devices that have gone, each with the count of taken shares at which its last one is among them.
+    /// Batches of shares that were taken out of their queue until now.
+    batches_taken: u64,
+    /// Devices that have gone, each with the count of taken batches at which its last share is among them.
     closes: VecDeque<(u64, DownstreamKey)>,
     blocks_in_a_row: u32,
     found_lines: LineLimit,
@@ -168,8 +168,8 @@ impl Driver {
             aggregate,
             mailboxes: HashMap::new(),
             commands: Vec::with_capacity(COMMAND_BATCH),
-            shares: Vec::with_capacity(SHARE_BATCH),
-            shares_taken: 0,
+            batches: Vec::with_capacity(BATCHES_AT_ONCE),
+            batches_taken: 0,
             closes: VecDeque::new(),
             blocks_in_a_row: 0,
             found_lines: LineLimit::default(),
@@ -222,7 +222,7 @@ impl Driver {
         let room = self.has_room();
         let blocks_first = self.blocks_in_a_row < BLOCKS_IN_A_ROW;
         let serving = self.upstreams.serving().unwrap_or(0);
-        let Driver { links, declarations, node, buffer, commands, shares, task, .. } = self;
+        let Driver { links, declarations, node, buffer, commands, batches, task, .. } = self;
         let inbox = &mut task.inbox;
         let block =
             async { inbox.blocks.recv().await.map_or(Wake::End, |share| Wake::Block(Box::new(share))) };
@@ -257,7 +257,7 @@ impl Driver {
                 // What is due comes before shares: a flood of them must not hold up the job that is wanted for it.
                 () = timer => Wake::Time,
                 _ = inbox.commands.recv_many(commands, COMMAND_BATCH) => Wake::Commands,
-                _ = inbox.shares.recv_many(shares, SHARE_BATCH), if room => Wake::Shares,
+                _ = inbox.shares.recv_many(batches, BATCHES_AT_ONCE), if room => Wake::Shares,
             }
         };
         let urgent_first = async {
@@ -344,7 +344,7 @@ impl Driver {
         for command in commands.drain(..) {
             match command {
                 Command::Close { key } if left > 0 && self.closes.len() < MAX_WAITING_CLOSES => {
-                    self.closes.push_back((self.shares_taken + left, key));
+                    self.closes.push_back((self.batches_taken + left, key));
                 }
                 command => self.handle_command(command),
             }
@@ -360,15 +360,15 @@ impl Driver {
         }
     }
 
-    /// Takes the shares that wait, no more than their queue holds. Returns how many are left for want of room.
+    /// Takes the shares that wait, no more than their queue holds. Returns how many batches are left for want of room.
     fn take_shares(&mut self) -> u64 {
-        for _ in 0..SHARE_QUEUE.div_ceil(SHARE_BATCH) {
+        for _ in 0..SHARE_QUEUE.div_ceil(BATCHES_AT_ONCE) {
             if !self.has_room() {
                 return self.task.inbox.shares.len() as u64;
             }
             let waiting = std::iter::from_fn(|| self.task.inbox.shares.try_recv().ok());
-            self.shares.extend(waiting.take(SHARE_BATCH));
-            if self.shares.is_empty() {
+            self.batches.extend(waiting.take(BATCHES_AT_ONCE));
+            if self.batches.is_empty() {
                 return 0;
             }
             self.handle_shares();
@@ -407,11 +407,11 @@ impl Driver {
 
     fn handle_shares(&mut self) {
         let now = self.task.clock.now();
-        self.shares_taken += self.shares.len() as u64;
-        let mut shares = std::mem::take(&mut self.shares);
-        shares.drain(..).for_each(|share| self.forward(share, now));
-        self.shares = shares;
-        while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.shares_taken) {
+        self.batches_taken += self.batches.len() as u64;
+        let mut batches = std::mem::take(&mut self.batches);
+        batches.drain(..).flatten().for_each(|share| self.forward(share, now));
+        self.batches = batches;
+        while let Some((_, key)) = self.closes.pop_front_if(|(last, _)| *last <= self.batches_taken) {
             self.handle_command(Command::Close { key });
         }
     }
@@ -483,18 +483,15 @@ impl Driver {
                 mailbox.put(key.channel, Delivery::OpenFailed(reason));
             }
         }
-        for record in out.records.drain(..) {
+        for record in &out.records {
             if record.verdict == mining_server::Verdict::BlockFound
                 && record.fate != Fate::Forwarded
                 && let Some(blocks) = self.lost_lines.admit(self.task.clock.now().monotonic)
             {
                 tracing::error!(fate = ?record.fate, blocks, "a block could not be forwarded");
             }
-            self.task.writer.share(record);
         }
-        for answer in out.answers.drain(..) {
-            self.task.writer.answer(answer);
-        }
+        self.task.writer.batch(&mut out.records, &mut out.answers);
         for notice in out.notices.drain(..) {
             tracing::info!(upstream = self.links[place].name, "{notice}");
         }
@@ -534,8 +531,8 @@ impl Driver {
         while let Ok(share) = self.task.inbox.blocks.try_recv() {
             self.handle_block(share);
         }
-        while let Ok(share) = self.task.inbox.shares.try_recv() {
-            self.forward(share, now);
+        while let Ok(shares) = self.task.inbox.shares.try_recv() {
+            shares.into_iter().for_each(|share| self.forward(share, now));
         }
         self.upstreams.handle_shutdown(now, &mut self.outs);
         self.settle();

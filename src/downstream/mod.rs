@@ -33,7 +33,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{Command, CustomJobOrder, Mailbox, Owner, TaskMailbox};
+use crate::owner::{Command, CustomJobOrder, Mailbox, Owner, SHARE_BATCH, TaskMailbox};
 use crate::registry::SharedRegistry;
 use crate::shutdown::Shutdown;
 use crate::sink::{RecordSink, RecordWriter};
@@ -292,8 +292,17 @@ impl Outlet {
         if let Some(first) = out.shares.first() {
             self.share_read = Some(first.record.judged);
         }
+        let mut batch = Vec::new();
         for share in out.shares.drain(..) {
-            self.pass_share(share).await;
+            if let Some(share) = self.pass_share(share).await {
+                batch.push(share);
+                if batch.len() == SHARE_BATCH {
+                    self.forward(std::mem::take(&mut batch)).await;
+                }
+            }
+        }
+        if !batch.is_empty() {
+            self.forward(batch).await;
         }
         for request in out.custom_jobs.drain(..) {
             self.order(request);
@@ -321,7 +330,8 @@ impl Outlet {
         }
     }
 
-    async fn pass_share(&mut self, share: ShareEvent) {
+    /// Passes a share on, or gives it back if it is to be forwarded with others.
+    async fn pass_share(&mut self, share: ShareEvent) -> Option<ShareEvent> {
         match &share.forward {
             None => keep(&mut self.writer, share),
             Some(forward) if forward.is_block => {
@@ -329,12 +339,19 @@ impl Outlet {
                     not_taken(&mut self.writer, refused.0, DropReason::UpstreamLost);
                 }
             }
-            Some(_) => {
-                if let Err(refused) = self.owner.shares.send_timeout(share, MAX_HOLD).await {
-                    let full = matches!(refused, SendTimeoutError::Timeout(_));
-                    let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
-                    not_taken(&mut self.writer, refused.into_inner(), reason);
-                }
+            Some(_) => return Some(share),
+        }
+        None
+    }
+
+    /// Hands a batch of shares on. An owner that makes no room for [`MAX_HOLD`] is stuck, and then they are dropped and
+    /// counted.
+    async fn forward(&mut self, batch: Vec<ShareEvent>) {
+        if let Err(refused) = self.owner.shares.send_timeout(batch, MAX_HOLD).await {
+            let full = matches!(refused, SendTimeoutError::Timeout(_));
+            let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
+            for share in refused.into_inner() {
+                not_taken(&mut self.writer, share, reason);
             }
         }
     }

@@ -103,9 +103,9 @@ pub async fn run(mut task: PoolTask, mut shutdown: Shutdown) {
                 wanted |= commands.drain(..).any(|command| matches!(command, Command::NewJobWanted { .. }));
             }
             checked = next_checked(&mut task.custom_jobs) => task.handle_checked(checked),
-            share = task.inbox.shares.recv() => {
+            shares = task.inbox.shares.recv() => {
                 // A pool keeps its shares: only blocks come here, and they have their own queue.
-                if let Some(share) = share {
+                for share in shares.into_iter().flatten() {
                     task.writer.share(share.record);
                 }
             }
@@ -195,8 +195,8 @@ impl PoolTask {
         while let Ok(share) = self.inbox.blocks.try_recv() {
             self.handle_block(share, &mut submissions);
         }
-        while let Ok(share) = self.inbox.shares.try_recv() {
-            self.writer.share(share.record);
+        while let Ok(shares) = self.inbox.shares.try_recv() {
+            shares.into_iter().for_each(|share| self.writer.share(share.record));
         }
         let ended = tokio::time::timeout_at(deadline, async {
             while let Some(submitted) = submissions.join_next().await {

@@ -59,6 +59,7 @@ impl Fold {
     pub(super) fn add(&mut self, message: Message) {
         match message {
             Message::Record(record) => self.add_record(&record),
+            Message::Batch(records, _) => records.iter().for_each(|record| self.add_record(record)),
             Message::Device(entry) => self.name(entry),
             Message::Connection(entry) => self.add_connection(entry),
             Message::Entry(entry) => {

@@ -141,8 +141,9 @@ impl Keeper {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Record(Record::Share(share)) => self.share(&share),
-            Message::Record(Record::Answer(answer)) => self.entry(&Entry::Answer(answer)),
+            Message::Record(record) => self.record(record),
+            // Its room is free once all of them are in the books.
+            Message::Batch(records, _room) => records.into_iter().for_each(|record| self.record(record)),
             Message::Device(entry) => self.device(entry),
             Message::Connection(entry) => self.entry(&Entry::Connection(entry)),
             Message::Entry(entry) => self.entry(&entry),
@@ -156,6 +157,13 @@ impl Keeper {
                 drop(answer.send(Happened { events, blocks }));
             }
             Message::Finish(_) => unreachable!("the caller sees to it"),
+        }
+    }
+
+    fn record(&mut self, record: Record) {
+        match record {
+            Record::Share(share) => self.share(&share),
+            Record::Answer(answer) => self.entry(&Entry::Answer(answer)),
         }
     }
 

@@ -10,19 +10,14 @@ use mining_proxy::DownstreamKey;
 use mining_server::sv1::SV1_CHANNEL;
 use mining_server::{DropReason, Event, Output, ShareEvent, Work};
 use stratum::Now;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
 
 use super::super::{ConnectionCounts, Context, MAX_HOLD, Patience, READ_BUFFER, keep, log_notice, not_taken};
 use super::inbox::{Inbox, Place, Slip};
 use crate::clock::Clock;
 use crate::latency::Latencies;
-use crate::owner::{Command, Owner};
+use crate::owner::{Command, Owner, SHARE_BATCH};
 use crate::sink::RecordWriter;
-
-/// Shares that are handed on together as a rule: each time wakes the owner of the work, which costs as much as judging
-/// several.
-const FORWARD_BATCH: usize = 128;
 
 /// How often a thread hands shares on at most, unless they are many. The first after a pause leaves at once; what is
 /// found within this time waits for more, because the owner would be woken for each.
@@ -75,7 +70,7 @@ impl Desk {
             inbox,
             owner: context.owner.clone(),
             counts: Arc::clone(&context.counts),
-            forward: Vec::with_capacity(2 * FORWARD_BATCH),
+            forward: Vec::with_capacity(SHARE_BATCH),
             forwarded: Duration::ZERO,
             held: None,
         }
@@ -96,7 +91,7 @@ impl Desk {
                 Some(_) => self.forward.push(share),
             }
         }
-        if self.forward.len() >= FORWARD_BATCH {
+        if self.forward.len() >= SHARE_BATCH {
             self.forward_all();
         }
         Some(first)
@@ -121,12 +116,15 @@ impl Desk {
     /// worker reads no more ([`Desk::is_held_up`]): miners wait for their answers rather than lose their shares. An
     /// owner that makes no room for [`MAX_HOLD`] is stuck, and then shares are dropped and counted.
     pub(super) fn forward_all(&mut self) {
-        if self.forward.is_empty() {
-            return;
-        }
-        if let Ok(permits) = self.owner.shares.try_reserve_many(self.forward.len()) {
-            permits.zip(self.forward.drain(..)).for_each(|(permit, share)| permit.send(share));
+        while !self.forward.is_empty() {
+            let Ok(permit) = self.owner.shares.try_reserve() else { break };
+            // What one read brought may be more than a batch.
+            let rest = self.forward.split_off(self.forward.len().min(SHARE_BATCH));
+            permit.send(std::mem::replace(&mut self.forward, rest));
+            self.forward.reserve(SHARE_BATCH);
             self.held = None;
+        }
+        if self.forward.is_empty() {
             return;
         }
         let now = self.clock.monotonic();
@@ -139,15 +137,10 @@ impl Desk {
         if now < held.since + MAX_HOLD && !self.owner.shares.is_closed() {
             return;
         }
+        let full = !self.owner.shares.is_closed();
+        let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
         for share in self.forward.drain(..) {
-            match self.owner.shares.try_send(share) {
-                Ok(()) => self.held = None,
-                Err(refused) => {
-                    let full = matches!(refused, TrySendError::Full(_));
-                    let reason = if full { DropReason::QueueFull } else { DropReason::UpstreamLost };
-                    not_taken(&mut self.writer, refused.into_inner(), reason);
-                }
-            }
+            not_taken(&mut self.writer, share, reason);
         }
     }
 
@@ -163,7 +156,7 @@ impl Desk {
 
     /// Whether shares wait for room in their owner's queue.
     pub(super) fn is_held_up(&self) -> bool {
-        self.forward.len() >= FORWARD_BATCH || (self.held.is_some() && !self.forward.is_empty())
+        self.forward.len() >= SHARE_BATCH || (self.held.is_some() && !self.forward.is_empty())
     }
 
     /// Passes on everything else that a connection has to say.
