@@ -108,6 +108,32 @@ async fn records_add_up() {
     assert!(hash_rate_1m.is_some());
 }
 
+fn acknowledged(count: u32) -> UpstreamAnswer {
+    let last = SequenceNumber(4);
+    let (shares_sum, work) = (u64::from(count), Work(5000 * u128::from(count)));
+    answer(UpstreamVerdict::Acknowledged { last, count, claimed: count, shares_sum, work })
+}
+
+#[tokio::test]
+async fn records_in_batches_count_as_they_do_one_by_one_with_room_and_without() {
+    let (sink, _task) = RecordSink::start();
+    let mut writer = sink.writer();
+    // The sink's task does not run before this test waits: the first batch takes all of the room.
+    let mut sent: u64 = 0;
+    for count in [QUEUE - 1, 1, 3, 2] {
+        let mut shares = vec![share(2, Verdict::Accepted, Fate::Forwarded); count];
+        let mut answers = vec![acknowledged(count as u32)];
+        writer.batch(&mut shares, &mut answers);
+        assert!(shares.is_empty() && answers.is_empty());
+        sent += count as u64;
+    }
+    assert_eq!(sink.room.available_permits(), 0);
+    let totals = sink.overview(at(120)).await.expect("no answer came before its share").totals;
+    assert_eq!((totals.answers.forwarded, totals.answers.acknowledged), (sent, sent));
+    assert_eq!(totals.folded, 0);
+    assert_eq!(sink.room.available_permits(), QUEUE, "room is given back");
+}
+
 #[tokio::test]
 async fn an_answer_to_a_share_that_was_never_sent_is_a_bug() {
     let (sink, task) = RecordSink::start();

@@ -144,7 +144,7 @@ fn share(job: &Job, nonce: u32, is_block: bool, now: Now) -> ShareEvent {
 fn submit_and_close(driver: &mut Driver, owner: &Owner, job: &Job) {
     let now = driver.task.clock.now();
     for nonce in 1..=2 {
-        owner.shares.try_send(share(job, nonce, false, now)).expect("there is room");
+        owner.shares.try_send(vec![share(job, nonce, false, now)]).expect("there is room");
     }
     owner.blocks.try_send(share(job, 3, true, now)).expect("there is room");
     // As a task finds it that looks at its commands first.
