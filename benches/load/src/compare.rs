@@ -15,6 +15,12 @@ use serde_json::Value;
 
 use crate::report::median;
 
+/// A cell that takes longer is ended, and shown as not measured: a target that hangs must not hold up the others.
+const CELL_LIMIT_SECONDS: u32 = 180;
+
+/// What the command `timeout` says of a program that it ended.
+const TIMED_OUT: i32 = 124;
+
 /// How to compare.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompareOptions {
@@ -338,7 +344,9 @@ fn play_once(play: &Play, column: &Column, options: &CompareOptions) -> Result<V
     let blocks = if options.quick { 5 } else { 20 };
     let seconds = seconds.max(play.min_seconds);
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let output = Command::new(own)
+    let output = Command::new("timeout")
+        .arg(CELL_LIMIT_SECONDS.to_string())
+        .arg(own)
         .args(["run", "--scenario", play.scenario, "--target", column.target, "--mode", column.mode])
         .args(["--miners", &play.miners.to_string(), "--outstanding", &play.outstanding.to_string()])
         .args(["--seconds", &seconds.to_string(), "--blocks", &blocks.to_string()])
@@ -346,6 +354,9 @@ fn play_once(play: &Play, column: &Column, options: &CompareOptions) -> Result<V
         .stdin(Stdio::null())
         .output()
         .map_err(|error| error.to_string())?;
+    if output.status.code() == Some(TIMED_OUT) {
+        return Err(format!("it took more than {CELL_LIMIT_SECONDS} seconds, and was ended"));
+    }
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(said.lines().find(|line| line.starts_with("load: ")).unwrap_or("it failed").to_owned());
