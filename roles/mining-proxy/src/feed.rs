@@ -49,7 +49,8 @@ pub(crate) struct Nominal {
 impl Nominal {
     /// As SV2 carries it: finite, and 0 when nothing mines.
     pub(crate) fn to_wire(self) -> f32 {
-        (self.hashes_per_second as f32).clamp(0.0, f32::MAX)
+        // The sum of nothing is -0, which pools take for a negative rate; adding 0 makes it 0.
+        (self.hashes_per_second as f32).clamp(0.0, f32::MAX) + 0.0
     }
 
     fn differs_from(self, told: Nominal) -> bool {

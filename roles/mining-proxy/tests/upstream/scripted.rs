@@ -32,6 +32,7 @@ fn a_connection_is_set_up_and_opens_one_shared_channel() {
     let open = &rig.requests()[0];
     assert_eq!(open.user_identity, "account.farm");
     assert_eq!((open.nominal_hash_rate, open.max_target, open.min_extranonce_size), (0.0, Target::MAX, 8));
+    assert!(open.nominal_hash_rate.is_sign_positive(), "-0 would be a negative rate");
     assert_eq!(rig.requests().len(), 1);
     rig.receive(opened(open.request_id, CHANNEL));
     assert_eq!((rig.upstream.link(), rig.upstream.open_channels()), (LinkState::Ready, 1));
