@@ -86,6 +86,11 @@ impl RegtestNode {
         self.directory.path().join("regtest").join(".cookie")
     }
 
+    /// Its data folder. With `-ipcbind=unix` its socket is `regtest/node.sock` there.
+    pub(crate) fn folder(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// A client of ours, with the cookie file.
     pub(crate) fn client(&self) -> NodeClient {
         let settings = NodeClientSettings { url: self.url(), auth: NodeAuth::CookieFile(self.cookie_file()) };
@@ -101,6 +106,11 @@ impl RegtestNode {
     pub(crate) async fn generate(&self, blocks: u32) -> Vec<String> {
         let hashes = self.call("generatetodescriptor", json!([blocks, ANYBODY])).await;
         serde_json::from_value(hashes).expect("hashes of blocks")
+    }
+
+    /// Mines a block without a transaction, as somebody else would that has none of this node's.
+    pub(crate) async fn generate_empty(&self) {
+        self.call("generateblock", json!([ANYBODY, []])).await;
     }
 
     /// The hash of its tip, as nodes print it.
@@ -131,6 +141,13 @@ impl RegtestNode {
             spends.push(spend);
         }
         spends
+    }
+
+    /// Spends what a transaction of [`RegtestNode::fill_mempool`] pays, without a block in between.
+    pub(crate) async fn spend_again(&self, spend: &WitnessSpend) -> WitnessSpend {
+        let child = witness_spend(&spend.transaction, 0);
+        self.send(&child.transaction).await;
+        child
     }
 
     /// Stops it the way an operator does, and waits until it is gone.
@@ -250,11 +267,17 @@ const CHAIN_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A farm's node and a pool's: the farm's listens; the pool's connects to it, and takes no transactions but in blocks.
 pub(crate) async fn two_nodes() -> (RegtestNode, RegtestNode) {
+    two_nodes_with(&[]).await
+}
+
+/// The same with more arguments for both.
+pub(crate) async fn two_nodes_with(extra: &[&str]) -> (RegtestNode, RegtestNode) {
     let port = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
     let address = port.local_addr().expect("bound").to_string();
     drop(port);
-    let farm = RegtestNode::start_with(&["-listen=1", &format!("-bind={address}")]).await;
-    let pool = RegtestNode::start_with(&["-blocksonly=1"]).await;
+    let bind = format!("-bind={address}");
+    let farm = RegtestNode::start_with(&[&["-listen=1", bind.as_str()], extra].concat()).await;
+    let pool = RegtestNode::start_with(&[&["-blocksonly=1"], extra].concat()).await;
     pool.call("addnode", json!([address, "onetry"])).await;
     (farm, pool)
 }

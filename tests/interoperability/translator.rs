@@ -7,9 +7,8 @@
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use checkweigh::clock::Clock;
@@ -23,13 +22,12 @@ use checkweigh::shutdown::{Shutdown, ShutdownTrigger, shutdown};
 use checkweigh::sink::Snapshot;
 use mining_server::RejectReason;
 use stratum::HashRate;
-use stratum::sv2::AuthoritySecretKey;
 use stratum::vardiff::{EASIEST_EXPONENT, VardiffConfig};
-use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval};
+
+use crate::farm::key;
+use crate::peer::{Peer, private_address};
 
 /// How long any awaited event may take on a busy machine; each takes seconds on an idle one.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -63,7 +61,7 @@ const ENOUGH_BLOCKS: u64 = 2;
 const VARDIFF: &str = "enable_vardiff = true";
 
 /// ...or hands ours on.
-const DIFFICULTY_OF_THE_POOL: &str = "enable_vardiff = false";
+pub(crate) const DIFFICULTY_OF_THE_POOL: &str = "enable_vardiff = false";
 
 /// Why the chain refuses a block that was found on an older tip.
 const LATE_BLOCK: &str = "inconclusive-not-best-prevblk";
@@ -125,7 +123,7 @@ impl Stack {
         let pool = RunningPool::start(&chain, clock, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let translator = Translator::start(mode, difficulty, pool.address).await;
         let (stop_miners, end) = shutdown();
-        let miners = tokio::spawn(mine(translator.address, end));
+        let miners = tokio::spawn(mine(MINERS, translator.address, end));
         Stack { clock, chain, pool, translator, stop_miners, miners }
     }
 
@@ -201,7 +199,7 @@ impl RunningPool {
                 sv1_listen: None,
                 sv1_profiles: Vec::new(),
                 sv2_listen: None,
-                authority: Some((PathBuf::new(), authority_key())),
+                authority: Some((PathBuf::new(), key())),
                 proxy_protocol: false,
                 max_connections: 100,
             },
@@ -228,70 +226,35 @@ impl RunningPool {
     }
 }
 
-fn authority_key() -> AuthoritySecretKey {
-    AuthoritySecretKey::from_bytes([7; 32]).expect("the bytes are a key")
-}
-
 /// The translator's process; killed when dropped.
-struct Translator {
-    process: Child,
+pub(crate) struct Translator {
+    peer: Peer,
     /// Where SV1 miners connect.
-    address: SocketAddr,
-    /// Lines of its log that tell of something that must not be.
-    complaints: Arc<Mutex<Vec<String>>>,
-    _folder: TempDir,
+    pub(crate) address: SocketAddr,
 }
 
 impl Translator {
-    async fn start(mode: &str, difficulty: &str, pool: SocketAddr) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the configuration");
+    /// Starts it before the pool, or whoever is one to it. `mode` and `difficulty` are lines of its configuration.
+    pub(crate) async fn start(mode: &str, difficulty: &str, pool: SocketAddr) -> Self {
         let address = private_address();
-        let config = folder.path().join("translator.toml");
-        std::fs::write(&config, configuration(mode, difficulty, pool, address)).expect("the folder is ours");
-        let mut process = Command::new(peers().await.join("translator_sv2"))
-            .arg("-c")
-            .arg(&config)
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the script installed it");
-        let mut log = BufReader::new(process.stdout.take().expect("it is piped")).lines();
-        let ready = timeout(DEADLINE, wait_for(&mut log, "listening on"));
-        ready.await.expect("the translator starts in time");
-        let complaints = Arc::<Mutex<Vec<String>>>::default();
-        tokio::spawn(read_log(log, Arc::clone(&complaints)));
-        Translator { process, address, complaints, _folder: folder }
+        let mut peer = Peer::start("translator_sv2", &configuration(mode, difficulty, pool, address)).await;
+        peer.says("listening on", 1).await;
+        Translator { peer, address }
     }
 
-    fn check(&self) {
-        let complaints = self.complaints.lock().expect("nothing panics while it holds the lock");
-        assert!(complaints.is_empty(), "the translator complains: {complaints:#?}");
+    /// Fails if it was refused anything but what was late for a new tip.
+    pub(crate) fn check(&self) {
+        self.peer.check(|line| {
+            let refused = line.contains("SubmitSharesError(") && !line.contains("error_code=stale-share");
+            let failed = ["OpenMiningChannelError(", "UpdateChannelError(", "panic"];
+            refused || failed.iter().any(|text| line.contains(text))
+        });
     }
 
-    async fn stop(mut self) {
-        assert_eq!(self.process.try_wait().expect("it can be asked"), None, "it runs to the end of the test");
-        self.process.kill().await.expect("it can be killed");
+    /// Ends it, which must still run.
+    pub(crate) async fn stop(self) {
+        self.peer.stop().await;
     }
-}
-
-/// The folder of the reference implementation's programs.
-async fn peers() -> PathBuf {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/reference-peers.sh");
-    let output = Command::new(script).arg("translator_sv2").stderr(Stdio::inherit()).output();
-    let output = output.await.expect("the script runs");
-    assert!(output.status.success(), "{script} failed: {:?}", output.status);
-    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
-}
-
-/// An address for a program that cannot be told to let the system choose its port: of its own for each test and
-/// each test process, so that nobody else can have taken the port.
-fn private_address() -> SocketAddr {
-    static NEXT_PORT: AtomicU16 = AtomicU16::new(3333);
-    let [_, high, middle, low] = std::process::id().to_be_bytes();
-    let address = Ipv4Addr::new(127, 64 | high & 0x3f, middle, low.max(1));
-    SocketAddr::from((address, NEXT_PORT.fetch_add(1, Ordering::Relaxed)))
 }
 
 fn configuration(mode: &str, difficulty: &str, pool: SocketAddr, listen: SocketAddr) -> String {
@@ -321,44 +284,18 @@ fn configuration(mode: &str, difficulty: &str, pool: SocketAddr, listen: SocketA
              user_identity = \"account.farm\"\n",
             pool.ip(),
             pool.port(),
-            authority_key().public(),
+            key().public(),
         )
         .expect("a text takes everything");
     }
     text
 }
 
-async fn wait_for(log: &mut Lines<BufReader<ChildStdout>>, text: &str) {
-    while let Some(line) = log.next_line().await.expect("the log can be read") {
-        eprintln!("[translator] {line}");
-        if line.contains(text) {
-            return;
-        }
-    }
-    panic!("the translator ended before it said {text:?}");
-}
-
-/// Reads the log to its end, so that the translator never waits for us.
-async fn read_log(mut log: Lines<BufReader<ChildStdout>>, complaints: Arc<Mutex<Vec<String>>>) {
-    while let Ok(Some(line)) = log.next_line().await {
-        eprintln!("[translator] {line}");
-        let refused = line.contains("SubmitSharesError(") && !line.contains("error_code=stale-share");
-        let failed = ["OpenMiningChannelError(", "UpdateChannelError(", "panic"];
-        if refused || failed.iter().any(|text| line.contains(text)) {
-            let mut complaints = complaints.lock().expect("nothing panics while it holds the lock");
-            // A test ends at the first one.
-            if complaints.len() < 10 {
-                complaints.push(line);
-            }
-        }
-    }
-}
-
-/// Runs the miners until the end is asked for.
-async fn mine(server: SocketAddr, end: Shutdown) {
+/// Runs miners until the end is asked for.
+pub(crate) async fn mine(count: u16, server: SocketAddr, end: Shutdown) {
     let figures = Arc::<MinerFigures>::default();
     let mut miners = JoinSet::new();
-    for number in 1..=MINERS {
+    for number in 1..=count {
         let options = MinerOptions { server, user: format!("account.miner{number}"), hash_rate: HASH_RATE };
         miners.spawn(miner::mine(options, Arc::clone(&figures), end.clone()));
     }
