@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test: unit, golden vectors, simulation, real Bitcoin Core, the reference implementation, fuzzing.
-# Does its own set-up. The first run builds a Bitcoin node and the reference implementation's translator into a cache
+# Does its own set-up. The first run builds a Bitcoin node and the reference implementation's programs into a cache
 # folder outside the checkout (CHECKWEIGH_CACHE, or ~/.cache/checkweigh); later runs use them again.
 # FUZZ_SECONDS sets how long each fuzz target runs (60).
 set -euo pipefail
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 scripts/debian-packages.sh gcc g++
 BITCOIN_NODE=$(scripts/bitcoin-node.sh)
 export BITCOIN_NODE
-CHECKWEIGH_REFERENCE_PEERS=$(scripts/reference-peers.sh translator_sv2)
+CHECKWEIGH_REFERENCE_PEERS=$(scripts/reference-peers.sh translator_sv2 jd_client_sv2 pool_sv2)
 export CHECKWEIGH_REFERENCE_PEERS
 
 # A thousand miners in one process have two thousand sockets.
