@@ -337,7 +337,7 @@ fn bytes(field: &'static str, text: &str) -> Result<Vec<u8>, TemplateError> {
     hex::decode(text).or_else(|error| wrong(field, format!("is not hexadecimal: {error}")))
 }
 
-fn wrong<T>(field: &'static str, problem: String) -> Result<T, TemplateError> {
+pub(crate) fn wrong<T>(field: &'static str, problem: String) -> Result<T, TemplateError> {
     Err(TemplateError::Wrong { field, problem })
 }
 
