@@ -20,7 +20,7 @@ pub mod publisher;
 pub mod skeleton;
 pub mod transaction;
 
-pub use block::{assemble_block, assemble_declared_block};
+pub use block::{SolvedBlock, assemble_block, assemble_declared_block};
 pub use block_template::{BlockTemplate, TemplateError, TemplateTransaction};
 pub use coinbase::{CoinbaseError, CoinbaseParts, CoinbaseRules};
 pub use constraints::{CoinbaseConstraints, Constrained, TooDemanding};

@@ -115,7 +115,9 @@ impl NodeCoinbase {
             && self.lock_time == height - 1;
         match is_ours {
             true => Ok(height),
-            false => wrong("coinbase", "must have another script, sequence or lock time than BIP 54's".into()),
+            false => {
+                wrong("coinbase", "must have another script, sequence or lock time than BIP 54's".into())
+            }
         }
     }
 
@@ -202,7 +204,7 @@ mod tests {
     #[test]
     fn parts_that_do_not_fit_are_refused() {
         let faults: [Fault; 12] = [
-            |of| drop(of.fees.pop()),
+            |of| of.fees.truncate(2),
             |of| of.sigops.push(1),
             |of| of.fees[0] = -1,
             |of| of.sigops[0] = -1,
