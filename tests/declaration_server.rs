@@ -18,7 +18,7 @@ use bitcoin_node::{FEE, RegtestNode, WitnessSpend};
 use checkweigh::clock::Clock;
 use checkweigh::declarations::{DeclarationParts, Declarations, declarations};
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
-use checkweigh::node::BlockSource;
+use checkweigh::node::{BlockJudge, BlockSource};
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use job_declarator::server::Claimant;
 use process::{Checkweigh, terminate};
@@ -295,6 +295,7 @@ async fn server(node: &RegtestNode) -> (SocketAddr, Declarations, Arc<BlockTempl
         outputs: vec![Output { value: 0, script: PAYOUT.to_vec() }],
         requires_transactions: false,
         key: key(),
+        judge: BlockJudge::Rpc(Arc::new(node.client())),
         node: Arc::new(node.client()),
         source: BlockSource::Development(DevChain::new(settings, Clock::start())),
     };

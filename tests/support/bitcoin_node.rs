@@ -67,7 +67,7 @@ impl RegtestNode {
     /// The same with more arguments.
     pub(crate) async fn start_with(extra: &[&str]) -> Self {
         let binary = binary().await;
-        let directory = tempfile::tempdir().expect("a folder for the node");
+        let directory = folder();
         let port = free_port();
         let extra: Vec<String> = extra.iter().map(|argument| (*argument).to_owned()).collect();
         let child = spawn(&binary, directory.path(), port, &extra);
@@ -84,6 +84,11 @@ impl RegtestNode {
     /// The file with its credentials; new at every start of the node.
     pub(crate) fn cookie_file(&self) -> PathBuf {
         self.directory.path().join("regtest").join(".cookie")
+    }
+
+    /// Where its interprocess interface listens, when it was started with `-ipcbind=unix`.
+    pub(crate) fn ipc_socket(&self) -> PathBuf {
+        self.directory.path().join("regtest").join("node.sock")
     }
 
     /// A client of ours, with the cookie file.
@@ -215,6 +220,15 @@ fn op_true() -> ScriptBuf {
     ScriptBuf::from(vec![0x51])
 }
 
+/// The path of a Unix socket has at most 107 bytes; where folders for tests have long names the node's is elsewhere.
+fn folder() -> TempDir {
+    let directory = tempfile::tempdir().expect("a folder for the node");
+    match directory.path().as_os_str().len() + "/regtest/node.sock".len() < 108 {
+        true => directory,
+        false => tempfile::tempdir_in("/tmp").expect("a folder for the node"),
+    }
+}
+
 async fn binary() -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bitcoin-node.sh");
     let output = Command::new(script).stderr(Stdio::inherit()).output().await.expect("the script runs");
@@ -250,11 +264,17 @@ const CHAIN_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A farm's node and a pool's: the farm's listens; the pool's connects to it, and takes no transactions but in blocks.
 pub(crate) async fn two_nodes() -> (RegtestNode, RegtestNode) {
+    two_nodes_with(&[]).await
+}
+
+/// The same with more arguments for both.
+pub(crate) async fn two_nodes_with(extra: &[&str]) -> (RegtestNode, RegtestNode) {
     let port = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
     let address = port.local_addr().expect("bound").to_string();
     drop(port);
-    let farm = RegtestNode::start_with(&["-listen=1", &format!("-bind={address}")]).await;
-    let pool = RegtestNode::start_with(&["-blocksonly=1"]).await;
+    let bind = format!("-bind={address}");
+    let farm = RegtestNode::start_with(&[&["-listen=1", bind.as_str()], extra].concat()).await;
+    let pool = RegtestNode::start_with(&[&["-blocksonly=1"], extra].concat()).await;
     pool.call("addnode", json!([address, "onetry"])).await;
     (farm, pool)
 }
