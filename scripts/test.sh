@@ -16,7 +16,8 @@ export CHECKWEIGH_REFERENCE_PEERS
 ulimit -n "$(ulimit -Hn)"
 
 # Bitcoin Core's interprocess interface is a feature of its own, because it needs `capnp` to build.
-with_ipc=(--package checkweigh --features ipc --lib --test ipc --test config --test declaration_server --test farm_and_pool)
+with_ipc=(--package checkweigh --features ipc --lib --test ipc --test config
+  --test declaration_server --test farm_and_pool --test whole_stack)
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
