@@ -148,6 +148,7 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, templates: Templates) {
     let line = pool.line("job declaration clients may connect").await;
     let (declaration, key) = (address(&line), line["authority_key"].as_str().expect("a key").to_owned());
     let mining = pool.address("SV2 miners may connect").await;
+    let metrics = pool.address("metrics at /metrics").await;
     let mut pool = pool.detach_log();
     let provider = match templates {
         Templates::Provider => Some(start_provider(&farm, folder.path()).await),
@@ -182,6 +183,11 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, templates: Templates) {
     if mode == "full-template" {
         assert!(saved(&of_pool) >= 2, "and on that of the pool, which can make it");
     }
+    let page = reqwest::get(format!("http://{metrics}/metrics")).await.expect("served");
+    let page = page.text().await.expect("text");
+    let kind = if templates.are_over_ipc() { "ipc" } else { "rpc" };
+    let live = format!("checkweigh_template_source_up{{source=\"{kind}\"}} 1");
+    assert!(page.lines().any(|line| line == live), "{live} is not in\n{page}");
     let mut provider = provider.map(|(provider, _)| provider);
     for child in [&mut proxy, &mut pool].into_iter().chain(&mut provider) {
         let status = terminate(child, Duration::from_secs(5)).await;

@@ -76,7 +76,7 @@ impl Validator {
     /// nothing.
     pub(super) async fn judge(&self, job: &DeclaredJob, unix_seconds: u32) -> Verdict {
         let _turn = self.turns.acquire().await.expect("nobody closes it");
-        let proposal = job.proposal(unix_seconds.max(job.tip.min_ntime));
+        let proposal = job.proposal(unix_seconds.max(job.tip.block_time));
         match tokio::time::timeout(DEADLINE, self.judge.judge(proposal)).await {
             // The node judges the coinbase's value with all else, but only from above.
             Ok(Ok(None)) => Verdict::Valid { revenue: None },

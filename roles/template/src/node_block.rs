@@ -10,7 +10,8 @@ use stratum::hash::Hash;
 use stratum::{Now, TemplateId};
 
 use crate::block_template::{
-    BlockTemplate, COMMITMENT_SIZE, COMMITMENT_START, MAX_MONEY, MAX_TRANSACTIONS, TemplateError, wrong,
+    BlockTemplate, CLOCK_TOLERANCE, COMMITMENT_SIZE, COMMITMENT_START, MAX_MONEY, MAX_TRANSACTIONS,
+    TemplateError, wrong,
 };
 use crate::coinbase::{SEQUENCE, height_push};
 use crate::merkle::merkle_path;
@@ -57,8 +58,8 @@ pub struct NodeCoinbase {
 impl BlockTemplate {
     /// The template of a block that a node made, the coinbase of which is a dummy.
     ///
-    /// The lowest time is that of the block: the node does not say the median time before it. Fails where the parts do
-    /// not fit each other, and where the coinbase must have another form than all of ours have.
+    /// The lowest time is ten minutes before that of the block: the node does not say the median time before it. Fails
+    /// where the parts do not fit each other, and where the coinbase must have another form than all of ours have.
     pub fn of_node_block(block: &[u8], of: NodeBlock) -> Result<Self, TemplateError> {
         let Block { header, txdata } = deserialize(block)
             .map_err(|error| TemplateError::Unreadable(format!("it is no block: {error}")))?;
@@ -89,7 +90,7 @@ impl BlockTemplate {
             previous_hash: header.prev_blockhash.to_byte_array(),
             version: header.version.to_consensus() as u32,
             nbits: header.bits.to_consensus(),
-            min_ntime: header.time,
+            min_ntime: header.time.saturating_sub(CLOCK_TOLERANCE),
             current_time: header.time,
             coinbase_value: of.coinbase.value(&of.fees)?,
             witness_commitment: of.coinbase.commitment()?,
@@ -162,7 +163,7 @@ mod tests {
     /// A template, its block with a coinbase of ours, and what a node would say of it.
     fn of_node(transactions: usize) -> (BlockTemplate, Vec<u8>, NodeBlock) {
         let mut template = with_transactions(small_template(900_000), transactions);
-        template.min_ntime = template.current_time;
+        template.min_ntime = template.current_time - 600;
         (template.weight_limit, template.sigop_limit) = (WEIGHT_LIMIT, SIGOP_LIMIT);
         template.long_poll_id = None;
         template.received = NOW;

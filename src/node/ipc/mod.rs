@@ -25,3 +25,6 @@ fn start_thread<F: Future<Output = ()> + 'static>(
     thread.spawn(move || LocalSet::new().block_on(&runtime, make()))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use bitcoin::consensus::deserialize;
 use stratum::hash::Hash;
 
-use crate::block_template::{BlockTemplate, TemplateError, TemplateTransaction};
+use crate::block_template::{BlockTemplate, CLOCK_TOLERANCE, TemplateError, TemplateTransaction};
 use crate::constraints::CoinbaseConstraints;
 use crate::job_template::JobTemplate;
 use crate::merkle::merkle_path;
@@ -14,6 +14,7 @@ impl BlockTemplate {
     /// The template of `job` with its transactions, as a provider brought them. `room` is what the provider was asked
     /// to leave: the limits are such that exactly this much is free.
     ///
+    /// The lowest time is ten minutes before the provider's, which says no more than that miners may begin with its own.
     /// Fees and signature operations of single transactions are unknown, and zero. Fails where the transactions are
     /// not those of the job, and where the job wants a coinbase of another form than all of ours have.
     pub fn of_provider(
@@ -44,7 +45,7 @@ impl BlockTemplate {
             previous_hash: job.previous_hash,
             version: job.version,
             nbits: job.nbits,
-            min_ntime: job.start_time,
+            min_ntime: job.start_time.saturating_sub(CLOCK_TOLERANCE),
             current_time: job.start_time,
             coinbase_value: job.value,
             witness_commitment: commitment,
