@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/debian-packages.sh gcc g++ capnproto
+scripts/debian-packages.sh gcc g++ capnproto libcapnp-dev
 BITCOIN_NODE=$(scripts/bitcoin-node.sh)
 export BITCOIN_NODE
 CHECKWEIGH_REFERENCE_PEERS=$(scripts/reference-peers.sh translator_sv2)
