@@ -98,7 +98,7 @@ pub fn declarations(
     let (figures, seen) = watch::channel(DeclarationFigures::default());
     let (events, heard) = mpsc::channel(MAX_WAITING_EVENTS);
     let server = JobDeclarationServer::new(parts.outputs, parts.requires_transactions);
-    let mempool = MempoolView::new(parts.node);
+    let mempool = MempoolView::new(parts.node, parts.judge.clone());
     let task =
         DeclarationTask::new(server, mempool, Validator::new(parts.judge), parts.source, clock, figures);
     let inbox = DeclarationsInbox { custom_jobs: waiting, tip: newest };

@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config::{NodeConfig, SourceConfig, TemplatesConfig};
 use crate::error::RunError;
 #[cfg(feature = "ipc")]
-use crate::node::ipc::{IpcSourceSettings, start_ipc_judge, start_ipc_source};
+use crate::node::ipc::{IpcSourceSettings, start_ipc_node, start_ipc_source};
 use crate::node::source::run_hashblock_subscriber;
 use crate::node::{
     BlockJudge, BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SourcePath, SubmitterSettings,
@@ -86,8 +86,8 @@ pub fn judge(
         }
         #[cfg(feature = "ipc")]
         SourceConfig::Ipc { socket } => {
-            let judge = start_ipc_judge(socket.clone(), shutdown).map_err(RunError::io("start a thread"))?;
-            Ok(BlockJudge::Ipc(judge))
+            let node = start_ipc_node(socket.clone(), shutdown).map_err(RunError::io("start a thread"))?;
+            Ok(BlockJudge::Ipc(node))
         }
         #[cfg(not(feature = "ipc"))]
         SourceConfig::Ipc { .. } => Err(no_ipc()),

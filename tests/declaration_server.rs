@@ -18,7 +18,7 @@ use bitcoin_node::{FEE, RegtestNode, WitnessSpend};
 use checkweigh::clock::Clock;
 use checkweigh::declarations::{DeclarationParts, Declarations, declarations};
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
-use checkweigh::node::{BlockJudge, BlockSource};
+use checkweigh::node::{BlockJudge, BlockSource, NodeClient};
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use job_declarator::server::Claimant;
 use process::{Checkweigh, terminate};
@@ -290,12 +290,14 @@ async fn a_declared_job_with_the_nodes_transactions_becomes_a_block() {
 
 /// A server in this process that has the node's tip, and whose jobs the node judges over JSON-RPC.
 async fn server(node: &RegtestNode) -> (SocketAddr, Declarations, Arc<BlockTemplate>, ShutdownTrigger) {
-    server_with(node, BlockJudge::Rpc(Arc::new(node.client()))).await
+    let client = Arc::new(node.client());
+    server_with(node, Arc::clone(&client), BlockJudge::Rpc(client)).await
 }
 
-/// The same, with jobs judged by `judge`.
+/// The same, with jobs judged by `judge`, and transactions of the mempool from there or from `client`.
 async fn server_with(
     node: &RegtestNode,
+    client: Arc<NodeClient>,
     judge: BlockJudge,
 ) -> (SocketAddr, Declarations, Arc<BlockTemplate>, ShutdownTrigger) {
     let settings = DevChainSettings { seed: 7, nbits: nbits_for_hashes(1 << 40), transactions: 0 };
@@ -304,7 +306,7 @@ async fn server_with(
         requires_transactions: false,
         key: key(),
         judge,
-        node: Arc::new(node.client()),
+        node: client,
         source: BlockSource::Development(DevChain::new(settings, Clock::start())),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback can be bound");
@@ -380,13 +382,17 @@ fn refusal(answer: Message) -> (String, String) {
 #[tokio::test]
 async fn jobs_are_judged_over_ipc() {
     let mut node = RegtestNode::start_with(&["-ipcbind=unix"]).await;
-    node.fill_mempool(2).await;
+    let spends = node.fill_mempool(2).await;
     let (_trigger, end) = shutdown();
-    let judge = checkweigh::node::ipc::start_ipc_judge(node.ipc_socket(), end).expect("a thread starts");
-    let (address, declarations, template, _server) = server_with(&node, BlockJudge::Ipc(judge)).await;
+    let judge = checkweigh::node::ipc::start_ipc_node(node.ipc_socket(), end).expect("a thread starts");
+    let (client, judge) = (Arc::new(client_of_nobody()), BlockJudge::Ipc(judge));
+    let (address, declarations, template, _server) = server_with(&node, client, judge).await;
     let mut declarer = Declarer::set_up(address).await;
-    let (_, answer) = declarer.declare(&template).await;
-    assert!(matches!(answer, Message::DeclareMiningJobSuccess(_)), "{answer:?}");
+    // The second has a transaction that is in no template: the node knows it by the name that it is declared by.
+    for template in [&*template, &with_child(&node, &template, &spends[0]).await] {
+        let (_, answer) = declarer.declare(template).await;
+        assert!(matches!(answer, Message::DeclareMiningJobSuccess(_)), "{answer:?}");
+    }
 
     let mut greedy = BlockTemplate::clone(&template);
     greedy.coinbase_value += 1;
@@ -407,5 +413,13 @@ async fn jobs_are_judged_over_ipc() {
     let one = with_transactions(&template, template.transactions[..1].to_vec());
     assert_eq!(refusal(declarer.declare(&one).await.1).0, declare_mining_job::STALE_CHAIN_TIP);
     let tally = declarations.figures().tally;
-    assert_eq!((tally.declared, tally.acknowledged), (5, 2));
+    assert_eq!((tally.declared, tally.acknowledged, tally.asked_for_transactions), (6, 3, 0));
+}
+
+/// JSON-RPC where nobody answers.
+#[cfg(feature = "ipc")]
+fn client_of_nobody() -> NodeClient {
+    let auth = checkweigh::node::NodeAuth::CookieFile("no-cookie".into());
+    let settings = checkweigh::node::NodeClientSettings { url: "http://127.0.0.1:1".to_owned(), auth };
+    NodeClient::new(settings).expect("the URL is one")
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bitcoin_node::{FEE, RegtestNode};
 use checkweigh::clock::Clock;
-use checkweigh::node::ipc::{IpcSourceSettings, start_ipc_judge, start_ipc_source};
+use checkweigh::node::ipc::{IpcSourceSettings, start_ipc_node, start_ipc_source};
 use checkweigh::node::judge::OTHER_TIP;
 use checkweigh::node::source::SourceFigures;
 use checkweigh::node::{
@@ -244,7 +244,7 @@ async fn blocks_are_judged_as_in_a_proposal() {
     let mut node = node().await;
     node.fill_mempool(2).await;
     let (_trigger, end) = shutdown();
-    let over_ipc = BlockJudge::Ipc(start_ipc_judge(node.ipc_socket(), end).expect("a thread starts"));
+    let over_ipc = BlockJudge::Ipc(start_ipc_node(node.ipc_socket(), end).expect("a thread starts"));
     let template = template_over_rpc(&node).await;
     let sound = with_nonce(block(&template, 1), &template, false);
     assert_eq!(over_ipc.judge(sound.clone()).await.expect("answers"), None, "all but the proof of work");

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use stratum::hash::Hash;
+
 use super::client::NodeClient;
 use super::error::NodeError;
 
@@ -26,7 +28,7 @@ pub enum BlockJudge {
     Rpc(Arc<NodeClient>),
     /// `checkBlock`, over the interprocess interface.
     #[cfg(feature = "ipc")]
-    Ipc(super::ipc::IpcJudge),
+    Ipc(super::ipc::IpcNode),
 }
 
 impl BlockJudge {
@@ -38,7 +40,25 @@ impl BlockJudge {
                 Ok(reason.map(|reason| Rejection { reason, details: String::new() }))
             }
             #[cfg(feature = "ipc")]
-            BlockJudge::Ipc(judge) => judge.judge(block).await,
+            BlockJudge::Ipc(node) => node.judge(block).await,
+        }
+    }
+
+    /// Whether it may know transactions by their hashes with witness.
+    pub fn knows_transactions(&self) -> bool {
+        !matches!(self, BlockJudge::Rpc(_))
+    }
+
+    /// The transactions of the mempool with these hashes with witness, in this order. The caller bounds how many. Where
+    /// the node does not know how, the error is [`NodeError::Unknown`].
+    pub async fn transactions(&self, wtxids: Vec<Hash>) -> Result<Vec<Option<Vec<u8>>>, NodeError> {
+        match self {
+            BlockJudge::Rpc(_) => {
+                drop(wtxids);
+                Err(NodeError::Unknown { method: "getTransactionsByWitnessID".to_owned() })
+            }
+            #[cfg(feature = "ipc")]
+            BlockJudge::Ipc(node) => node.transactions(wtxids).await,
         }
     }
 }

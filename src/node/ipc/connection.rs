@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
+use super::node::Transactions;
 use crate::clock::Clock;
 use crate::node::client::{SubmitAnswer, submit_answer};
 use crate::node::error::NodeError;
@@ -265,6 +266,32 @@ impl Caller {
         request.get().set_coinbase(&solution.coinbase);
         let answer = timely(METHOD, request.send().promise).await?;
         Ok(answer.get().map_err(|error| bad(METHOD, &error))?.get_result())
+    }
+
+    /// The transactions of the mempool with these hashes with witness, in this order. Nodes before Bitcoin Core 32 do not
+    /// know how.
+    pub(super) async fn transactions(&self, wtxids: &[Hash]) -> Result<Transactions, NodeError> {
+        const METHOD: &str = "getTransactionsByWitnessID";
+        let request = self.mining.get_transactions_by_witness_i_d_request();
+        let mut request = request!(self, "getTransactionsByWitnessID", request);
+        let mut names = request.get().init_wtxids(wtxids.len() as u32);
+        for (place, wtxid) in (0..).zip(wtxids) {
+            names.set(place, wtxid);
+        }
+        let answer = timely(METHOD, request.send().promise).await?;
+        let read = || -> capnp::Result<Transactions> {
+            let found = answer.get()?.get_result()?;
+            let found = found.iter().map(|raw| raw.map(|raw| (!raw.is_empty()).then(|| raw.to_vec())));
+            found.collect()
+        };
+        let found = read().map_err(|error| bad(METHOD, &error))?;
+        match found.len() == wtxids.len() {
+            true => Ok(found),
+            false => {
+                let reason = format!("{} were asked for, and {} came", wtxids.len(), found.len());
+                Err(NodeError::BadAnswer { method: METHOD.to_owned(), reason })
+            }
+        }
     }
 
     /// What the node has against a block, proof of work aside; `None` when it is valid on the tip.

@@ -4,7 +4,7 @@
 //! channels with bounds to everybody else. Nothing here decides which template is published or which block is valid.
 
 mod connection;
-mod judge;
+mod node;
 mod source;
 
 use std::future::Future;
@@ -12,7 +12,7 @@ use std::io;
 
 use tokio::task::LocalSet;
 
-pub use judge::{IpcJudge, start_ipc_judge};
+pub use node::{IpcNode, start_ipc_node};
 pub use source::{IpcSourceSettings, start_ipc_source};
 
 /// Runs what `make` makes on a thread of this name, with a scheduler of its own for what cannot leave it.
