@@ -167,6 +167,13 @@ async fn fees_bring_a_template_and_room_is_made() {
     let weight: u64 = small.transactions.iter().map(|transaction| transaction.weight).sum();
     assert!(weight + room.reserved_weight() <= small.weight_limit);
     assert_eq!(small.height, with_child.height);
+
+    // More than any block has, and then none: the node is not asked for what it refuses.
+    let all = CoinbaseConstraints { max_additional_size: u32::MAX, max_additional_sigops: u16::MAX };
+    source.source.set_constraints(all);
+    source.source.set_constraints(CoinbaseConstraints::default());
+    source.wait_for(|template| template.transactions.len() == 4).await;
+    assert_eq!(source.figures().failures, 0);
 }
 
 /// A transaction that spends one of the mempool's.

@@ -37,6 +37,9 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(30);
 /// The least weight that Bitcoin Core keeps free for header, count and coinbase; it refuses less.
 const MIN_RESERVED_WEIGHT: u64 = 2_000;
 
+/// The most, which is a whole block. That there is no template for who wants more is for the outlet to say.
+const MAX_RESERVED_WEIGHT: u64 = 4_000_000;
+
 /// A connection to a node. Dropping it closes it, and no caller of it gets an answer after that.
 pub(super) struct Connection {
     threads: thread_map::Client,
@@ -156,11 +159,12 @@ impl Caller {
         cooldown: bool,
     ) -> Result<NodeTemplate, NodeError> {
         const METHOD: &str = "createNewBlock";
+        let reserved = room.reserved_weight().clamp(MIN_RESERVED_WEIGHT, MAX_RESERVED_WEIGHT);
         let mut request = request!(self, "createNewBlock", self.mining.create_new_block_request());
         request.get().set_cooldown(cooldown);
         let mut options = request.get().init_options();
         options.set_use_mempool(has_transactions);
-        options.set_block_reserved_weight(room.reserved_weight().max(MIN_RESERVED_WEIGHT));
+        options.set_block_reserved_weight(reserved);
         options.set_coinbase_output_max_additional_sigops(room.max_additional_sigops.into());
         let promise = request.send().promise;
         let answer = match cooldown {
