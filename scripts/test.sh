@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/debian-packages.sh gcc g++
+scripts/debian-packages.sh gcc g++ capnproto libcapnp-dev
 BITCOIN_NODE=$(scripts/bitcoin-node.sh)
 export BITCOIN_NODE
 CHECKWEIGH_REFERENCE_PEERS=$(scripts/reference-peers.sh translator_sv2 jd_client_sv2 pool_sv2)
@@ -15,12 +15,19 @@ export CHECKWEIGH_REFERENCE_PEERS
 # A thousand miners in one process have two thousand sockets.
 ulimit -n "$(ulimit -Hn)"
 
+# Bitcoin Core's interprocess interface is a feature of its own, because it needs `capnp` to build.
+with_ipc=(--package checkweigh --features ipc --lib --test ipc --test config
+  --test declaration_server --test farm_and_pool --test whole_stack)
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --workspace --profile ci 2>&1 | tee "$log"
+  cargo nextest run "${with_ipc[@]}" --profile ci -E 'binary(ipc) | test(ipc)' 2>&1 | tee -a "$log"
 else
   cargo test --workspace
+  cargo test "${with_ipc[@]}" ipc
+  cargo test --package checkweigh --features ipc --test ipc
 fi
 scripts/fuzz.sh "${FUZZ_SECONDS:-60}"
 

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::node::{BlockSource, NodeClient};
+use crate::node::{BlockJudge, BlockSource, NodeClient};
 use crate::shutdown::Shutdown;
 use mempool::MempoolView;
 use task::DeclarationTask;
@@ -41,8 +41,10 @@ pub struct DeclarationParts {
     pub requires_transactions: bool,
     /// What signs our certificates.
     pub key: AuthoritySecretKey,
-    /// Judges declared jobs, and knows transactions.
+    /// Knows transactions by name.
     pub node: Arc<NodeClient>,
+    /// Judges declared jobs.
+    pub judge: BlockJudge,
     /// Where blocks go.
     pub source: BlockSource,
 }
@@ -96,9 +98,9 @@ pub fn declarations(
     let (figures, seen) = watch::channel(DeclarationFigures::default());
     let (events, heard) = mpsc::channel(MAX_WAITING_EVENTS);
     let server = JobDeclarationServer::new(parts.outputs, parts.requires_transactions);
-    let mempool = MempoolView::new(Arc::clone(&parts.node));
+    let mempool = MempoolView::new(parts.node, parts.judge.clone());
     let task =
-        DeclarationTask::new(server, mempool, Validator::new(parts.node), parts.source, clock, figures);
+        DeclarationTask::new(server, mempool, Validator::new(parts.judge), parts.source, clock, figures);
     let inbox = DeclarationsInbox { custom_jobs: waiting, tip: newest };
     let listening = connection::listen(listener, Arc::new(parts.key), events, clock, shutdown.clone());
     let owning = task.run(inbox, heard, shutdown);

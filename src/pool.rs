@@ -21,7 +21,7 @@ use crate::declarations::{DeclarationParts, Declarations, declarations};
 use crate::error::RunError;
 use crate::http::view::Job;
 use crate::http::{UpstreamState, UpstreamStates};
-use crate::node::{self, BlockSource, NodeClient, NodeClientSettings};
+use crate::node::{self, BlockJudge, BlockSource, NodeClient, NodeClientSettings};
 use crate::owner::owner;
 use crate::role::{self, Role};
 use crate::shutdown::Shutdown;
@@ -60,8 +60,10 @@ pub struct PoolParts {
 
 /// What a pool needs to take declared jobs, besides an authority key.
 pub struct JobDeclaration {
-    /// Judges them.
+    /// Knows transactions by name.
     pub node: Arc<NodeClient>,
+    /// Judges what is declared.
+    pub judge: BlockJudge,
     /// Whether clients must show their transactions.
     pub requires_transactions: bool,
 }
@@ -90,10 +92,14 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         .script(network)
         .map_err(|error| RunError::Failed(format!("pool.coinbase_address: {error}")))?;
     let rules = coinbase_rules(script.into_bytes(), &config.coinbase_tag)?;
-    let job_declaration = config.job_declaration.map(|declaration| JobDeclaration {
-        node: Arc::clone(&client),
-        requires_transactions: declaration.requires_transactions(),
-    });
+    let job_declaration = match config.job_declaration {
+        Some(declaration) => Some(JobDeclaration {
+            node: Arc::clone(&client),
+            judge: templates::judge(&config.templates, Arc::clone(&client), shutdown.clone())?,
+            requires_transactions: declaration.requires_transactions(),
+        }),
+        None => None,
+    };
     let parts = PoolParts {
         source: templates::start(
             &config.templates,
@@ -145,12 +151,13 @@ pub fn start_with(
         listeners.declarations.take().zip(parts.job_declaration).zip(parts.downstream.authority.as_ref());
     let declarations = declarations.map(|((listener, needs), (_, key))| {
         let outputs = vec![Output { value: 0, script: parts.rules.payout_script().to_vec() }];
-        let JobDeclaration { node, requires_transactions } = needs;
+        let JobDeclaration { node, judge, requires_transactions } = needs;
         let of_server = DeclarationParts {
             outputs,
             requires_transactions,
             key: key.clone(),
             node,
+            judge,
             source: parts.source.clone(),
         };
         serve_declarations(&mut role, of_server, listener, clock, shutdown.clone())

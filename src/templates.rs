@@ -8,9 +8,11 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{NodeConfig, SourceConfig, TemplatesConfig};
 use crate::error::RunError;
+#[cfg(feature = "ipc")]
+use crate::node::ipc::{IpcSourceSettings, start_ipc_node, start_ipc_source};
 use crate::node::source::run_hashblock_subscriber;
 use crate::node::{
-    BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SourcePath, SubmitterSettings,
+    BlockJudge, BlockSource, BlockSubmitter, NodeClient, RpcSourceSettings, SourcePath, SubmitterSettings,
     run_rpc_source, run_sv2_source, submitter, template_source,
 };
 use crate::shutdown::Shutdown;
@@ -50,5 +52,50 @@ pub fn start(
             let submitter = Arc::new(BlockSubmitter::through_source(client, path, settings));
             Ok(BlockSource::Node { source, submitter })
         }
+        #[cfg(feature = "ipc")]
+        SourceConfig::Ipc { socket } => {
+            let (queue, blocks) = mpsc::channel(submitter::SOURCE_QUEUE);
+            let path = SourcePath { blocks: queue, templates: source.templates() };
+            let ipc = IpcSourceSettings {
+                socket: socket.clone(),
+                min_gain: config.policy.min_gain,
+                fee_interval: config.policy.min_interval,
+                empty_first: config.empty_first,
+            };
+            start_ipc_source(ipc, outlet, blocks, shutdown).map_err(RunError::io("start a thread"))?;
+            let client = node.map(|(_, client)| client);
+            let submitter = Arc::new(BlockSubmitter::through_source(client, path, settings));
+            Ok(BlockSource::Node { source, submitter })
+        }
+        #[cfg(not(feature = "ipc"))]
+        SourceConfig::Ipc { .. } => Err(no_ipc()),
     }
+}
+
+/// Who judges the blocks that others declare to us: the node behind the interprocess interface where templates come
+/// from there, else that of `client`.
+pub fn judge(
+    config: &TemplatesConfig,
+    client: Arc<NodeClient>,
+    shutdown: Shutdown,
+) -> Result<BlockJudge, RunError> {
+    match &config.source {
+        SourceConfig::Rpc | SourceConfig::Sv2 { .. } => {
+            drop(shutdown);
+            Ok(BlockJudge::Rpc(client))
+        }
+        #[cfg(feature = "ipc")]
+        SourceConfig::Ipc { socket } => {
+            let node = start_ipc_node(socket.clone(), shutdown).map_err(RunError::io("start a thread"))?;
+            Ok(BlockJudge::Ipc(node))
+        }
+        #[cfg(not(feature = "ipc"))]
+        SourceConfig::Ipc { .. } => Err(no_ipc()),
+    }
+}
+
+/// The configuration's reader has said so already.
+#[cfg(not(feature = "ipc"))]
+fn no_ipc() -> RunError {
+    RunError::Failed(format!("templates.source: {}", crate::config::NO_IPC))
 }

@@ -308,7 +308,7 @@ fn templates_come_from_where_the_file_says() {
     assert!(config.node.is_none());
     for (text, problem) in [
         ("source = \"sv2\"", "templates.sv2_url: is missing: source = \"sv2\" needs it"),
-        ("source = \"zmq\"", "is neither \"rpc\" nor \"sv2\""),
+        ("source = \"zmq\"", "is neither \"rpc\" nor \"sv2\" nor \"ipc\""),
         ("source = \"rpc\"", "node: needs cookie_file"),
         ("poll_seconds = 0", "templates.poll_seconds: 0 is not from 1 to 600"),
     ] {
@@ -324,6 +324,48 @@ fn templates_come_from_where_the_file_says() {
     for wrong in ["ipc:///run/x", "tcp://host", "tcp://:1", "tcp://host:0", "tcp://a/b:1"] {
         assert!(zmq(wrong).is_err(), "{wrong}");
     }
+}
+
+/// The template provider's file with these keys in `[templates]`, and no node.
+fn provider_with(templates: &str) -> String {
+    format!(
+        "[template_provider]\nlisten = \"127.0.0.1:8442\"\nauthority_secret_key_file = \"authority.key\"\n\
+         [templates]\n{templates}\n"
+    )
+}
+
+#[test]
+#[cfg(feature = "ipc")]
+fn templates_come_over_ipc_from_a_socket() {
+    let folder = folder();
+    let path = folder.path().join("template-provider.toml");
+    let text = provider_with("source = \"ipc\"\nipc_socket = \"regtest/node.sock\"");
+    let config = read::<TemplateProviderConfig>(&text, &path).expect("needs no node").config;
+    let socket = folder.path().join("regtest/node.sock");
+    assert_eq!(config.templates.source, SourceConfig::Ipc { socket });
+    assert!(config.node.is_none());
+    let again = read::<TemplateProviderConfig>(&config.effective(), &path).expect("it loads again").config;
+    assert_eq!(again.templates, config.templates);
+    let long = format!("source = \"ipc\"\nipc_socket = \"/{}\"", "s".repeat(107));
+    for (text, problem) in [
+        ("source = \"ipc\"", "templates.ipc_socket: is missing: source = \"ipc\" needs it"),
+        (long.as_str(), "templates.ipc_socket: has 108 bytes with its folder; the system takes 107 at most"),
+    ] {
+        let found = problems::<TemplateProviderConfig>(&provider_with(text), &path);
+        assert!(found.iter().any(|found| found.contains(problem)), "{text}: {found:?}");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "ipc"))]
+fn a_program_without_ipc_says_how_to_build_one_with_it() {
+    let folder = folder();
+    let path = folder.path().join("template-provider.toml");
+    let text = provider_with("source = \"ipc\"\nipc_socket = \"node.sock\"");
+    let found = problems::<TemplateProviderConfig>(&text, &path);
+    let problem = "templates.source: \"ipc\" needs a program that was built with \
+                   `cargo build --release --features ipc`";
+    assert!(found.len() == 1 && found[0].contains(problem), "{found:?}");
 }
 
 #[test]

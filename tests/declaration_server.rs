@@ -18,7 +18,7 @@ use bitcoin_node::{FEE, RegtestNode, WitnessSpend};
 use checkweigh::clock::Clock;
 use checkweigh::declarations::{DeclarationParts, Declarations, declarations};
 use checkweigh::dev_chain::{DevChain, DevChainSettings, nbits_for_hashes};
-use checkweigh::node::BlockSource;
+use checkweigh::node::{BlockJudge, BlockSource, NodeClient};
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use job_declarator::server::Claimant;
 use process::{Checkweigh, terminate};
@@ -288,14 +288,25 @@ async fn a_declared_job_with_the_nodes_transactions_becomes_a_block() {
     assert_eq!(saved, 1, "the block is on the disk");
 }
 
-/// A server in this process that has the node's tip.
+/// A server in this process that has the node's tip, and whose jobs the node judges over JSON-RPC.
 async fn server(node: &RegtestNode) -> (SocketAddr, Declarations, Arc<BlockTemplate>, ShutdownTrigger) {
+    let client = Arc::new(node.client());
+    server_with(node, Arc::clone(&client), BlockJudge::Rpc(client)).await
+}
+
+/// The same, with jobs judged by `judge`, and transactions of the mempool from there or from `client`.
+async fn server_with(
+    node: &RegtestNode,
+    client: Arc<NodeClient>,
+    judge: BlockJudge,
+) -> (SocketAddr, Declarations, Arc<BlockTemplate>, ShutdownTrigger) {
     let settings = DevChainSettings { seed: 7, nbits: nbits_for_hashes(1 << 40), transactions: 0 };
     let parts = DeclarationParts {
         outputs: vec![Output { value: 0, script: PAYOUT.to_vec() }],
         requires_transactions: false,
         key: key(),
-        node: Arc::new(node.client()),
+        judge,
+        node: client,
         source: BlockSource::Development(DevChain::new(settings, Clock::start())),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback can be bound");
@@ -354,12 +365,61 @@ async fn what_the_node_does_not_find_good_is_never_acknowledged() {
     let mut greedy = BlockTemplate::clone(&template);
     greedy.coinbase_value += 1;
     let (_, answer) = declarer.declare(&greedy).await;
-    let Message::DeclareMiningJobError(error) = answer else { panic!("{answer:?}") };
-    assert_eq!(error.error_code, declare_mining_job::INVALID_JOB);
-    assert_eq!(String::from_utf8_lossy(&error.error_details), "bad-cb-amount");
+    assert_eq!(refusal(answer), (declare_mining_job::INVALID_JOB.to_owned(), "bad-cb-amount".to_owned()));
 
     node.stop().await;
     let (_, answer) = declarer.declare(&template).await;
+    assert_eq!(refusal(answer).0, declare_mining_job::INTERNAL_ERROR);
+}
+
+/// The code and the details of a refusal.
+fn refusal(answer: Message) -> (String, String) {
     let Message::DeclareMiningJobError(error) = answer else { panic!("{answer:?}") };
-    assert_eq!(error.error_code, declare_mining_job::INTERNAL_ERROR);
+    (error.error_code, String::from_utf8_lossy(&error.error_details).into_owned())
+}
+
+#[cfg(feature = "ipc")]
+#[tokio::test]
+async fn jobs_are_judged_over_ipc() {
+    let mut node = RegtestNode::start_with(&["-ipcbind=unix"]).await;
+    let spends = node.fill_mempool(2).await;
+    let (_trigger, end) = shutdown();
+    let judge = checkweigh::node::ipc::start_ipc_node(node.ipc_socket(), end).expect("a thread starts");
+    let (client, judge) = (Arc::new(client_of_nobody()), BlockJudge::Ipc(judge));
+    let (address, declarations, template, _server) = server_with(&node, client, judge).await;
+    let mut declarer = Declarer::set_up(address).await;
+    // The second has a transaction that is in no template: the node knows it by the name that it is declared by.
+    for template in [&*template, &with_child(&node, &template, &spends[0]).await] {
+        let (_, answer) = declarer.declare(template).await;
+        assert!(matches!(answer, Message::DeclareMiningJobSuccess(_)), "{answer:?}");
+    }
+
+    let mut greedy = BlockTemplate::clone(&template);
+    greedy.coinbase_value += 1;
+    let (code, details) = refusal(declarer.declare(&greedy).await.1);
+    assert_eq!(code, declare_mining_job::INVALID_JOB);
+    assert!(details.starts_with("bad-cb-amount (") && details.contains("pays too much"), "{details}");
+
+    // The server lives on when the node is restarted, and so does the connection.
+    node.stop().await;
+    let empty = with_transactions(&template, Vec::new());
+    assert_eq!(refusal(declarer.declare(&empty).await.1).0, declare_mining_job::INTERNAL_ERROR);
+    node.start_again().await;
+    let (_, answer) = declarer.declare(&empty).await;
+    assert!(matches!(answer, Message::DeclareMiningJobSuccess(_)), "{answer:?}");
+
+    // The node is a block ahead of the pool.
+    node.generate(1).await;
+    let one = with_transactions(&template, template.transactions[..1].to_vec());
+    assert_eq!(refusal(declarer.declare(&one).await.1).0, declare_mining_job::STALE_CHAIN_TIP);
+    let tally = declarations.figures().tally;
+    assert_eq!((tally.declared, tally.acknowledged, tally.asked_for_transactions), (6, 3, 0));
+}
+
+/// JSON-RPC where nobody answers.
+#[cfg(feature = "ipc")]
+fn client_of_nobody() -> NodeClient {
+    let auth = checkweigh::node::NodeAuth::CookieFile("no-cookie".into());
+    let settings = checkweigh::node::NodeClientSettings { url: "http://127.0.0.1:1".to_owned(), auth };
+    NodeClient::new(settings).expect("the URL is one")
 }

@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use bitcoin::{Amount, Txid};
-use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes, wait_for_height};
+use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes_with, wait_for_height};
 use checkweigh::shutdown::shutdown;
 use process::{Checkweigh, terminate};
 use serde_json::Value;
@@ -50,6 +50,28 @@ fn make_key(folder: &Path) {
         .output()
         .expect("the binary was built with the test");
     assert!(keygen.status.success(), "{keygen:?}");
+}
+
+/// Where a farm's templates come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Templates {
+    Node,
+    Provider,
+    /// The pool's too, and its judgement.
+    #[cfg(feature = "ipc")]
+    Ipc,
+}
+
+impl Templates {
+    fn are_over_ipc(self) -> bool {
+        !matches!(self, Templates::Node | Templates::Provider)
+    }
+}
+
+/// The keys of templates over IPC, under `section`.
+fn over_ipc(section: &str, node: &RegtestNode) -> String {
+    let socket = Value::from(node.ipc_socket().display().to_string());
+    format!("[{section}]\nsource = \"ipc\"\nipc_socket = {socket}\n")
 }
 
 fn pool_config(node: &RegtestNode) -> String {
@@ -104,9 +126,10 @@ async fn start_provider(node: &RegtestNode, folder: &Path) -> (Child, String) {
     (provider.detach_log(), templates)
 }
 
-/// A miner finds two blocks on jobs that the farm declared to the pool.
-async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
-    let (mut farm, pool_node) = two_nodes().await;
+/// A miner finds three blocks on jobs that the farm declared to the pool.
+async fn blocks_of_the_farm_pay_the_pool(mode: &str, templates: Templates) {
+    let extra: &[&str] = if templates.are_over_ipc() { &["-ipcbind=unix"] } else { &[] };
+    let (mut farm, pool_node) = two_nodes_with(extra).await;
     let wanted = farm.fill_mempool(TRANSACTIONS).await;
     let start = farm.height().await;
     wait_for_height(&pool_node, start).await;
@@ -116,17 +139,24 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
     std::fs::create_dir(&of_farm).expect("the folder is ours");
     make_key(&of_pool);
 
-    let mut pool = Checkweigh::start("pool", &pool_config(&pool_node), &of_pool);
+    let of_ipc = |section: &str, node: &RegtestNode| match templates.are_over_ipc() {
+        true => over_ipc(section, node),
+        false => String::new(),
+    };
+    let config = pool_config(&pool_node) + &of_ipc("templates", &pool_node);
+    let mut pool = Checkweigh::start("pool", &config, &of_pool);
     let line = pool.line("job declaration clients may connect").await;
     let (declaration, key) = (address(&line), line["authority_key"].as_str().expect("a key").to_owned());
     let mining = pool.address("SV2 miners may connect").await;
+    let metrics = pool.address("metrics at /metrics").await;
     let mut pool = pool.detach_log();
-    let provider = match has_provider {
-        true => Some(start_provider(&farm, folder.path()).await),
-        false => None,
+    let provider = match templates {
+        Templates::Provider => Some(start_provider(&farm, folder.path()).await),
+        _ => None,
     };
-    let templates = provider.as_ref().map_or("", |(_, templates)| templates.as_str());
-    let config = proxy_config((mining, declaration, &key), &farm, mode, templates);
+    let section = provider.as_ref().map(|(_, section)| section.clone());
+    let section = section.unwrap_or_else(|| of_ipc("job_declaration.templates", &farm));
+    let config = proxy_config((mining, declaration, &key), &farm, mode, &section);
     let mut proxy = Checkweigh::start("mining-proxy", &config, &of_farm);
     let server = proxy.address("SV1 miners may connect").await;
     let mut proxy = proxy.detach_log();
@@ -134,7 +164,7 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
     let pause = Some(Duration::from_millis(300));
     let options = MinerOptions { server, user: "farm.rig".to_owned(), window: 1, pause };
     let mut miner = Miner::start(options, end);
-    wait_for_height(&farm, start + 2).await;
+    wait_for_height(&farm, start + 3).await;
     stop_miner.trigger();
     miner.stopped(DEADLINE).await;
 
@@ -149,10 +179,16 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
     wait_for_height(&pool_node, height).await;
     assert_eq!(pool_node.tip().await, farm.tip().await, "both nodes end on one tip");
     let saved = |folder: &Path| std::fs::read_dir(folder.join("blocks")).map_or(0, Iterator::count);
-    assert!(saved(&of_farm) >= 2, "every block is on the farm's disk");
+    assert!(saved(&of_farm) >= 3, "every block is on the farm's disk");
     if mode == "full-template" {
+        // The first can be found before its job is declared.
         assert!(saved(&of_pool) >= 2, "and on that of the pool, which can make it");
     }
+    let page = reqwest::get(format!("http://{metrics}/metrics")).await.expect("served");
+    let page = page.text().await.expect("text");
+    let kind = if templates.are_over_ipc() { "ipc" } else { "rpc" };
+    let live = format!("checkweigh_template_source_up{{source=\"{kind}\"}} 1");
+    assert!(page.lines().any(|line| line == live), "{live} is not in\n{page}");
     let mut provider = provider.map(|(provider, _)| provider);
     for child in [&mut proxy, &mut pool].into_iter().chain(&mut provider) {
         let status = terminate(child, Duration::from_secs(5)).await;
@@ -162,15 +198,21 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farm_declares_its_blocks_to_our_pool_and_finds_them() {
-    blocks_of_the_farm_pay_the_pool("full-template", false).await;
+    blocks_of_the_farm_pay_the_pool("full-template", Templates::Node).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farm_takes_its_templates_from_a_provider_and_declares_them_to_our_pool() {
-    blocks_of_the_farm_pay_the_pool("full-template", true).await;
+    blocks_of_the_farm_pay_the_pool("full-template", Templates::Provider).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farm_that_shows_its_coinbase_alone_finds_blocks_for_our_pool() {
-    blocks_of_the_farm_pay_the_pool("coinbase-only", false).await;
+    blocks_of_the_farm_pay_the_pool("coinbase-only", Templates::Node).await;
+}
+
+#[cfg(feature = "ipc")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_and_a_pool_over_ipc_find_blocks_together() {
+    blocks_of_the_farm_pay_the_pool("full-template", Templates::Ipc).await;
 }

@@ -43,9 +43,14 @@ struct Stack {
 
 impl Stack {
     async fn start(node: &RegtestNode) -> Self {
+        Stack::start_with(node, "").await
+    }
+
+    /// The same, with this section `[templates]` of the pool.
+    async fn start_with(node: &RegtestNode, templates: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let key = keygen(&folder).await;
-        let mut pool = Checkweigh::start("pool", &pool_config(node), folder.path());
+        let mut pool = Checkweigh::start("pool", &format!("{}{templates}", pool_config(node)), folder.path());
         let pool_address = pool.address("SV2 miners may connect").await;
         let mut proxy = Checkweigh::start("mining-proxy", &proxy_config(pool_address, &key), folder.path());
         let miners_address = proxy.address("SV1 miners may connect").await;
@@ -92,13 +97,29 @@ impl Stack {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_with_witness_transactions_become_the_tip() {
-    let mut node = RegtestNode::start().await;
+    blocks_become_the_tip(RegtestNode::start().await, |_| String::new()).await;
+}
+
+#[cfg(feature = "ipc")]
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_on_templates_over_ipc_become_the_tip() {
+    blocks_become_the_tip(RegtestNode::start_with(&["-ipcbind=unix"]).await, over_ipc).await;
+}
+
+/// The pool's section `[templates]` where they come over IPC.
+#[cfg(feature = "ipc")]
+fn over_ipc(node: &RegtestNode) -> String {
+    let socket = Value::from(node.ipc_socket().display().to_string());
+    format!("[templates]\nsource = \"ipc\"\nipc_socket = {socket}\n")
+}
+
+async fn blocks_become_the_tip(mut node: RegtestNode, templates: impl Fn(&RegtestNode) -> String) {
     node.generate(110).await;
     let spends = node.fill_mempool(5).await;
     assert!(spends.iter().all(|spend| spend.transaction.compute_txid().to_byte_array()
         != spend.transaction.compute_wtxid().to_byte_array()));
     let before = node.height().await;
-    let stack = Stack::start(&node).await;
+    let stack = Stack::start_with(&node, &templates(&node)).await;
     wait_for_height(&node, before + 5).await;
     assert!(stack.metric("checkweigh_blocks_found_total").await >= 5.0);
     assert!(stack.metric("checkweigh_shares_forwarded_total").await >= 5.0);
@@ -141,9 +162,18 @@ async fn mining_goes_on_across_a_reorganisation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mining_goes_on_after_the_node_restarts() {
-    let mut node = RegtestNode::start().await;
+    mining_outlasts_the_node(RegtestNode::start().await, |_| String::new()).await;
+}
+
+#[cfg(feature = "ipc")]
+#[tokio::test(flavor = "multi_thread")]
+async fn mining_over_ipc_goes_on_after_the_node_restarts() {
+    mining_outlasts_the_node(RegtestNode::start_with(&["-ipcbind=unix"]).await, over_ipc).await;
+}
+
+async fn mining_outlasts_the_node(mut node: RegtestNode, templates: impl Fn(&RegtestNode) -> String) {
     node.generate(101).await;
-    let stack = Stack::start(&node).await;
+    let stack = Stack::start_with(&node, &templates(&node)).await;
     wait_for_height(&node, 103).await;
     let accepted = stack.metric("checkweigh_connections_accepted_total").await;
     node.restart().await;

@@ -37,4 +37,4 @@ pub use problem::{Note, Problem, Problems};
 pub use proxy::{ProxyConfig, UpstreamConfig};
 pub(crate) use reader::distance;
 pub use template_provider::TemplateProviderConfig;
-pub use templates::{SourceConfig, TemplatesConfig};
+pub use templates::{NO_IPC, SourceConfig, TemplatesConfig};

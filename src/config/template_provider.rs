@@ -60,8 +60,9 @@ impl RoleConfig for TemplateProviderConfig {
         let blocks_dir = findings.path(blocks_dir);
         section.finish(findings);
         let templates = TemplatesConfig::read(document, findings);
+        // Where it is not known where templates come from, nobody knows whether a node is missing.
         let needs_node =
-            templates.as_ref().is_none_or(|templates| matches!(templates.source, SourceConfig::Rpc));
+            templates.as_ref().is_some_and(|templates| matches!(templates.source, SourceConfig::Rpc));
         let reads_node = needs_node || document.has("node");
         let node = reads_node.then(|| NodeConfig::read(document, findings));
         let mut section = document.section(findings, "metrics");

@@ -1,5 +1,6 @@
 //! `[templates]`: where block templates come from, and which of them are worth a job.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use stratum::sv2::url::PoolUrl;
@@ -12,6 +13,12 @@ use crate::node::source::{DEFAULT_MIN_GAIN, DEFAULT_MIN_INTERVAL};
 
 /// How often the node is asked when the file does not say.
 const DEFAULT_POLL_SECONDS: u32 = 30;
+
+/// What is said of `source = "ipc"` where it cannot be had.
+pub const NO_IPC: &str = "\"ipc\" needs a program that was built with `cargo build --release --features ipc`";
+
+/// The longest path of a Unix socket on Linux, of whose 108 bytes one ends it.
+const MAX_SOCKET_PATH: usize = 107;
 
 /// `[templates]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +43,11 @@ pub enum SourceConfig {
         /// Where it is, and its key.
         url: PoolUrl,
     },
+    /// A node's interprocess interface.
+    Ipc {
+        /// Its socket.
+        socket: PathBuf,
+    },
 }
 
 impl SourceConfig {
@@ -44,6 +56,7 @@ impl SourceConfig {
         match self {
             SourceConfig::Rpc => SourceKind::Rpc,
             SourceConfig::Sv2 { .. } => SourceKind::Sv2,
+            SourceConfig::Ipc { .. } => SourceKind::Ipc,
         }
     }
 }
@@ -87,6 +100,7 @@ impl TemplatesConfig {
         match &self.source {
             SourceConfig::Rpc => {}
             SourceConfig::Sv2 { url } => page.key("sv2_url", url.to_string()),
+            SourceConfig::Ipc { socket } => page.key("ipc_socket", socket.display().to_string()),
         }
         page.key("min_fee_gain_sats", i64::try_from(self.policy.min_gain).unwrap_or(i64::MAX));
         page.key("min_interval_seconds", self.policy.min_interval.as_secs() as i64);
@@ -99,26 +113,45 @@ fn read_source(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option
     let kind = section.parsed(findings, "source", |text| match text {
         "rpc" => Ok(SourceKind::Rpc),
         "sv2" => Ok(SourceKind::Sv2),
-        _ => Err(format!("{text:?} is neither \"rpc\" nor \"sv2\"")),
+        "ipc" if cfg!(feature = "ipc") => Ok(SourceKind::Ipc),
+        "ipc" => Err(NO_IPC.to_owned()),
+        _ => Err(format!("{text:?} is neither \"rpc\" nor \"sv2\" nor \"ipc\"")),
     });
     let url = section
         .parsed(findings, "sv2_url", |text| text.parse::<PoolUrl>().map_err(|error| error.to_string()));
+    let socket = section.string(findings, "ipc_socket");
+    let socket = socket.and_then(|text| read_socket(section, findings, text));
     if section.has("source") && kind.is_none() {
         return None;
     }
     let kind = kind.unwrap_or(SourceKind::Rpc);
-    let place = section.place_of(findings, "sv2_url");
-    match (section.has("sv2_url"), kind) {
-        (true, SourceKind::Rpc) => {
-            findings.note(place, format!("is not used: templates come from \"{kind}\""));
+    for (key, of) in [("sv2_url", SourceKind::Sv2), ("ipc_socket", SourceKind::Ipc)] {
+        let place = section.place_of(findings, key);
+        match (section.has(key), kind == of) {
+            (true, false) => {
+                findings.note(place, format!("is not used: templates come from \"{kind}\""));
+            }
+            (false, true) => {
+                findings.problem(place, format!("is missing: source = \"{kind}\" needs it"));
+            }
+            _ => {}
         }
-        (false, SourceKind::Sv2) => {
-            findings.problem(place, format!("is missing: source = \"{kind}\" needs it"));
-        }
-        _ => {}
     }
     match kind {
         SourceKind::Rpc => Some(SourceConfig::Rpc),
         SourceKind::Sv2 => Some(SourceConfig::Sv2 { url: url? }),
+        SourceKind::Ipc => Some(SourceConfig::Ipc { socket: socket? }),
     }
+}
+
+fn read_socket(section: &Section<'_>, findings: &mut Findings<'_>, text: &str) -> Option<PathBuf> {
+    let socket = findings.path(text);
+    let length = socket.as_os_str().len();
+    if length > MAX_SOCKET_PATH {
+        let place = section.place_of(findings, "ipc_socket");
+        let what = format!("has {length} bytes with its folder; the system takes {MAX_SOCKET_PATH} at most");
+        findings.problem(place, what);
+        return None;
+    }
+    Some(socket)
 }

@@ -1,10 +1,11 @@
 //! Which transactions our node has, by their hashes with witness: clients name transactions so, and Bitcoin Core does
-//! not.
+//! not, but for its interprocess interface from version 32.
 //!
 //! What is not found here is asked of the client. This module never judges a transaction.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use template::block_template::{MAX_TRANSACTION_BYTES, displayed};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::node::{NodeClient, NodeError};
+use crate::node::{BlockJudge, NodeClient, NodeError};
 
 /// Transactions whose names are kept, of 64 bytes each: more than full mempools of 300 MB have had. Those beyond are
 /// not known here.
@@ -38,6 +39,9 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct MempoolView {
     node: Arc<NodeClient>,
     names: Mutex<Names>,
+    judge: BlockJudge,
+    /// Whether the judge knows transactions by the names that clients use, as far as we know.
+    is_asked_directly: AtomicBool,
 }
 
 /// The txid of each wtxid, both as nodes print them.
@@ -54,18 +58,55 @@ struct Entry {
 }
 
 impl MempoolView {
-    pub(super) fn new(node: Arc<NodeClient>) -> Self {
-        MempoolView { node, names: Mutex::default() }
+    pub(super) fn new(node: Arc<NodeClient>, judge: BlockJudge) -> Self {
+        let is_asked_directly = AtomicBool::new(judge.knows_transactions());
+        MempoolView { node, names: Mutex::default(), judge, is_asked_directly }
     }
 
     /// Learns what came in and forgets what is gone. For each template of the pool, which are seconds apart.
     pub(super) async fn refresh(&self) {
-        self.names.lock().await.refresh(&self.node).await;
+        if !self.is_asked_directly.load(Ordering::Relaxed) {
+            self.names.lock().await.refresh(&self.node).await;
+        }
     }
 
     /// Fills what is `None` in `found`, in the order of `wtxids`, as far as the node has it. Stops where all together
     /// are more than fits in a block.
     pub(super) async fn look_up(&self, wtxids: &[Hash], found: &mut [Option<RawTransaction>]) {
+        if self.is_asked_directly.load(Ordering::Relaxed) {
+            match self.look_up_directly(wtxids, found).await {
+                Ok(()) => return,
+                Err(NodeError::Unknown { .. }) => self.is_asked_directly.store(false, Ordering::Relaxed),
+                Err(error) => tracing::debug!("transactions are asked for over JSON-RPC: {error}"),
+            }
+        }
+        self.look_up_by_names(wtxids, found).await;
+    }
+
+    async fn look_up_directly(
+        &self,
+        wtxids: &[Hash],
+        found: &mut [Option<RawTransaction>],
+    ) -> Result<(), NodeError> {
+        let missing: Vec<usize> = (0..wtxids.len()).filter(|place| found[*place].is_none()).collect();
+        let mut bytes: usize = found.iter().flatten().map(|transaction| transaction.raw.len()).sum();
+        for places in missing.chunks(FETCHED_AT_ONCE) {
+            let names = places.iter().map(|place| wtxids[*place]).collect();
+            let fetched = self.judge.transactions(names).await?;
+            for (place, raw) in places.iter().zip(fetched) {
+                let transaction = raw.and_then(|raw| RawTransaction::parse(&raw).ok());
+                let transaction = transaction.filter(|one| one.wtxid == wtxids[*place]);
+                bytes += transaction.as_ref().map_or(0, |one| one.raw.len());
+                if bytes > MAX_TRANSACTION_BYTES {
+                    return Ok(());
+                }
+                found[*place] = transaction;
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_up_by_names(&self, wtxids: &[Hash], found: &mut [Option<RawTransaction>]) {
         let mut missing: Vec<(usize, String)> = Vec::new();
         {
             let mut names = self.names.lock().await;

@@ -8,16 +8,14 @@ use job_declarator::server::{DeclaredJob, Verdict};
 use stratum::hash::{Hash, merkle_root, sha256d};
 use tokio::sync::Semaphore;
 
-use crate::node::NodeClient;
+use crate::node::judge::OTHER_TIP;
+use crate::node::{BlockJudge, Rejection};
 
 /// Blocks that the node judges for us at once: each holds the lock of its chain for as long as a block takes.
 const MAX_AT_ONCE: usize = 4;
 
 /// How long the node may take for a block, waiting for its turn not included. A second is long for a node at rest.
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// What the node says of a proposal that builds on another tip than its own (BIP 22).
-const OTHER_TIP: &str = "inconclusive-not-best-prevblk";
 
 /// Verdicts that are remembered: one for each job that the clients of a tip declare.
 const MAX_REMEMBERED: usize = 256;
@@ -65,25 +63,26 @@ impl Verdicts {
 /// Asks a node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Validator {
-    node: Arc<NodeClient>,
+    judge: BlockJudge,
     turns: Arc<Semaphore>,
 }
 
 impl Validator {
-    pub(super) fn new(node: Arc<NodeClient>) -> Self {
-        Validator { node, turns: Arc::new(Semaphore::new(MAX_AT_ONCE)) }
+    pub(super) fn new(judge: BlockJudge) -> Self {
+        Validator { judge, turns: Arc::new(Semaphore::new(MAX_AT_ONCE)) }
     }
 
     /// What the node says of a block of this job with the time `unix_seconds`. A node that does not answer accepts
     /// nothing.
     pub(super) async fn judge(&self, job: &DeclaredJob, unix_seconds: u32) -> Verdict {
         let _turn = self.turns.acquire().await.expect("nobody closes it");
-        let proposal = job.proposal(unix_seconds.max(job.tip.min_ntime));
-        match tokio::time::timeout(DEADLINE, self.node.propose_block(&proposal)).await {
+        let proposal = job.proposal(unix_seconds.max(job.tip.block_time));
+        match tokio::time::timeout(DEADLINE, self.judge.judge(proposal)).await {
             // The node judges the coinbase's value with all else, but only from above.
             Ok(Ok(None)) => Verdict::Valid { revenue: None },
-            Ok(Ok(Some(reason))) if reason == OTHER_TIP => Verdict::StaleTip,
-            Ok(Ok(Some(reason))) => Verdict::Invalid(reason),
+            Ok(Ok(Some(Rejection { reason, .. }))) if reason == OTHER_TIP => Verdict::StaleTip,
+            Ok(Ok(Some(Rejection { reason, details }))) if details.is_empty() => Verdict::Invalid(reason),
+            Ok(Ok(Some(Rejection { reason, details }))) => Verdict::Invalid(format!("{reason} ({details})")),
             Ok(Err(error)) => {
                 tracing::warn!("a declared job is not judged: {error}");
                 Verdict::Unknown("our node could not judge the job".to_owned())

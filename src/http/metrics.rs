@@ -636,7 +636,7 @@ fn render_template_source(page: &mut Page, source: &SourceFigures) {
         ("checkweigh_template_failures_total", "Times that the source failed.", source.failures),
         (
             "checkweigh_template_block_notices_total",
-            "New blocks that the node announced by ZeroMQ.",
+            "New blocks that the node announced ahead of a template.",
             source.block_notices,
         ),
         (

@@ -328,7 +328,8 @@ fn parse_hash(method: &str, text: &str) -> Result<Hash, NodeError> {
     }
 }
 
-fn submit_answer(reason: Option<String>) -> SubmitAnswer {
+/// What a node's reason for not taking a block means (BIP 22).
+pub(super) fn submit_answer(reason: Option<String>) -> SubmitAnswer {
     match reason.as_deref() {
         None => SubmitAnswer::Accepted,
         Some("duplicate") => SubmitAnswer::Duplicate,

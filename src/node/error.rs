@@ -61,6 +61,22 @@ pub enum NodeError {
         /// Bitcoin Core's words.
         message: String,
     },
+    /// The node's own error over the interprocess interface, where errors have no numbers.
+    #[error("the node refuses `{method}`: {message}")]
+    Refused {
+        /// What was called.
+        method: String,
+        /// The node's words.
+        message: String,
+    },
+    /// The node does not know a call: its version is another than those that we know.
+    #[error(
+        "the node does not know `{method}`: its interprocess interface is not that of Bitcoin Core 31 or later"
+    )]
+    Unknown {
+        /// What was called.
+        method: String,
+    },
     /// A template from which no block could be built. A fault of the node.
     #[error(transparent)]
     Template(#[from] TemplateError),

@@ -10,6 +10,9 @@ pub mod client;
 pub mod error;
 #[cfg(test)]
 mod fake;
+#[cfg(feature = "ipc")]
+pub mod ipc;
+pub mod judge;
 mod rpc;
 pub mod source;
 pub mod submitter;
@@ -21,6 +24,7 @@ use tokio::sync::watch;
 
 pub use client::{NodeAuth, NodeClient, NodeClientSettings, SubmitAnswer};
 pub use error::NodeError;
+pub use judge::{BlockJudge, Rejection};
 pub use source::{
     RpcSourceSettings, SourceHandle, SourceKind, SourceStatus, TemplateOutlet, default_policy,
     run_rpc_source, run_sv2_source, template_source,

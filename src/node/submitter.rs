@@ -63,10 +63,12 @@ pub struct SourceBlock {
 pub enum SourceVerdict {
     /// It is on its way; the source never says more (SV2 7.7).
     Sent,
-    /// The node judged it: whether it is the new tip.
-    Judged(bool),
+    /// The node judged it.
+    Judged(SubmitAnswer),
     /// It could not be sent; why.
     NotSent(&'static str),
+    /// It could not be sent now, and may be later; why.
+    Away(&'static str),
 }
 
 /// The way to a node through the source of its templates.
@@ -126,12 +128,12 @@ impl BlockSubmitter {
         let outcome = match (&self.client, &self.source) {
             (Some(client), None) => self.submit_until_judged(client, &block).await,
             (Some(client), Some(source)) => {
-                let through_source = submit_through(source, raw);
                 let (outcome, by_source) =
-                    tokio::join!(self.submit_until_judged(client, &block), through_source);
+                    tokio::join!(self.submit_until_judged(client, &block), submit_through(source, raw));
+                let by_source = by_source.unwrap_or_else(SubmitOutcome::Failed);
                 if by_source.is_accepted() && !outcome.is_accepted() { by_source } else { outcome }
             }
-            (None, Some(source)) => submit_through(source, raw).await,
+            (None, Some(source)) => self.submit_until_taken(source, &raw).await,
             (None, None) => SubmitOutcome::Failed("there is nowhere to submit blocks".to_owned()),
         };
         match &outcome {
@@ -168,6 +170,27 @@ impl BlockSubmitter {
         }
         SubmitOutcome::Failed(last_failure)
     }
+
+    /// Submits through the source alone, which may be away.
+    async fn submit_until_taken(&self, source: &SourcePath, block: &Arc<[u8]>) -> SubmitOutcome {
+        let last_moment = tokio::time::Instant::now() + self.settings.deadline;
+        let mut back_off = FIRST_BACK_OFF;
+        let mut attempt = 1;
+        loop {
+            let reason = match submit_through(source, Arc::clone(block)).await {
+                Ok(outcome) => return outcome,
+                Err(reason) => reason,
+            };
+            warn!(attempt, "a block could not be submitted: {reason}");
+            let next = tokio::time::Instant::now() + jittered(back_off);
+            if attempt == MAX_ATTEMPTS || next >= last_moment {
+                return SubmitOutcome::Failed(reason);
+            }
+            tokio::time::sleep_until(next).await;
+            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+            attempt += 1;
+        }
+    }
 }
 
 fn failed(client: &NodeClient, attempt: u32, failure: &NodeError) -> String {
@@ -175,31 +198,28 @@ fn failed(client: &NodeClient, attempt: u32, failure: &NodeError) -> String {
     failure.to_string()
 }
 
-/// Submits a block through the source of its template.
-async fn submit_through(source: &SourcePath, block: Arc<[u8]>) -> SubmitOutcome {
+/// Submits a block through the source of its template. The error is why it cannot be sent now, where it may be later.
+async fn submit_through(source: &SourcePath, block: Arc<[u8]>) -> Result<SubmitOutcome, String> {
+    let failed = |reason: &str| Ok(SubmitOutcome::Failed(reason.to_owned()));
     let hash = stratum::hash::sha256d(&block[..80]);
     let mut templates = source.templates.clone();
     let (answer, verdict) = oneshot::channel();
     if source.blocks.try_send(SourceBlock { bytes: block, answer }).is_err() {
-        return SubmitOutcome::Failed("the source of templates takes no more blocks".to_owned());
+        return failed("the source of templates takes no more blocks");
     }
     match tokio::time::timeout(SOURCE_DEADLINE, verdict).await {
         Ok(Ok(SourceVerdict::Sent)) => {}
-        Ok(Ok(SourceVerdict::Judged(true))) => return SubmitOutcome::Accepted,
-        Ok(Ok(SourceVerdict::Judged(false))) => {
-            return SubmitOutcome::Rejected("the node refuses it".to_owned());
-        }
-        Ok(Ok(SourceVerdict::NotSent(reason))) => return SubmitOutcome::Failed(reason.to_owned()),
-        Ok(Err(_)) | Err(_) => {
-            return SubmitOutcome::Failed("the source of templates said nothing".to_owned());
-        }
+        Ok(Ok(SourceVerdict::Judged(answer))) => return Ok(judged(answer)),
+        Ok(Ok(SourceVerdict::NotSent(reason))) => return failed(reason),
+        Ok(Ok(SourceVerdict::Away(reason))) => return Err(reason.to_owned()),
+        Ok(Err(_)) | Err(_) => return failed("the source of templates said nothing"),
     }
     let is_on_it = |template: &Option<Arc<BlockTemplate>>| {
         template.as_ref().is_some_and(|template| template.previous_hash == hash)
     };
     match tokio::time::timeout(SOURCE_DEADLINE, templates.wait_for(is_on_it)).await {
-        Ok(Ok(_)) => SubmitOutcome::Accepted,
-        Ok(Err(_)) | Err(_) => SubmitOutcome::Failed("the template provider has not moved to it".to_owned()),
+        Ok(Ok(_)) => Ok(SubmitOutcome::Accepted),
+        Ok(Err(_)) | Err(_) => failed("the source of templates has not moved to it"),
     }
 }
 

@@ -67,7 +67,7 @@ impl RegtestNode {
     /// The same with more arguments.
     pub(crate) async fn start_with(extra: &[&str]) -> Self {
         let binary = binary().await;
-        let directory = tempfile::tempdir().expect("a folder for the node");
+        let directory = folder();
         let port = free_port();
         let extra: Vec<String> = extra.iter().map(|argument| (*argument).to_owned()).collect();
         let child = spawn(&binary, directory.path(), port, &extra);
@@ -89,6 +89,11 @@ impl RegtestNode {
     /// Its data folder. With `-ipcbind=unix` its socket is `regtest/node.sock` there.
     pub(crate) fn folder(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Where its interprocess interface listens, when it was started with `-ipcbind=unix`.
+    pub(crate) fn ipc_socket(&self) -> PathBuf {
+        self.directory.path().join("regtest").join("node.sock")
     }
 
     /// A client of ours, with the cookie file.
@@ -230,6 +235,15 @@ fn transaction(spends: OutPoint, witness: Witness, output: Vec<TxOut>) -> Transa
 
 fn op_true() -> ScriptBuf {
     ScriptBuf::from(vec![0x51])
+}
+
+/// The path of a Unix socket has at most 107 bytes; where folders for tests have long names the node's is elsewhere.
+fn folder() -> TempDir {
+    let directory = tempfile::tempdir().expect("a folder for the node");
+    match directory.path().as_os_str().len() + "/regtest/node.sock".len() < 108 {
+        true => directory,
+        false => tempfile::tempdir_in("/tmp").expect("a folder for the node"),
+    }
 }
 
 async fn binary() -> PathBuf {

@@ -2,6 +2,9 @@
 //!
 //! This module never checks that the header is solved or that it names this coinbase: who found it did that.
 
+use bitcoin::hashes::Hash as _;
+use stratum::hash::{Hash, merkle_root};
+
 use crate::BlockTemplate;
 use crate::bytes::push_compact_size;
 use crate::skeleton::{Skeleton, WITNESS};
@@ -62,6 +65,54 @@ pub fn assemble_declared_block(
     block
 }
 
+/// What a block says of itself: what a solution of its template is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SolvedBlock {
+    /// The header's version.
+    pub version: u32,
+    /// The header's time; unix seconds.
+    pub time: u32,
+    /// The header's nonce.
+    pub nonce: u32,
+    /// The coinbase with its witness.
+    pub coinbase: Vec<u8>,
+    previous_hash: Hash,
+    merkle_root: Hash,
+    coinbase_txid: Hash,
+}
+
+impl SolvedBlock {
+    /// Reads the header and the coinbase of a block; the rest is its template's. `None` where there are none.
+    pub fn read(block: &[u8]) -> Option<Self> {
+        let (header, mut rest) = block.split_first_chunk::<80>()?;
+        let number = |at: usize| Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?));
+        let hash = |at: usize| header.get(at..at + 32)?.try_into().ok();
+        let count_size = match rest.first()? {
+            0xff => 9,
+            0xfe => 5,
+            0xfd => 3,
+            _ => 1,
+        };
+        rest = rest.get(count_size..)?;
+        let (coinbase, size) = bitcoin::consensus::deserialize_partial::<bitcoin::Transaction>(rest).ok()?;
+        Some(SolvedBlock {
+            version: number(0)?,
+            previous_hash: hash(4)?,
+            merkle_root: hash(36)?,
+            time: number(68)?,
+            nonce: number(76)?,
+            coinbase_txid: coinbase.compute_txid().to_byte_array(),
+            coinbase: rest[..size].to_vec(),
+        })
+    }
+
+    /// Whether it is a block on the template with this tip and this way from the coinbase to the merkle root.
+    pub fn is_on(&self, previous_hash: &Hash, merkle_path: &[Hash]) -> bool {
+        self.previous_hash == *previous_hash
+            && merkle_root(self.coinbase_txid, merkle_path) == self.merkle_root
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +120,6 @@ mod tests {
     use crate::block_template::tests::{small_template, with_transactions};
     use bitcoin::Block;
     use bitcoin::consensus::deserialize;
-    use bitcoin::hashes::Hash as _;
     use stratum::hash::{merkle_root, sha256d};
 
     #[test]

@@ -23,6 +23,11 @@ pub const MAX_TRANSACTION_BYTES: usize = 4_000_000;
 /// All the satoshis that there will ever be.
 pub const MAX_MONEY: u64 = 21_000_000 * 100_000_000;
 
+/// How far before its own time a source that does not say the lowest time of the next block is taken to allow: two
+/// nodes' clocks differ by less, and others' jobs are judged by it. The median of eleven blocks lies nearly always
+/// further back; who goes below it makes a block that no node takes.
+pub(crate) const CLOCK_TOLERANCE: u32 = 600;
+
 /// Longest identifier of a long poll that is kept; Bitcoin Core's are 65 to 75 bytes.
 pub const MAX_LONG_POLL_ID: usize = 256;
 
@@ -337,7 +342,7 @@ fn bytes(field: &'static str, text: &str) -> Result<Vec<u8>, TemplateError> {
     hex::decode(text).or_else(|error| wrong(field, format!("is not hexadecimal: {error}")))
 }
 
-fn wrong<T>(field: &'static str, problem: String) -> Result<T, TemplateError> {
+pub(crate) fn wrong<T>(field: &'static str, problem: String) -> Result<T, TemplateError> {
     Err(TemplateError::Wrong { field, problem })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! This module never judges what a transaction spends: the node does that.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,6 +49,36 @@ impl From<&TemplateTransaction> for RawTransaction {
     fn from(transaction: &TemplateTransaction) -> Self {
         let TemplateTransaction { txid, wtxid, raw, .. } = transaction;
         RawTransaction { txid: *txid, wtxid: *wtxid, raw: raw.as_slice().into() }
+    }
+}
+
+/// The transactions of a template, as they are read one after the other.
+#[derive(Debug)]
+pub(crate) struct TransactionList {
+    places: HashMap<Hash, u32>,
+    transactions: Vec<TemplateTransaction>,
+}
+
+impl TransactionList {
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        TransactionList { places: HashMap::with_capacity(count), transactions: Vec::with_capacity(count) }
+    }
+
+    /// Adds the next one, of which `raw` are the bytes. A list is bounded by who calls, far below the numbers of a
+    /// place.
+    pub(crate) fn push(&mut self, transaction: &bitcoin::Transaction, raw: Vec<u8>, fee: u64, sigops: u64) {
+        let txid = transaction.compute_txid().to_byte_array();
+        let spent = transaction.input.iter().map(|input| input.previous_output.txid.to_byte_array());
+        let mut depends: Vec<u32> = spent.filter_map(|txid| self.places.get(&txid).copied()).collect();
+        depends.sort_unstable();
+        depends.dedup();
+        self.places.insert(txid, self.transactions.len() as u32);
+        let (wtxid, weight) = (sha256d(&raw), transaction.weight().to_wu());
+        self.transactions.push(TemplateTransaction { txid, wtxid, raw, fee, weight, sigops, depends });
+    }
+
+    pub(crate) fn finish(self) -> Vec<TemplateTransaction> {
+        self.transactions
     }
 }
 

@@ -43,6 +43,8 @@ pub enum SourceKind {
     Rpc,
     /// A template provider over SV2 (SV2 7).
     Sv2,
+    /// The interprocess interface of Bitcoin Core.
+    Ipc,
 }
 
 impl SourceKind {
@@ -51,6 +53,7 @@ impl SourceKind {
         match self {
             SourceKind::Rpc => "rpc",
             SourceKind::Sv2 => "sv2",
+            SourceKind::Ipc => "ipc",
         }
     }
 }

@@ -55,7 +55,7 @@ pub struct SourceFigures {
     pub dropped_transactions: u64,
     /// The fees that went with them; satoshis.
     pub dropped_fees: u64,
-    /// New blocks that the node announced out of turn (ZeroMQ).
+    /// New blocks that the node announced ahead of a template (ZeroMQ, or its tip over IPC).
     pub block_notices: u64,
 }
 

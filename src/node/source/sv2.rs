@@ -96,7 +96,7 @@ impl Source {
                 () = self.outlet.work() => {}
                 Some(block) = self.blocks.recv() => {
                     // Who no longer waits has the answer of the node itself.
-                    let _ = block.answer.send(SourceVerdict::NotSent("the template provider is away"));
+                    let _ = block.answer.send(SourceVerdict::Away("the template provider is away"));
                 }
             }
         }

@@ -43,8 +43,10 @@ pub struct PoolTip {
     pub height: u32,
     /// The compact target of the block to find.
     pub nbits: u32,
-    /// The lowest time that it may carry; unix seconds.
+    /// The lowest time that it may carry, as far as the node says one; unix seconds.
     pub min_ntime: u32,
+    /// A time that the node itself gave it; unix seconds.
+    pub block_time: u32,
     /// What it may create; satoshis.
     pub subsidy: u64,
 }
@@ -56,6 +58,7 @@ impl From<&BlockTemplate> for PoolTip {
             height: template.height,
             nbits: template.nbits,
             min_ntime: template.min_ntime,
+            block_time: template.current_time,
             subsidy: template.coinbase_value.saturating_sub(template.fees()),
         }
     }

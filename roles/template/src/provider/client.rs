@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use stratum::hash::{Hash, merkle_root};
+use stratum::hash::Hash;
 use stratum::sv2::codes::{self, request_transaction_data};
 use stratum::sv2::frame::{MAX_PAYLOAD_FROM_TEMPLATE_PROVIDER, MAX_PAYLOAD_WITH_TRANSACTIONS};
 use stratum::sv2::messages::{
@@ -17,6 +17,7 @@ use stratum::sv2::messages::{
 use stratum::sv2::{FrameHeader, Message};
 use stratum::{CloseReason, Now, TemplateId};
 
+use crate::block::SolvedBlock;
 use crate::block_template::{MAX_TRANSACTION_BYTES, MAX_TRANSACTIONS, TemplateError};
 use crate::{BlockTemplate, CoinbaseConstraints, JobTemplate, TemplateFeed};
 
@@ -134,11 +135,9 @@ impl ProviderClient {
     /// Sends the solution for a block that was found on a template of this connection. False when it was found on none
     /// of them.
     pub fn submit(&self, block: &[u8], out: &mut ProviderClientOutput) -> bool {
-        let Some(found) = Found::read(block) else { return false };
-        let known = self.known.iter().rev().find(|known| {
-            known.previous_hash == found.previous_hash
-                && merkle_root(found.coinbase_txid, &known.merkle_path) == found.merkle_root
-        });
+        let Some(found) = SolvedBlock::read(block) else { return false };
+        let known =
+            self.known.iter().rev().find(|known| found.is_on(&known.previous_hash, &known.merkle_path));
         let Some(known) = known else { return false };
         let solution = SubmitSolution {
             template_id: known.id,
@@ -238,45 +237,6 @@ impl ProviderClient {
             coinbase_output_max_additional_sigops: self.constraints.max_additional_sigops,
         };
         send(message, out);
-    }
-}
-
-/// What a block says of itself.
-struct Found {
-    version: u32,
-    previous_hash: Hash,
-    merkle_root: Hash,
-    time: u32,
-    nonce: u32,
-    coinbase_txid: Hash,
-    /// With its witness.
-    coinbase: Vec<u8>,
-}
-
-impl Found {
-    /// Reads the header and the coinbase of a block; the rest is the provider's own.
-    fn read(block: &[u8]) -> Option<Self> {
-        use bitcoin::hashes::Hash as _;
-        let (header, mut rest) = block.split_first_chunk::<80>()?;
-        let number = |at: usize| Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?));
-        let hash = |at: usize| header.get(at..at + 32)?.try_into().ok();
-        let count_size = match rest.first()? {
-            0xff => 9,
-            0xfe => 5,
-            0xfd => 3,
-            _ => 1,
-        };
-        rest = rest.get(count_size..)?;
-        let (coinbase, size) = bitcoin::consensus::deserialize_partial::<bitcoin::Transaction>(rest).ok()?;
-        Some(Found {
-            version: number(0)?,
-            previous_hash: hash(4)?,
-            merkle_root: hash(36)?,
-            time: number(68)?,
-            nonce: number(76)?,
-            coinbase_txid: coinbase.compute_txid().to_byte_array(),
-            coinbase: rest[..size].to_vec(),
-        })
     }
 }
 

@@ -1,21 +1,20 @@
 //! A whole template, from what a provider says of it and its transactions.
 
-use std::collections::HashMap;
-
 use bitcoin::consensus::deserialize;
-use bitcoin::hashes::Hash as _;
-use stratum::hash::{Hash, sha256d};
+use stratum::hash::Hash;
 
-use crate::block_template::{BlockTemplate, TemplateError, TemplateTransaction};
+use crate::block_template::{BlockTemplate, CLOCK_TOLERANCE, TemplateError, TemplateTransaction};
 use crate::constraints::CoinbaseConstraints;
 use crate::job_template::JobTemplate;
 use crate::merkle::merkle_path;
 use crate::skeleton::pushed_height;
+use crate::transaction::TransactionList;
 
 impl BlockTemplate {
     /// The template of `job` with its transactions, as a provider brought them. `room` is what the provider was asked
     /// to leave: the limits are such that exactly this much is free.
     ///
+    /// The lowest time is ten minutes before the provider's, which says no more than that miners may begin with its own.
     /// Fees and signature operations of single transactions are unknown, and zero. Fails where the transactions are
     /// not those of the job, and where the job wants a coinbase of another form than all of ours have.
     pub fn of_provider(
@@ -46,7 +45,7 @@ impl BlockTemplate {
             previous_hash: job.previous_hash,
             version: job.version,
             nbits: job.nbits,
-            min_ntime: job.start_time,
+            min_ntime: job.start_time.saturating_sub(CLOCK_TOLERANCE),
             current_time: job.start_time,
             coinbase_value: job.value,
             witness_commitment: commitment,
@@ -70,30 +69,13 @@ impl BlockTemplate {
 }
 
 fn read_transactions(raw: Vec<Vec<u8>>) -> Result<Vec<TemplateTransaction>, TemplateError> {
-    let mut places: HashMap<Hash, u32> = HashMap::with_capacity(raw.len());
-    let mut transactions = Vec::with_capacity(raw.len());
+    let mut list = TransactionList::with_capacity(raw.len());
     for (place, raw) in raw.into_iter().enumerate() {
         let transaction: bitcoin::Transaction = deserialize(&raw).map_err(|_| TemplateError::Wrong {
             field: "transaction_list",
             problem: format!("holds something else than a transaction at place {place}"),
         })?;
-        let txid = transaction.compute_txid().to_byte_array();
-        let spent = transaction.input.iter().map(|input| input.previous_output.txid.to_byte_array());
-        let mut depends: Vec<u32> = spent.filter_map(|txid| places.get(&txid).copied()).collect();
-        depends.sort_unstable();
-        depends.dedup();
-        // A list is bounded by who calls, far below the numbers of a place.
-        places.insert(txid, place as u32);
-        let weight = transaction.weight().to_wu();
-        transactions.push(TemplateTransaction {
-            txid,
-            wtxid: sha256d(&raw),
-            raw,
-            fee: 0,
-            weight,
-            sigops: 0,
-            depends,
-        });
+        list.push(&transaction, raw, 0, 0);
     }
-    Ok(transactions)
+    Ok(list.finish())
 }
