@@ -17,7 +17,9 @@ use accounting::entry::{
     ConnectionEntry, DeviceEntry, Entry, EventEntry, JobEntry, PowerEntry, UpstreamEntry, microseconds,
 };
 use accounting::identity::IdentityRule;
-use accounting::{AckSums, BlockRow, EventRow, GroupId, LedgerId, ShareRecord, Sums, UpstreamAnswer, Worth};
+use accounting::{
+    AckSums, BlockRow, EventRow, GroupId, HeldRelease, LedgerId, ShareRecord, Sums, UpstreamAnswer, Worth,
+};
 use stratum::{DeviceId, Job, Now, UpstreamId, Work};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -44,6 +46,8 @@ pub const QUEUE: usize = 16_384;
 pub enum Record {
     /// A share and what we decided.
     Share(ShareRecord),
+    /// What became of a share that was held.
+    Release(HeldRelease),
     /// What an upstream said of shares.
     Answer(UpstreamAnswer),
 }
@@ -312,17 +316,24 @@ impl RecordWriter {
         self.write(Message::Record(Record::Share(share)));
     }
 
-    /// Records shares and then answers, and empties both lists: the same as one after the other, but cheaper.
+    /// Records shares, then what became of held ones, then answers, and empties the lists: the same as one after the
+    /// other, but cheaper.
     ///
     /// # Panics
     /// As [`RecordWriter::share`].
-    pub fn batch(&mut self, shares: &mut Vec<ShareRecord>, answers: &mut Vec<UpstreamAnswer>) {
+    pub fn batch(
+        &mut self,
+        shares: &mut Vec<ShareRecord>,
+        releases: &mut Vec<HeldRelease>,
+        answers: &mut Vec<UpstreamAnswer>,
+    ) {
         shares.iter().for_each(assert_consistent);
-        let records = shares.len() + answers.len();
+        let records = shares.len() + releases.len() + answers.len();
         let shares = shares.drain(..).map(Record::Share);
-        let both = shares.chain(answers.drain(..).map(Record::Answer));
+        let releases = releases.drain(..).map(Record::Release);
+        let all = shares.chain(releases).chain(answers.drain(..).map(Record::Answer));
         if records <= 1 {
-            both.for_each(|record| self.write(Message::Record(record)));
+            all.for_each(|record| self.write(Message::Record(record)));
             return;
         }
         // What does not fit into the room at all goes one by one, as without room.
@@ -330,9 +341,14 @@ impl RecordWriter {
             .ok()
             .and_then(|records| Arc::clone(&self.sink.room).try_acquire_many_owned(records).ok());
         match room {
-            Some(room) => self.write(Message::Batch(both.collect(), room)),
-            None => both.for_each(|record| self.write(Message::Record(record))),
+            Some(room) => self.write(Message::Batch(all.collect(), room)),
+            None => all.for_each(|record| self.write(Message::Record(record))),
         }
+    }
+
+    /// Records what became of a share that was held.
+    pub fn release(&mut self, release: HeldRelease) {
+        self.write(Message::Record(Record::Release(release)));
     }
 
     /// Records what an upstream said.

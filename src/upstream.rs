@@ -485,13 +485,13 @@ impl Driver {
         }
         for record in &out.records {
             if record.verdict == mining_server::Verdict::BlockFound
-                && record.fate != Fate::Forwarded
+                && !matches!(record.fate, Fate::Forwarded | Fate::Held(_))
                 && let Some(blocks) = self.lost_lines.admit(self.task.clock.now().monotonic)
             {
                 tracing::error!(fate = ?record.fate, blocks, "a block could not be forwarded");
             }
         }
-        self.task.writer.batch(&mut out.records, &mut out.answers);
+        self.task.writer.batch(&mut out.records, &mut out.releases, &mut out.answers);
         for notice in out.notices.drain(..) {
             tracing::info!(upstream = self.links[place].name, "{notice}");
         }

@@ -222,9 +222,13 @@ async fn shares_wait_until_the_pool_has_taken_their_job() {
     let held = async || metric(&proxy, "checkweigh_job_declaration_shares_held").await;
     wait_until("shares wait", held, |held| *held >= 5.0).await;
     assert_eq!(pool.seen().declared_shares, 0, "none is sent");
+    let totals = proxy.wait_for("they are recorded", |totals| totals.shares.waiting() >= 5).await;
+    assert_eq!((totals.shares.forwarded, totals.violation()), (0, None));
     pool.set(|manners| manners.holds_custom_jobs = false);
     wait_for(&pool, "they are sent then", |seen| seen.declared_shares >= 15).await;
     assert!(metric(&proxy, "checkweigh_job_declaration_held_shares_total{fate=\"released\"}").await >= 5.0);
+    let totals = proxy.wait_for("they are released", |totals| totals.shares.waiting() == 0).await;
+    assert!(totals.shares.released >= 5 && totals.shares.dropped_total() == 0, "{totals:?}");
     finish(proxy, miners, stop, &pool).await;
 }
 

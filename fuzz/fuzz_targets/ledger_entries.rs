@@ -29,12 +29,12 @@ fuzz_target!(|data: &[u8]| {
     let _ = accounting::decode_part(data);
 });
 
-/// Numbers that no ledger reaches would overflow sums, which is a bug of whoever wrote them; and the answers of strangers
-/// need not follow their shares.
+/// Numbers that no ledger reaches would overflow sums, which is a bug of whoever wrote them; and what strangers say became of
+/// shares need not follow them.
 fn is_small(entry: &Entry) -> bool {
     match entry {
         Entry::Share(share) => share.submitted.0 < 1 << 100 && share.upstream_work.0 < 1 << 100,
-        Entry::Answer(_) | Entry::Gap(_) => false,
+        Entry::Release(_) | Entry::Answer(_) | Entry::Gap(_) => false,
         _ => true,
     }
 }

@@ -68,6 +68,8 @@ impl Summary {
                 "forwarded": shares.forwarded,
                 "below_upstream_target": shares.below_upstream_target,
                 "dropped": shares.dropped_total(),
+                "held": shares.held,
+                "released": shares.released,
                 "acknowledged_upstream": self.snapshot.overview.totals.answers.acknowledged,
                 "refused_upstream": self.snapshot.overview.totals.answers.refused,
             },

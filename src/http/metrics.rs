@@ -132,6 +132,13 @@ fn render_shares(page: &mut Page, overview: &Overview) {
     for (reason, count) in shares.dropped_by_reason() {
         page.labelled("reason", reason.name(), count);
     }
+    let help =
+        "Accepted shares that had to wait for the upstream's answer to their job, whatever became of them.";
+    page.counter("checkweigh_shares_held_total", help);
+    page.value(shares.held);
+    let help = "Held shares that were forwarded or dropped since; they are counted there too.";
+    page.counter("checkweigh_shares_released_total", help);
+    page.value(shares.released);
     let help = "Records whose detail was lost to a full queue; their sums are in all the other counters.";
     page.counter("checkweigh_records_folded_total", help);
     page.value(overview.totals.folded);
@@ -164,6 +171,12 @@ fn render_work(page: &mut Page, overview: &Overview) {
     for ((reason, _), work) in shares.dropped_by_reason().zip(shares.dropped_work) {
         page.labelled("reason", reason.name(), work.0);
     }
+    let work = "Work at the upstream's target of shares that had to wait for their job, in expected hashes.";
+    page.counter("checkweigh_work_held_hashes_total", work);
+    page.value(shares.held_work.0);
+    let work = "Work at the upstream's target of held shares that were forwarded or dropped since.";
+    page.counter("checkweigh_work_released_hashes_total", work);
+    page.value(shares.released_work.0);
 }
 
 fn render_answers(page: &mut Page, overview: &Overview) {

@@ -88,6 +88,12 @@ impl Fold {
                 }
                 self.note(microseconds(share.judged.utc));
             }
+            Record::Release(release) => {
+                self.totals.add_release(release);
+                self.device(release.device).add_release(release);
+                self.upstream_shares.entry(release.upstream).or_default().add_release(release);
+                self.note(microseconds(release.released.utc));
+            }
             Record::Answer(answer) => {
                 self.totals.add_answer(answer);
                 self.note(microseconds(answer.received.utc));

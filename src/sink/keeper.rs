@@ -163,6 +163,7 @@ impl Keeper {
     fn record(&mut self, record: Record) {
         match record {
             Record::Share(share) => self.share(&share),
+            Record::Release(release) => self.entry(&Entry::Release(release)),
             Record::Answer(answer) => self.entry(&Entry::Answer(answer)),
         }
     }

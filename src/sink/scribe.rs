@@ -171,6 +171,7 @@ impl Scribe {
         for entry in codec::entries(&payload) {
             match entry.expect("it was written here") {
                 Entry::Share(share) => gap.add_record(&Record::Share(share)),
+                Entry::Release(release) => gap.add_record(&Record::Release(release)),
                 Entry::Answer(answer) => gap.add_record(&Record::Answer(answer)),
                 // The gap was taken back with its batch.
                 Entry::Gap(earlier) => gap.add_gap(&earlier),

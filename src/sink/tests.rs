@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mining_server::record::{HoldNumber, ReleaseFate};
 use mining_server::{DropReason, Fate, LossReason, RejectReason, UpstreamVerdict, Verdict};
 use stratum::{
     ChannelId, ConnectionId, DeviceId, Difficulty, SequenceNumber, UpstreamChannelId, UpstreamId, Work,
@@ -30,7 +31,7 @@ fn share(device: u32, verdict: Verdict, fate: Fate) -> ShareRecord {
         fate,
         sequence_number: None,
         submitted: Work(1000),
-        upstream_work: Work(if fate == Fate::Forwarded { 5000 } else { 0 }),
+        upstream_work: Work(if matches!(fate, Fate::Forwarded | Fate::Held(_)) { 5000 } else { 0 }),
         difficulty: Some(Difficulty(f64::from(device))),
         job_age_ms: 0,
         version: 0,
@@ -44,6 +45,18 @@ fn answer(verdict: UpstreamVerdict) -> UpstreamAnswer {
     UpstreamAnswer { received: at(101), upstream: UpstreamId(0), channel: UpstreamChannelId(7), verdict }
 }
 
+fn release(device: u32, fate: ReleaseFate) -> HeldRelease {
+    HeldRelease {
+        released: at(101),
+        device: Some(DeviceId(device)),
+        upstream: UpstreamId(0),
+        upstream_channel: UpstreamChannelId(7),
+        number: HoldNumber::new(1),
+        fate,
+        work: Work(5000),
+    }
+}
+
 fn lost(count: u32) -> UpstreamVerdict {
     let (last, reason) = (SequenceNumber(9), LossReason::ConnectionEnded);
     UpstreamVerdict::Lost { last, count, reason, work: Work(5000 * u128::from(count)) }
@@ -52,7 +65,7 @@ fn lost(count: u32) -> UpstreamVerdict {
 /// Every verdict with every fate that goes with it, once.
 fn one_of_each(device: u32) -> Vec<ShareRecord> {
     let rejected = RejectReason::ALL.map(|reason| share(device, Verdict::Rejected(reason), Fate::Refused));
-    let fates = [Fate::BelowUpstreamTarget, Fate::Forwarded, Fate::Kept];
+    let fates = [Fate::BelowUpstreamTarget, Fate::Forwarded, Fate::Kept, Fate::Held(HoldNumber::new(1))];
     let dropped = DropReason::ALL.map(Fate::Dropped);
     let fates = fates.into_iter().chain(dropped);
     let accepted =
@@ -83,15 +96,21 @@ async fn records_add_up() {
         work: Work(5000),
     }));
     writer.answer(answer(lost(2)));
+    writer.release(release(3, ReleaseFate::Forwarded(SequenceNumber(10))));
+    writer.release(release(2, ReleaseFate::Dropped(DropReason::QueueFull)));
 
     let Snapshot { overview: Overview { totals, hash_rate_1m, .. }, devices, untracked } =
         sink.snapshot(at(120)).await.expect("alive");
     assert_eq!(totals.violation(), None);
-    assert_eq!((totals.shares.submitted, totals.shares.accepted, totals.shares.blocks), (66, 36, 18));
+    assert_eq!((totals.shares.submitted, totals.shares.accepted, totals.shares.blocks), (78, 48, 24));
     assert_eq!(totals.shares.rejected, [3; 10]);
-    assert_eq!(totals.shares.dropped, [6; 3]);
-    assert_eq!((totals.shares.forwarded, totals.shares.kept, totals.shares.below_upstream_target), (6, 6, 6));
-    assert_eq!((totals.shares.credited, totals.shares.forwarded_work), (Work(36_000), Work(30_000)));
+    assert_eq!(totals.shares.dropped, [6, 6, 7, 6]);
+    assert_eq!((totals.shares.forwarded, totals.shares.kept, totals.shares.below_upstream_target), (7, 6, 6));
+    assert_eq!(
+        (totals.shares.held, totals.shares.released, totals.shares.waiting_work()),
+        (6, 2, Work(20_000))
+    );
+    assert_eq!((totals.shares.credited, totals.shares.forwarded_work), (Work(48_000), Work(35_000)));
     assert_eq!((totals.answers.acknowledged, totals.answers.refused, totals.answers.lost_total()), (3, 1, 2));
     assert_eq!(totals.upstreams[&UpstreamId(0)], totals.answers);
     assert_eq!(totals.refused_by_code["stale-share"], 1);
@@ -101,10 +120,10 @@ async fn records_add_up() {
     assert_eq!(devices[1].name.as_deref(), Some("farm.rig3"));
     assert_eq!((devices[1].first_seen_us, devices[1].last_share_us), (us(90), Some(us(100))));
     assert_eq!(devices[1].best_difficulty, Some(3.0));
-    assert_eq!((devices[0].sums.shares.submitted, devices[1].sums.shares.submitted), (22, 44));
+    assert_eq!((devices[0].sums.shares.submitted, devices[1].sums.shares.submitted), (26, 52));
     let rate = devices[1].rates[1].accepted.expect("it mined");
     assert_eq!(rate.window_seconds, 30.0);
-    assert!((rate.rate.0 / 800.0 - 1.0).abs() < 1e-3, "{rate:?}");
+    assert!((rate.rate.0 / (32_000.0 / 30.0) - 1.0).abs() < 1e-3, "{rate:?}");
     assert!(hash_rate_1m.is_some());
 }
 
@@ -123,13 +142,19 @@ async fn records_in_batches_count_as_they_do_one_by_one_with_room_and_without() 
     for count in [QUEUE - 1, 1, 3, 2] {
         let mut shares = vec![share(2, Verdict::Accepted, Fate::Forwarded); count];
         let mut answers = vec![acknowledged(count as u32)];
-        writer.batch(&mut shares, &mut answers);
-        assert!(shares.is_empty() && answers.is_empty());
+        let mut releases = Vec::new();
+        if count == 3 {
+            shares.push(share(2, Verdict::Accepted, Fate::Held(HoldNumber::new(1))));
+            releases.push(release(2, ReleaseFate::Dropped(DropReason::EpochEnded)));
+        }
+        writer.batch(&mut shares, &mut releases, &mut answers);
+        assert!(shares.is_empty() && releases.is_empty() && answers.is_empty());
         sent += count as u64;
     }
     assert_eq!(sink.room.available_permits(), 0);
     let totals = sink.overview(at(120)).await.expect("no answer came before its share").totals;
     assert_eq!((totals.answers.forwarded, totals.answers.acknowledged), (sent, sent));
+    assert_eq!((totals.shares.held, totals.shares.released), (1, 1));
     assert_eq!(totals.folded, 0);
     assert_eq!(sink.room.available_permits(), QUEUE, "room is given back");
 }

@@ -14,6 +14,7 @@ mod chain;
 mod commands;
 mod disk;
 mod gap;
+mod held;
 mod history;
 mod killed;
 mod statement;

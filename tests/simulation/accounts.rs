@@ -51,6 +51,7 @@ impl Sums {
             Fate::Forwarded => self.forwarded += 1,
             Fate::Dropped(_) => self.dropped += 1,
             Fate::Kept => self.kept += 1,
+            Fate::Held(_) => unreachable!("nothing is declared here"),
         }
     }
 

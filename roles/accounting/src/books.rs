@@ -7,6 +7,7 @@
 mod account;
 mod answers;
 mod happened;
+mod held;
 mod identity;
 mod power;
 mod restore;
@@ -134,6 +135,7 @@ impl Books {
     pub fn apply(&mut self, entry: &Entry) {
         match entry {
             Entry::Share(share) => self.apply_share(share),
+            Entry::Release(release) => self.apply_release(release),
             Entry::Answer(answer) => self.apply_answer(answer),
             Entry::Device(device) => self.apply_device(device),
             Entry::Upstream(upstream) => self.apply_upstream(upstream),

@@ -28,7 +28,7 @@ use crate::power::PowerSource;
 use crate::rollup::{GroupId, Subject};
 
 /// The version of this form, the first byte of every payload.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The longest prefix or suffix of a coinbase in a job entry: what SV2 carries.
 pub(crate) const MAX_COINBASE: usize = 65_535;
@@ -61,6 +61,7 @@ enum Tag {
     Event,
     Gap,
     MinuteEnded,
+    Release,
 }
 
 /// Appends an entry to a payload, and the version first if the payload is empty.
@@ -68,6 +69,7 @@ pub fn write_entry(out: &mut Vec<u8>, entry: &Entry) {
     match entry {
         Entry::Share(share) => write_share(out, share),
         Entry::Answer(answer) => records::write_answer(out, answer),
+        Entry::Release(release) => records::write_release(out, release),
         Entry::Job(job) => write_job(out, job),
         Entry::Device(device) => write_device(out, device),
         Entry::Connection(connection) => {
@@ -331,6 +333,7 @@ fn read_entry(from: &mut Reader<'_>) -> Result<Entry, CodecError> {
     Ok(match tag {
         tag if tag == Tag::Share as u8 => Entry::Share(records::read_share(from)?),
         tag if tag == Tag::Answer as u8 => Entry::Answer(records::read_answer(from)?),
+        tag if tag == Tag::Release as u8 => Entry::Release(records::read_release(from)?),
         tag if tag == Tag::Job as u8 => Entry::Job(read_job(from)?),
         tag if tag == Tag::Device as u8 => Entry::Device(read_device(from)?),
         tag if tag == Tag::Connection as u8 => Entry::Connection(ConnectionEntry {

@@ -230,13 +230,13 @@ mod tests {
             *work = Work(1 << index);
         }
         sums.shares.rejected = [1; 10];
-        sums.shares.dropped = [2; 3];
-        sums.shares.dropped_work = [Work(1 << 10), Work(1 << 11), Work(1 << 12)];
-        (sums.answers.refused, sums.answers.refused_work) = (3, Work(1 << 13));
+        sums.shares.dropped = [2; DropReason::ALL.len()];
+        sums.shares.dropped_work = [1 << 10, 1 << 11, 1 << 12, 1 << 13].map(Work);
+        (sums.answers.refused, sums.answers.refused_work) = (3, Work(1 << 14));
         sums.answers.lost = [4; 4];
-        sums.answers.lost_work = [1 << 14, 1 << 15, 1 << 16, 1 << 17].map(Work);
+        sums.answers.lost_work = [1 << 15, 1 << 16, 1 << 17, 1 << 18].map(Work);
         let costs = Costs::of(&sums, None);
-        assert_eq!((costs.total.shares, costs.total.work), (10 + 6 + 3 + 16, Work((1 << 18) - 1)));
+        assert_eq!((costs.total.shares, costs.total.work), (10 + 8 + 3 + 16, Work((1 << 19) - 1)));
         assert_eq!(costs.by_cause.len(), Cause::all().count());
         assert!(costs.by_cause.iter().all(|(_, cost)| (cost.kilowatt_hours, cost.sats) == (None, None)));
         assert_eq!(Costs::of(&Sums::default(), Some(1.0)).by_cause, []);

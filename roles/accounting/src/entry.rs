@@ -10,7 +10,7 @@ use stratum::{
 };
 
 use crate::power::PowerSource;
-use crate::record::{ShareRecord, UpstreamAnswer};
+use crate::record::{HeldRelease, ShareRecord, UpstreamAnswer};
 use crate::rollup::{GroupId, Subject};
 use crate::sums::Sums;
 
@@ -31,6 +31,8 @@ pub const MAX_GAP_CODES: usize = crate::sums::MAX_REFUSAL_CODES + 1;
 pub enum Entry {
     /// A share, and what we decided.
     Share(ShareRecord),
+    /// What became of a share that was held.
+    Release(HeldRelease),
     /// What an upstream said of shares.
     Answer(UpstreamAnswer),
     /// A job, before the first share of it.
@@ -269,6 +271,7 @@ impl Entry {
     pub fn at_us(&self) -> u64 {
         match self {
             Entry::Share(share) => microseconds(share.judged.utc),
+            Entry::Release(release) => microseconds(release.released.utc),
             Entry::Answer(answer) => microseconds(answer.received.utc),
             Entry::Job(job) => job.at_us,
             Entry::Device(device) => device.at_us,

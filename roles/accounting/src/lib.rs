@@ -2,7 +2,8 @@
 //!
 //! This crate never opens a file or a socket, reads a clock, or decides about a share: records come in, sums come out.
 //!
-//! - [`record`]: one record for each verdict, and a later one for what the upstream said.
+//! - [`record`]: one record for each verdict, and later ones for what became of a share that waited, and for what the
+//!   upstream said.
 //! - [`acks`]: how long upstreams take to answer.
 //! - [`batch`]: the stream in pieces, chained by hashes.
 //! - [`books`], [`rates`]: what the entries add up to.
@@ -42,7 +43,8 @@ pub use identity::{Identities, Introduction, Seat};
 pub use power::{EnergySums, PowerSource};
 pub use rates::{RateEstimate, RatePair, Window};
 pub use record::{
-    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+    DropReason, Fate, HeldRelease, HoldNumber, LossReason, RejectReason, ReleaseFate, ShareRecord,
+    UpstreamAnswer, UpstreamVerdict, Verdict,
 };
 pub use rollup::{
     BlockRow, DeviceRow, EventRow, Facts, GroupId, Level, OpenPart, Point, PowerRow, RollUp, Subject,

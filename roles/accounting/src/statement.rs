@@ -36,7 +36,7 @@ use crate::entry::JobEntry;
 use crate::merkle::{Key, Node, Works};
 
 /// What the file calls itself; another number is another form.
-pub const FORMAT: &str = "checkweigh statement 1";
+pub const FORMAT: &str = "checkweigh statement 2";
 
 /// The longest file that is read. The largest sample of ordinary jobs is a quarter of it.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -52,10 +52,10 @@ pub const MAX_DRAWS: u32 = 1000;
 pub const MAX_TEXT: usize = crate::entry::MAX_TEXT;
 
 /// What goes into a statement's hash first.
-const HASH_TAG: &[u8] = b"checkweigh statement 1 hash";
+const HASH_TAG: &[u8] = b"checkweigh statement 2 hash";
 
 /// What goes first into the hash that is signed.
-const SIGNED_TAG: &[u8] = b"checkweigh statement 1 signed";
+const SIGNED_TAG: &[u8] = b"checkweigh statement 2 signed";
 
 /// A statement, a sample of its shares, and the signature over both: all that its file holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

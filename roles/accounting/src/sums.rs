@@ -8,7 +8,8 @@ use stratum::{UpstreamId, Work};
 
 use crate::power::EnergySums;
 use crate::record::{
-    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+    DropReason, Fate, HeldRelease, LossReason, RejectReason, ReleaseFate, ShareRecord, UpstreamAnswer,
+    UpstreamVerdict, Verdict,
 };
 
 /// Different error codes of upstreams that are counted apart. The specification has about ten; what an upstream
@@ -37,12 +38,17 @@ pub struct ShareSums {
     pub rejected: [u64; RejectReason::ALL.len()],
     /// Accepted ones that were worth nothing at the upstream's target.
     pub below_upstream_target: u64,
-    /// Accepted ones that were sent upstream.
+    /// Accepted ones that were sent upstream, at once or when they were released.
     pub forwarded: u64,
     /// Accepted ones that were worth forwarding but not sent, in the order of [`DropReason::ALL`].
     pub dropped: [u64; DropReason::ALL.len()],
     /// Accepted ones, where we are the pool.
     pub kept: u64,
+    /// Accepted ones that had to wait for the upstream's answer to their job, whatever became of them.
+    pub held: u64,
+    /// Held ones that were forwarded or dropped since: they are in those sums too. So for any span of time accepted +
+    /// released = below the upstream's target + forwarded + dropped + kept + held.
+    pub released: u64,
     /// What the devices claimed, good or not: `credited` and all of `rejected_work`.
     pub submitted_work: Work,
     /// What the refused ones would have been credited, in the order of [`RejectReason::ALL`].
@@ -55,6 +61,10 @@ pub struct ShareSums {
     pub forwarded_work: Work,
     /// What those were worth that were not sent, in the order of [`DropReason::ALL`].
     pub dropped_work: [Work; DropReason::ALL.len()],
+    /// What the held ones were worth.
+    pub held_work: Work,
+    /// What the released ones of them were worth.
+    pub released_work: Work,
 }
 
 impl ShareSums {
@@ -84,10 +94,35 @@ impl ShareSums {
                 self.dropped_work[reason as usize] += share.upstream_work;
             }
             Fate::Kept => self.kept += 1,
+            Fate::Held(_) => {
+                self.held += 1;
+                self.held_work += share.upstream_work;
+            }
         }
         self.submitted_work += share.submitted;
         self.credited += share.credited();
         self.upstream_work += share.upstream_work;
+    }
+
+    /// Adds what became of a share that was held.
+    pub fn add_release(&mut self, release: &HeldRelease) {
+        self.add_released(release.fate, 1, release.work);
+    }
+
+    /// Adds what became of so many held shares that were worth so much.
+    pub(crate) fn add_released(&mut self, fate: ReleaseFate, count: u64, work: Work) {
+        self.released += count;
+        self.released_work += work;
+        match fate {
+            ReleaseFate::Forwarded(_) => {
+                self.forwarded += count;
+                self.forwarded_work += work;
+            }
+            ReleaseFate::Dropped(reason) => {
+                self.dropped[reason as usize] += count;
+                self.dropped_work[reason as usize] += work;
+            }
+        }
     }
 
     /// Adds other sums.
@@ -100,12 +135,16 @@ impl ShareSums {
         self.forwarded += other.forwarded;
         self.dropped.iter_mut().zip(other.dropped).for_each(|(sum, count)| *sum += count);
         self.kept += other.kept;
+        self.held += other.held;
+        self.released += other.released;
         self.submitted_work += other.submitted_work;
         self.rejected_work.iter_mut().zip(other.rejected_work).for_each(|(sum, work)| *sum += work);
         self.credited += other.credited;
         self.upstream_work += other.upstream_work;
         self.forwarded_work += other.forwarded_work;
         self.dropped_work.iter_mut().zip(other.dropped_work).for_each(|(sum, work)| *sum += work);
+        self.held_work += other.held_work;
+        self.released_work += other.released_work;
     }
 
     /// Takes earlier sums of the same shares out of these; what would be below zero is zero.
@@ -118,12 +157,16 @@ impl ShareSums {
         less(&mut self.forwarded, earlier.forwarded);
         each_less(&mut self.dropped, earlier.dropped);
         less(&mut self.kept, earlier.kept);
+        less(&mut self.held, earlier.held);
+        less(&mut self.released, earlier.released);
         less_work(&mut self.submitted_work, earlier.submitted_work);
         each_less_work(&mut self.rejected_work, earlier.rejected_work);
         less_work(&mut self.credited, earlier.credited);
         less_work(&mut self.upstream_work, earlier.upstream_work);
         less_work(&mut self.forwarded_work, earlier.forwarded_work);
         each_less_work(&mut self.dropped_work, earlier.dropped_work);
+        less_work(&mut self.held_work, earlier.held_work);
+        less_work(&mut self.released_work, earlier.released_work);
     }
 
     /// All refused shares.
@@ -146,21 +189,41 @@ impl ShareSums {
         DropReason::ALL.into_iter().zip(self.dropped)
     }
 
-    /// The first of the sums that must hold and does not.
+    /// Shares that wait for the answer to their job. 0 where more was released than held, as in a span that a share waited
+    /// into.
+    pub fn waiting(&self) -> u64 {
+        self.held.saturating_sub(self.released)
+    }
+
+    /// What the shares that wait for the answer to their job are worth.
+    pub fn waiting_work(&self) -> Work {
+        Work(self.held_work.0.saturating_sub(self.released_work.0))
+    }
+
+    /// Whether more was released than was held: true of no sums since the ledger began but those of a device or group
+    /// whose detail was lost, or of a group that a device with waiting shares came to.
+    fn is_released_in_excess(&self) -> bool {
+        self.released > self.held || self.released_work.0 > self.held_work.0
+    }
+
+    /// The first of the sums that must hold and does not, over any span of time.
     pub fn violation(&self) -> Option<String> {
         if self.submitted != self.accepted + self.rejected_total() {
             return Some(format!("submitted is not accepted + rejected: {self:?}"));
         }
-        if self.accepted != self.below_upstream_target + self.forwarded + self.dropped_total() + self.kept {
+        let fates =
+            self.below_upstream_target + self.forwarded + self.dropped_total() + self.kept + self.held;
+        if self.accepted + self.released != fates {
             return Some(format!(
-                "accepted is not below upstream target + forwarded + dropped + kept: {self:?}"
+                "accepted + released is not below upstream target + forwarded + dropped + kept + held: {self:?}"
             ));
         }
         if self.submitted_work.0 != self.credited.0 + total_of(&self.rejected_work) {
             return Some(format!("submitted work is not credited + rejected work: {self:?}"));
         }
         if self.blocks > self.accepted
-            || self.forwarded_work.0 + total_of(&self.dropped_work) > self.upstream_work.0
+            || self.forwarded_work.0 + total_of(&self.dropped_work) + self.held_work.0
+                > self.upstream_work.0 + self.released_work.0
         {
             return Some(format!("a part exceeds its whole: {self:?}"));
         }
@@ -363,6 +426,16 @@ impl Totals {
         }
     }
 
+    /// Adds what became of a share that was held.
+    pub fn add_release(&mut self, release: &HeldRelease) {
+        self.shares.add_release(release);
+        if matches!(release.fate, ReleaseFate::Forwarded(_)) {
+            let sums = AnswerSums::of_forwarded(release.work);
+            self.answers.add(&sums);
+            self.add_upstream(release.upstream, &sums);
+        }
+    }
+
     /// Adds what an upstream said.
     pub fn add_answer(&mut self, answer: &UpstreamAnswer) {
         let sums = AnswerSums::of_answer(&answer.verdict);
@@ -417,6 +490,9 @@ impl Totals {
         let mut all = std::iter::once(&self.answers).chain(self.upstreams.values());
         if let Some(sums) = all.find(|sums| sums.is_excessive()) {
             return Some(format!("more answers than forwarded shares: {sums:?}"));
+        }
+        if self.shares.is_released_in_excess() {
+            return Some(format!("more shares were released than held: {:?}", self.shares));
         }
         self.shares.violation()
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use stratum::{SequenceNumber, UpstreamChannelId, UpstreamId, Work};
 
-use crate::record::{ShareRecord, UpstreamAnswer, UpstreamVerdict};
+use crate::record::{HeldRelease, ShareRecord, UpstreamAnswer, UpstreamVerdict};
 use crate::sums::AnswerSums;
 
 /// Forwarded shares of one channel that wait at most: as many as an upstream's state machine lets wait. When one more
@@ -43,12 +43,21 @@ impl<T> Default for WaitingShares<T> {
 impl<T> WaitingShares<T> {
     /// Notes that a share waits for its answer.
     pub(crate) fn push(&mut self, share: &ShareRecord, of: T) {
-        let (Some(upstream), Some(channel), Some(number)) =
-            (share.upstream, share.upstream_channel, share.sequence_number)
-        else {
-            return;
-        };
-        let key = (upstream, channel);
+        let key = share.upstream.zip(share.upstream_channel);
+        if let Some((key, number)) = key.zip(share.sequence_number) {
+            self.insert(key, Waiting { number, work: share.upstream_work, of });
+        }
+    }
+
+    /// Notes that a share waits for its answer which was held until now. Does nothing when it was dropped.
+    pub(crate) fn push_released(&mut self, release: &HeldRelease, of: T) {
+        if let Some(number) = release.fate.sequence_number() {
+            let key = (release.upstream, release.upstream_channel);
+            self.insert(key, Waiting { number, work: release.work, of });
+        }
+    }
+
+    fn insert(&mut self, key: (UpstreamId, UpstreamChannelId), share: Waiting<T>) {
         if self.channels.len() >= MAX_CHANNELS && !self.channels.contains_key(&key) {
             return;
         }
@@ -56,7 +65,7 @@ impl<T> WaitingShares<T> {
         if waiting.len() == MAX_WAITING {
             waiting.pop_front();
         }
-        waiting.push_back(Waiting { number, work: share.upstream_work, of });
+        waiting.push_back(share);
     }
 
     /// Takes the shares out that an answer is for.

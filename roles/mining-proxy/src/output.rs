@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mining_server::record::HeldRelease;
 use mining_server::{CloseReason, ShareRecord, UpstreamAnswer, Work};
 use stratum::{ChannelId, ConnectionId};
 
@@ -38,6 +39,9 @@ pub struct UpstreamOutput {
     pub open_failed: Vec<(DownstreamKey, String)>,
     /// Records of the shares that were handed in, completed with what became of them.
     pub records: Vec<ShareRecord>,
+    /// What became of shares that were recorded as held, in these `records` or before. To be recorded after `records`
+    /// and before `answers`.
+    pub releases: Vec<HeldRelease>,
     /// What the upstream said of earlier shares.
     pub answers: Vec<UpstreamAnswer>,
     /// Set when the connection must be closed once the bytes are written. The upstream takes it as closed already.

@@ -195,6 +195,10 @@ fn print_sums(sums: &StatedSums, output: &mut Output<'_>) -> std::io::Result<()>
     for (name, amount) in reasons("not sent", &sums.dropped) {
         line(name, amount, upstream)?;
     }
+    if sums.held.shares.0 > 0 || sums.released.shares.0 > 0 {
+        line("held for their job".to_owned(), sums.held, upstream)?;
+        line("of them released".to_owned(), sums.released, upstream)?;
+    }
     line("forwarded".to_owned(), sums.forwarded, upstream)?;
     line("acknowledged".to_owned(), sums.acknowledged, upstream)?;
     line("refused by the upstream".to_owned(), sums.refused, upstream)?;

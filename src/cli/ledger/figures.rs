@@ -26,7 +26,7 @@ pub(super) enum Cell {
 /// The columns of sums over a number of seconds, in their order.
 pub(super) fn columns(sums: &Sums, seconds: u64) -> Vec<(String, Cell)> {
     let (shares, answers) = (&sums.shares, &sums.answers);
-    let mut columns = Vec::with_capacity(56);
+    let mut columns = Vec::with_capacity(64);
     let mut add = |name: &str, cell: Cell| columns.push((name.to_owned(), cell));
     let hashes = |work: Work| Cell::Hashes(work.0);
     add("submitted", Cell::Count(shares.submitted));
@@ -42,6 +42,8 @@ pub(super) fn columns(sums: &Sums, seconds: u64) -> Vec<(String, Cell)> {
         add(&format!("dropped_{}", reason.name()), Cell::Count(count));
     }
     add("kept", Cell::Count(shares.kept));
+    add("held", Cell::Count(shares.held));
+    add("released", Cell::Count(shares.released));
     add("acknowledged", Cell::Count(answers.acknowledged));
     add("refused_by_upstream", Cell::Count(answers.refused));
     for (reason, count) in answers.lost_by_reason() {
@@ -54,6 +56,8 @@ pub(super) fn columns(sums: &Sums, seconds: u64) -> Vec<(String, Cell)> {
     add("upstream_hashes", hashes(shares.upstream_work));
     add("forwarded_hashes", hashes(shares.forwarded_work));
     add("dropped_hashes", sum(&shares.dropped_work));
+    add("held_hashes", hashes(shares.held_work));
+    add("released_hashes", hashes(shares.released_work));
     add("acknowledged_hashes", hashes(answers.acknowledged_work));
     add("refused_by_upstream_hashes", hashes(answers.refused_work));
     add("lost_hashes", sum(&answers.lost_work));

@@ -184,6 +184,9 @@ fn print_device(device: &DeviceRow, sums: &Sums, output: &mut Output<'_>) -> std
     for (reason, count) in shares.dropped_by_reason().filter(|(_, count)| *count > 0) {
         writeln!(output, "  dropped, {:<13}{count}", reason.name())?;
     }
+    if shares.held > 0 {
+        writeln!(output, "  held for their job    {}, of them released {}", shares.held, shares.released)?;
+    }
     writeln!(output, "  acknowledged          {}", answers.acknowledged)?;
     writeln!(output, "  refused by upstream   {}", answers.refused)?;
     writeln!(output, "  lost                  {}", answers.lost_total())?;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use accounting::entry::{DeviceEntry, microseconds};
 use accounting::{
-    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+    DropReason, Fate, HeldRelease, HoldNumber, LossReason, RejectReason, ReleaseFate, ShareRecord,
+    UpstreamAnswer, UpstreamVerdict, Verdict,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -25,9 +26,10 @@ const UPSTREAMS: [&str; 2] = ["pool.example:34254", "other.example:1"];
 
 const CODES: [&str; 3] = ["stale-share", "invalid-job-id", "difficulty-too-low"];
 
-/// A share, and what became of it once it was forwarded.
+/// A share with its latest fate, and what became of it once it was forwarded.
 struct Seen {
     share: ShareRecord,
+    was_held: bool,
     answer: Option<Said>,
 }
 
@@ -43,6 +45,7 @@ struct World {
     random: StdRng,
     seen: Vec<Seen>,
     sent: [u32; UPSTREAMS.len()],
+    held: u16,
 }
 
 impl World {
@@ -57,8 +60,12 @@ impl World {
             1 => (Verdict::Accepted, Fate::BelowUpstreamTarget),
             2 => (
                 if random.gen_bool(0.1) { Verdict::BlockFound } else { Verdict::Accepted },
-                match random.gen_range(0..2) {
+                match random.gen_range(0..4) {
                     0 => Fate::Kept,
+                    1 | 2 => {
+                        self.held += 1;
+                        Fate::Held(HoldNumber::new(self.held))
+                    }
                     _ => Fate::Dropped(DropReason::ALL[random.gen_range(0..DropReason::ALL.len())]),
                 },
             ),
@@ -79,6 +86,35 @@ impl World {
             SequenceNumber(self.sent[upstream])
         });
         share
+    }
+
+    /// What becomes of a share that is held; `None` when none is.
+    fn release(&mut self, now: Now) -> Option<HeldRelease> {
+        let is_held = |seen: &usize| matches!(self.seen[*seen].share.fate, Fate::Held(_));
+        let held: Vec<usize> = (0..self.seen.len()).filter(is_held).collect();
+        let place = *held.get(self.random.gen_range(0..=held.len()))?;
+        let mut seen = self.seen.remove(place);
+        let Fate::Held(number) = seen.share.fate else { unreachable!("it was looked for") };
+        let upstream = seen.share.upstream.expect("its job is known");
+        let fate = if self.random.gen_bool(0.7) {
+            self.sent[usize::from(upstream.0)] += 1;
+            ReleaseFate::Forwarded(SequenceNumber(self.sent[usize::from(upstream.0)]))
+        } else {
+            ReleaseFate::Dropped(DropReason::ALL[self.random.gen_range(0..DropReason::ALL.len())])
+        };
+        let release = HeldRelease {
+            released: now,
+            device: seen.share.device,
+            upstream,
+            upstream_channel: UpstreamChannelId(7),
+            number,
+            fate,
+            work: seen.share.upstream_work,
+        };
+        (seen.share.fate, seen.share.sequence_number) = (fate.of_share(), fate.sequence_number());
+        // The list is in the order in which shares were forwarded.
+        self.seen.push(seen);
+        Some(release)
     }
 
     /// What an upstream says of some of the oldest shares that wait; `None` when none do.
@@ -158,6 +194,8 @@ fn expected(seen: &[&Seen]) -> (Value, Value) {
         .into_iter()
         .map(|reason| (reason.name(), upstream(&|seen| seen.answer == Some(Said::Lost(reason)))));
     let (lost, lost_work) = by_name(lost);
+    let held = upstream(&|seen| seen.was_held);
+    let released = upstream(&|seen| seen.was_held && !matches!(seen.share.fate, Fate::Held(_)));
     let taken = upstream(&|seen| seen.answer == Some(Said::Taken));
     let refused = upstream(&|seen| matches!(seen.answer, Some(Said::Refused(_))));
     let pending = upstream(&|seen| forwarded(seen) && seen.answer.is_none());
@@ -170,6 +208,8 @@ fn expected(seen: &[&Seen]) -> (Value, Value) {
         "forwarded": upstream(&forwarded).0,
         "kept": device(&|seen| seen.share.fate == Fate::Kept).0,
         "dropped": dropped,
+        "held": held.0,
+        "released": released.0,
         "acknowledged": taken.0,
         "rejected_by_upstream": refused.0,
         "lost": lost,
@@ -185,6 +225,8 @@ fn expected(seen: &[&Seen]) -> (Value, Value) {
             "accepted_hashes": upstream(&|_| true).1,
             "forwarded_hashes": upstream(&forwarded).1,
             "dropped_hashes": dropped_work,
+            "held_hashes": held.1,
+            "released_hashes": released.1,
             "acknowledged_hashes": taken.1,
             "rejected_by_upstream_hashes": refused.1,
             "lost_hashes": lost_work,
@@ -205,7 +247,7 @@ fn codes(seen: &[&Seen]) -> Value {
 }
 
 async fn play(running: &Running, seed: u64) -> World {
-    let mut world = World { random: StdRng::seed_from_u64(seed), seen: Vec::new(), sent: [0; 2] };
+    let mut world = World { random: StdRng::seed_from_u64(seed), seen: Vec::new(), sent: [0; 2], held: 0 };
     let mut writer: RecordWriter = running.sink.writer();
     let now = running.clock.now();
     for (number, name) in NAMES.into_iter().enumerate() {
@@ -217,7 +259,13 @@ async fn play(running: &Running, seed: u64) -> World {
     for _ in 0..SHARES {
         let share = world.share(now);
         writer.share(share.clone());
-        world.seen.push(Seen { share, answer: None });
+        let was_held = matches!(share.fate, Fate::Held(_));
+        world.seen.push(Seen { share, was_held, answer: None });
+        if world.random.gen_bool(0.1)
+            && let Some(release) = world.release(now)
+        {
+            writer.release(release);
+        }
         if world.random.gen_bool(0.05)
             && let Some(answer) = world.answer(now)
         {

@@ -161,16 +161,16 @@ fn what_a_later_version_wrote_is_refused() {
     let folder = folder();
     drop(open(&folder));
     let connection = Connection::open(folder.path().join(file::LEDGER_FILE)).expect("a file");
-    file::set_meta(&connection, "layout", &3u32.to_le_bytes()).expect("it can be written");
+    file::set_meta(&connection, "layout", &4u32.to_le_bytes()).expect("it can be written");
     drop(connection);
     let error = SqliteStore::open(folder.path(), KEEP).expect_err("too new");
-    assert!(error.to_string().contains("later version of checkweigh (layout 3"), "{error}");
+    assert!(error.to_string().contains("later version of checkweigh (layout 4"), "{error}");
     assert!(matches!(SqliteReader::open(folder.path()), Err(StoreError::Newer { .. })));
     let connection = Connection::open(folder.path().join(file::LEDGER_FILE)).expect("a file");
-    file::set_meta(&connection, "layout", &1u32.to_le_bytes()).expect("it can be written");
+    file::set_meta(&connection, "layout", &2u32.to_le_bytes()).expect("it can be written");
     drop(connection);
     let error = SqliteStore::open(folder.path(), KEEP).expect_err("too old");
-    assert!(error.to_string().contains("layout 1, from before the first release"), "{error}");
+    assert!(error.to_string().contains("layout 2, from before the first release"), "{error}");
 }
 
 #[test]

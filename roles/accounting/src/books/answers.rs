@@ -8,7 +8,7 @@ use stratum::{DeviceId, UpstreamId, Work};
 use super::{Account, Books};
 use crate::batch::BatchNumber;
 use crate::entry::{Entry, EventKind, Gap, microseconds};
-use crate::record::{Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict};
+use crate::record::{Fate, HeldRelease, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict};
 use crate::rollup::Subject;
 use crate::sums::{AnswerSums, add_refusals, clean_code};
 use crate::waiting::part_of;
@@ -17,7 +17,7 @@ use crate::waiting::part_of;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sender {
     device: Option<DeviceId>,
-    /// When it was judged, in unix microseconds.
+    /// When it was judged, or released, in unix microseconds.
     judged_us: u64,
     /// The batch that it is in.
     batch: BatchNumber,
@@ -30,6 +30,13 @@ impl Books {
         self.waiting.push(share, Sender { device, judged_us, batch: self.batch });
     }
 
+    /// Notes that a share that was held waits for its answer now, if it was forwarded.
+    pub(super) fn await_answer_to_released(&mut self, release: &HeldRelease) {
+        let device = release.device.filter(|id| self.account(Subject::Device(*id)).is_some());
+        let judged_us = microseconds(release.released.utc);
+        self.waiting.push_released(release, Sender { device, judged_us, batch: self.batch });
+    }
+
     /// Takes an entry that is in the sums already, but may be of a share that waits: see [`crate::RollUp::waiting_from`].
     pub fn recall(&mut self, entry: &Entry) {
         match entry {
@@ -37,6 +44,7 @@ impl Books {
                 let device = share.device.filter(|id| self.account(Subject::Device(*id)).is_some());
                 self.await_answer(share, device);
             }
+            Entry::Release(release) => self.await_answer_to_released(release),
             Entry::Answer(answer) => drop(self.waiting.answered(answer)),
             Entry::Event(event) if event.kind == EventKind::Started => self.waiting.clear(),
             Entry::Job(job) => self.note_job(job),
@@ -78,9 +86,11 @@ impl Books {
         }
     }
 
-    /// The process that wrote the entries so far has ended: what waits will never be answered. Where it is known whose
+    /// The process that wrote the entries so far has ended: what waits will never be answered, and what is held
+    /// never sent. Where it is known whose
     /// shares wait, they are theirs; where detail was lost, they are nobody's.
     pub(super) fn end_life(&mut self) {
+        self.drop_held();
         let waiting = std::mem::take(&mut self.waiting);
         let reason = LossReason::ProcessEnded as usize;
         let upstreams: Vec<UpstreamId> = self.upstreams.keys().copied().collect();

@@ -9,9 +9,12 @@ use stratum::{ChannelId, ConnectionId, Difficulty, Now, SequenceNumber, Upstream
 use super::*;
 use crate::entry::PowerEntry;
 use crate::power::{EnergySums, PowerSource};
-use crate::record::{DropReason, LossReason, RejectReason, UpstreamAnswer, UpstreamVerdict};
+use crate::record::{
+    DropReason, HeldRelease, HoldNumber, LossReason, RejectReason, ReleaseFate, UpstreamAnswer,
+    UpstreamVerdict,
+};
 use crate::rollup::{DeviceRow, EventRow, Facts};
-use crate::sums::Sums;
+use crate::sums::{ShareSums, Sums};
 
 mod energy;
 
@@ -36,6 +39,11 @@ enum Step {
         channel: u32,
         count: u32,
     },
+    /// The oldest share that is held for it is forwarded or dropped.
+    Release {
+        upstream: u16,
+        is_forwarded: bool,
+    },
     Refuse {
         upstream: u16,
         channel: u32,
@@ -59,10 +67,12 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        20 => (prop::option::weighted(0.9, 0_u32..6), 0_u16..3, 0_u8..16, 0_u8..40)
+        20 => (prop::option::weighted(0.9, 0_u32..6), 0_u16..3, 0_u8..18, 0_u8..40)
             .prop_map(|(device, upstream, kind, exponent)| Step::Share { device, upstream, kind, exponent }),
         4 => (0_u16..3, 0_u32..2, 1_u32..6)
             .prop_map(|(upstream, channel, count)| Step::Acknowledge { upstream, channel, count }),
+        5 => (0_u16..3, prop::bool::weighted(0.7))
+            .prop_map(|(upstream, is_forwarded)| Step::Release { upstream, is_forwarded }),
         2 => (0_u16..3, 0_u32..2).prop_map(|(upstream, channel)| Step::Refuse { upstream, channel }),
         1 => (0_u16..3, 0_u32..2).prop_map(|(upstream, channel)| Step::Lose { upstream, channel }),
         4 => (prop::option::of(0_u32..6), 0_u8..4, 0_u32..5000, 0_u32..200)
@@ -78,6 +88,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// Number, device and work of a share that waits, and when it was judged.
 type Waiting = (u32, Option<u32>, u128, u64);
 
+/// A share that is held: its number, device, channel and work.
+type Holding = (u16, Option<u32>, u32, u128);
+
 /// When, whose, at which upstream, what, and the work.
 type FateOfShare = (u64, Option<u32>, u16, &'static str, u128);
 
@@ -89,6 +102,11 @@ struct World {
     /// By upstream and channel.
     waiting: BTreeMap<(u16, u32), Vec<Waiting>>,
     next: BTreeMap<(u16, u32), u32>,
+    /// By upstream, oldest first.
+    held: BTreeMap<u16, Vec<Holding>>,
+    last_hold: u16,
+    /// When a held share was released, whose it was, at which upstream, what became of it, and the work.
+    releases: Vec<(u64, Option<u32>, u16, Fate, u128)>,
     /// What became of forwarded shares by device: acknowledged, refused, lost, each with the time.
     fates: Vec<FateOfShare>,
     /// How long each answer took, by upstream.
@@ -105,21 +123,15 @@ impl World {
             5 => (Verdict::Accepted, Fate::Dropped(DropReason::QueueFull)),
             6 => (Verdict::BlockFound, Fate::Forwarded),
             7 => (Verdict::Accepted, Fate::Kept),
+            16 => (Verdict::Accepted, self.hold(device, upstream, 3 * work)),
+            17 => (Verdict::BlockFound, self.hold(device, upstream, 3 * work)),
             _ => (Verdict::Accepted, Fate::Forwarded),
         };
         let mut sequence_number = None;
         if fate == Fate::Forwarded {
-            let next = self.next.entry((upstream, channel)).or_insert(u32::MAX - 2);
-            *next = next.wrapping_add(1);
-            sequence_number = Some(SequenceNumber(*next));
-            self.waiting.entry((upstream, channel)).or_default().push((
-                *next,
-                device,
-                3 * work,
-                self.seconds,
-            ));
+            sequence_number = Some(self.forward(device, upstream, channel, 3 * work));
         }
-        let is_worth = matches!(fate, Fate::Forwarded | Fate::Dropped(_));
+        let is_worth = matches!(fate, Fate::Forwarded | Fate::Dropped(_) | Fate::Held(_));
         self.entries.push(Entry::Share(ShareRecord {
             judged: at(self.seconds),
             device: device.map(DeviceId),
@@ -140,6 +152,43 @@ impl World {
             nonce: 0,
             rollable: Default::default(),
         }));
+    }
+
+    fn forward(&mut self, device: Option<u32>, upstream: u16, channel: u32, work: u128) -> SequenceNumber {
+        let next = self.next.entry((upstream, channel)).or_insert(u32::MAX - 2);
+        *next = next.wrapping_add(1);
+        self.waiting.entry((upstream, channel)).or_default().push((*next, device, work, self.seconds));
+        SequenceNumber(*next)
+    }
+
+    fn hold(&mut self, device: Option<u32>, upstream: u16, work: u128) -> Fate {
+        self.last_hold += 1;
+        let share = (self.last_hold, device, device.unwrap_or(0) % 2, work);
+        self.held.entry(upstream).or_default().push(share);
+        Fate::Held(HoldNumber::new(self.last_hold))
+    }
+
+    fn release(&mut self, upstream: u16, is_forwarded: bool) {
+        let held = self.held.entry(upstream).or_default();
+        if held.is_empty() {
+            return;
+        }
+        let (number, device, channel, work) = held.remove(0);
+        let fate = if is_forwarded {
+            ReleaseFate::Forwarded(self.forward(device, upstream, channel, work))
+        } else {
+            ReleaseFate::Dropped(DropReason::EpochEnded)
+        };
+        self.entries.push(Entry::Release(HeldRelease {
+            released: at(self.seconds),
+            device: device.map(DeviceId),
+            upstream: UpstreamId(upstream),
+            upstream_channel: UpstreamChannelId(channel),
+            number: HoldNumber::new(number),
+            fate,
+            work: Work(work),
+        }));
+        self.releases.push((self.seconds, device, upstream, fate.of_share(), work));
     }
 
     fn answer(&mut self, upstream: u16, channel: u32, verdict: UpstreamVerdict) {
@@ -196,6 +245,12 @@ impl World {
                 self.fates.push((self.seconds, device, upstream, "process ended", work));
             }
         }
+        for (upstream, shares) in std::mem::take(&mut self.held) {
+            for (_, device, _, work) in shares {
+                let fate = Fate::Dropped(DropReason::ProcessEnded);
+                self.releases.push((self.seconds, device, upstream, fate, work));
+            }
+        }
         self.next.clear();
     }
 
@@ -214,6 +269,22 @@ impl World {
             if share.fate == Fate::Forwarded {
                 sums.answers.forwarded += 1;
                 sums.answers.forwarded_work += share.upstream_work;
+            }
+        }
+        for (time, device, upstream, fate, work) in &self.releases {
+            if !wanted(*time, *device, *upstream) {
+                continue;
+            }
+            sums.shares.released += 1;
+            sums.shares.released_work += Work(*work);
+            if let Fate::Dropped(reason) = *fate {
+                sums.shares.dropped[reason as usize] += 1;
+                sums.shares.dropped_work[reason as usize] += Work(*work);
+            } else {
+                sums.shares.forwarded += 1;
+                sums.shares.forwarded_work += Work(*work);
+                sums.answers.forwarded += 1;
+                sums.answers.forwarded_work += Work(*work);
             }
         }
         for (time, device, upstream, fate, work) in &self.fates {
@@ -361,6 +432,7 @@ fn play(steps: &[Step]) -> (World, Books, Kept) {
             Step::Acknowledge { upstream, channel, count } => {
                 world.answer_some(upstream, channel, count as usize, "acknowledged");
             }
+            Step::Release { upstream, is_forwarded } => world.release(upstream, is_forwarded),
             Step::Refuse { upstream, channel } => world.refuse(upstream, channel),
             Step::Lose { upstream, channel } => world.answer_some(upstream, channel, usize::MAX, "lost"),
             Step::Power { device, source, watts, valid_for_s } => {
@@ -544,4 +616,55 @@ fn a_gap_keeps_totals_and_what_is_answered_of_it_is_nobodys() {
     assert_eq!(books.violation(), None);
     let nobody = books.view(Subject::Untracked, 0).expect("it is always there").sums.answers;
     assert_eq!((nobody.forwarded, nobody.acknowledged, nobody.pending()), (1, 1, 0));
+}
+
+/// What a process that was killed held is dropped with a reason of its own, whoever's it was, and nothing else is.
+#[test]
+fn what_was_held_when_the_process_ended_is_dropped_with_that_reason() {
+    let mut world = World::default();
+    for device in [Some(0), Some(1), Some(1), None] {
+        world.share(device, 0, 16, 3);
+    }
+    world.release(0, true);
+    let mut books = Books::default();
+    world.entries.iter().for_each(|entry| books.apply(entry));
+    let shares = &books.totals().shares;
+    assert_eq!((shares.held, shares.released, shares.forwarded, shares.waiting()), (4, 1, 1, 3));
+    assert_eq!((shares.waiting_work(), books.violation()), (Work(72), None));
+    let from = world.entries.len();
+    world.restart();
+    apply(&mut books, &world.entries, from);
+    let ended = DropReason::ProcessEnded as usize;
+    let shares = &books.totals().shares;
+    assert_eq!((shares.waiting(), shares.forwarded, shares.dropped[ended]), (0, 1, 3));
+    assert_eq!(shares.dropped_work[ended], Work(72));
+    assert_eq!(books.violation(), None);
+    let dropped = |subject| books.view(subject, 0).expect("it is known").sums.shares.dropped[ended];
+    let subjects = [Subject::Device(DeviceId(0)), Subject::Device(DeviceId(1)), Subject::Untracked];
+    assert_eq!(subjects.map(dropped), [0, 2, 1]);
+    assert_eq!(dropped(Subject::Upstream(UpstreamId(0))), 3);
+}
+
+/// A share whose release lost the name of its device: what is left of the device's is dropped when the process ends, and
+/// the devices still add up to the fleet.
+#[test]
+fn a_release_in_a_gap_is_not_counted_again_when_the_process_ends() {
+    let mut world = World::default();
+    world.share(Some(1), 0, 16, 3);
+    world.share(Some(2), 0, 16, 5);
+    let mut books = Books::default();
+    world.entries.iter().for_each(|entry| books.apply(entry));
+    let mut shares = ShareSums::default();
+    shares.add_released(ReleaseFate::Dropped(DropReason::QueueFull), 1, Work(24));
+    let devices = vec![(None, Sums { shares: shares.clone(), ..Sums::default() })];
+    let upstreams = vec![(UpstreamId(0), Sums { shares, ..Sums::default() })];
+    let time = START * 1_000_000;
+    let gap = Gap { from_us: time, to_us: time, records: 1, devices, upstreams, ..Gap::default() };
+    books.apply(&Entry::Gap(gap));
+    world.restart();
+    books.apply(world.entries.last().expect("it began again"));
+    let shares = &books.totals().shares;
+    assert_eq!((shares.held, shares.released, shares.waiting_work()), (2, 2, Work(0)));
+    assert_eq!((shares.dropped[2], shares.dropped[3]), (1, 1));
+    assert_eq!(books.violation(), None);
 }

@@ -1,4 +1,4 @@
-//! Shares and answers: the entries that come by the thousand.
+//! Shares, releases and answers: the entries that come by the thousand.
 
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use stratum::{
 };
 
 use super::fields::{Reader, write_number, write_text};
-use super::{CodecError, Tag, begin, one_of};
+use super::{CodecError, Tag, begin, one_of, read_option, write_option};
 use crate::entry::microseconds;
 use crate::record::{
-    DropReason, Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
+    DropReason, Fate, HeldRelease, HoldNumber, LossReason, RejectReason, ReleaseFate, ShareRecord,
+    UpstreamAnswer, UpstreamVerdict, Verdict,
 };
 
 const HAS_DEVICE: u8 = 1;
@@ -26,8 +27,11 @@ const ALL_FLAGS: u8 = (1 << 5) - 1;
 /// Codes of verdicts: accepted, block found, then the reasons.
 const FIRST_REASON: u8 = 2;
 
-/// Codes of fates: refused, below, forwarded, kept, then the reasons of drops.
-const FIRST_DROP: u8 = 4;
+/// The code of a held share, whose number follows that on the upstream's channel.
+const HELD: u8 = 4;
+
+/// Codes of fates: refused, below, forwarded, kept, held, then the reasons of drops.
+const FIRST_DROP: u8 = 5;
 
 /// Appends a share. Allocates nothing beyond the room in `out`.
 pub fn write_share(out: &mut Vec<u8>, share: &ShareRecord) {
@@ -57,6 +61,9 @@ pub fn write_share(out: &mut Vec<u8>, share: &ShareRecord) {
     }
     if let Some(number) = share.sequence_number {
         write_small(out, number.0.into());
+    }
+    if let Fate::Held(number) = share.fate {
+        write_small(out, number.get().into());
     }
     write_number(out, share.submitted.0);
     write_number(out, share.upstream_work.0);
@@ -90,6 +97,11 @@ pub(super) fn read_share(from: &mut Reader<'_>) -> Result<ShareRecord, CodecErro
         has(HAS_JOB).then(|| from.array().map(|bytes| JobNumber(u64::from_le_bytes(bytes)))).transpose()?;
     let sequence_number =
         has(HAS_SEQUENCE).then(|| from.number("a share's number").map(SequenceNumber)).transpose()?;
+    let hold = if fate == HELD {
+        HoldNumber::new(from.number("a share's number among the held")?)
+    } else {
+        HoldNumber::new(0)
+    };
     let submitted = Work(from.number("a share's work")?);
     let upstream_work = Work(from.number("a share's work")?);
     let difficulty =
@@ -103,7 +115,7 @@ pub(super) fn read_share(from: &mut Reader<'_>) -> Result<ShareRecord, CodecErro
         return Err(CodecError::Field("a share's extranonce"));
     }
     let rollable: ArrayVec<u8, MAX_EXTRANONCE_SIZE> = from.slice(length)?.iter().copied().collect();
-    let (verdict, fate) = (verdict_of(verdict)?, fate_of(fate)?);
+    let (verdict, fate) = (verdict_of(verdict)?, fate_of(fate, hold)?);
     let share = ShareRecord {
         judged,
         device,
@@ -161,16 +173,18 @@ fn fate_code(fate: Fate) -> u8 {
         Fate::BelowUpstreamTarget => 1,
         Fate::Forwarded => 2,
         Fate::Kept => 3,
+        Fate::Held(_) => HELD,
         Fate::Dropped(reason) => FIRST_DROP + reason as u8,
     }
 }
 
-fn fate_of(code: u8) -> Result<Fate, CodecError> {
+fn fate_of(code: u8, hold: HoldNumber) -> Result<Fate, CodecError> {
     match code {
         0 => Ok(Fate::Refused),
         1 => Ok(Fate::BelowUpstreamTarget),
         2 => Ok(Fate::Forwarded),
         3 => Ok(Fate::Kept),
+        HELD => Ok(Fate::Held(hold)),
         _ => {
             let reason = DropReason::ALL.get(usize::from(code - FIRST_DROP));
             reason.copied().map(Fate::Dropped).ok_or(CodecError::Field("a share's fate"))
@@ -245,4 +259,43 @@ pub(super) fn read_answer(from: &mut Reader<'_>) -> Result<UpstreamAnswer, Codec
         _ => return Err(CodecError::Field("an answer's verdict")),
     };
     Ok(UpstreamAnswer { received, upstream, channel, verdict })
+}
+
+/// Appends what became of a held share.
+pub(super) fn write_release(out: &mut Vec<u8>, release: &HeldRelease) {
+    begin(out, Tag::Release);
+    out.extend_from_slice(&microseconds(release.released.utc).to_le_bytes());
+    write_option(out, release.device.map(|device| device.0.into()));
+    write_number(out, release.upstream.0);
+    write_number(out, release.upstream_channel.0);
+    write_number(out, release.number.get());
+    match release.fate {
+        ReleaseFate::Forwarded(number) => {
+            out.push(RELEASED_FORWARDED);
+            write_number(out, number.0);
+        }
+        ReleaseFate::Dropped(reason) => out.extend_from_slice(&[RELEASED_DROPPED, reason as u8]),
+    }
+    write_number(out, release.work.0);
+}
+
+const RELEASED_FORWARDED: u8 = 0;
+const RELEASED_DROPPED: u8 = 1;
+
+pub(super) fn read_release(from: &mut Reader<'_>) -> Result<HeldRelease, CodecError> {
+    let released = time(u64::from_le_bytes(from.array()?));
+    let device = read_option(from)?.map(u32::try_from).transpose();
+    let device = device.map_err(|_| CodecError::Field("a release's device"))?.map(DeviceId);
+    let upstream = UpstreamId(from.number("a release's upstream")?);
+    let upstream_channel = UpstreamChannelId(from.number("a release's channel")?);
+    let number = HoldNumber::new(from.number("a release's number")?);
+    let fate = match from.byte()? {
+        RELEASED_FORWARDED => {
+            ReleaseFate::Forwarded(SequenceNumber(from.number("a released share's number")?))
+        }
+        RELEASED_DROPPED => ReleaseFate::Dropped(one_of(from, &DropReason::ALL, "a release's reason")?),
+        _ => return Err(CodecError::Field("a release's fate")),
+    };
+    let work = Work(from.number("a release's work")?);
+    Ok(HeldRelease { released, device, upstream, upstream_channel, number, fate, work })
 }

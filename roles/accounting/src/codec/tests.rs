@@ -38,6 +38,23 @@ fn share() -> ShareRecord {
     }
 }
 
+/// A share that waits for its job.
+fn held() -> ShareRecord {
+    ShareRecord { fate: Fate::Held(HoldNumber::new(129)), sequence_number: None, ..share() }
+}
+
+fn release(fate: ReleaseFate) -> HeldRelease {
+    HeldRelease {
+        released: at(1_795_645_124_000_000),
+        device: Some(DeviceId(300)),
+        upstream: UpstreamId(0),
+        upstream_channel: UpstreamChannelId(7),
+        number: HoldNumber::new(129),
+        fate,
+        work: Work(1 << 50),
+    }
+}
+
 /// One entry of each kind.
 fn one_of_each() -> Vec<Entry> {
     let answer = |verdict| UpstreamAnswer {
@@ -49,6 +66,9 @@ fn one_of_each() -> Vec<Entry> {
     let (last, work) = (SequenceNumber(9), Work(300));
     [
         Entry::Share(share()),
+        Entry::Share(held()),
+        Entry::Release(release(ReleaseFate::Forwarded(last))),
+        Entry::Release(HeldRelease { device: None, ..release(ReleaseFate::Dropped(DropReason::QueueFull)) }),
         Entry::Answer(answer(UpstreamVerdict::Acknowledged {
             last,
             count: 3,
@@ -155,7 +175,7 @@ fn every_kind_of_entry_comes_back_as_it_was() {
 fn a_share_is_laid_out_for_ever() {
     let bytes = payload(&[Entry::Share(share())]);
     let expected = concat!(
-        "01",
+        "02",
         "01",
         "1f0002",
         "15efb93521610600",
@@ -174,9 +194,30 @@ fn a_share_is_laid_out_for_ever() {
         "efbeadde",
         "080102030405060708"
     );
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(text, expected);
+    assert_eq!(text(&bytes), expected);
     assert!(bytes.len() <= 110, "a share takes {} bytes", bytes.len());
+}
+
+#[test]
+fn a_held_share_and_its_release_are_laid_out_for_ever() {
+    let rest = "808080808080018080808080808002000000000002904\
+                0dc0b00e0002000000065efbeadde080102030405060708";
+    assert_eq!(
+        text(&payload(&[Entry::Share(held())])),
+        format!("020117000415efb93521610600ac02f0a2040000070807060504030201{}{rest}", "8101")
+    );
+    assert_eq!(
+        text(&payload(&[Entry::Release(release(ReleaseFate::Forwarded(SequenceNumber(9))))])),
+        concat!("02", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "0009", "8080808080808002")
+    );
+    assert_eq!(
+        text(&payload(&[Entry::Release(release(ReleaseFate::Dropped(DropReason::ProcessEnded)))])),
+        concat!("02", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "0103", "8080808080808002")
+    );
+}
+
+fn text(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -196,7 +237,7 @@ fn a_later_form_is_refused_by_name() {
 }
 
 fn any_sums() -> impl Strategy<Value = Sums> {
-    prop::collection::vec(prop_oneof![3 => Just(0_u64), 1 => any::<u64>()], 60).prop_map(|numbers| {
+    prop::collection::vec(prop_oneof![3 => Just(0_u64), 1 => any::<u64>()], 66).prop_map(|numbers| {
         let mut bytes = Vec::new();
         numbers.iter().for_each(|number| write_number(&mut bytes, *number));
         Reader(&bytes).sums().expect("every number fits")

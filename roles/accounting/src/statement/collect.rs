@@ -6,19 +6,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stratum::{DeviceId, UpstreamId};
+use stratum::{DeviceId, UpstreamId, Work};
 
 use super::draw::Draws;
 use crate::codec::write_share;
 use crate::entry::{Entry, EventKind, Gap, microseconds};
 use crate::merkle::{Key, Node, Proof, TooMuchWork, Tree, Works};
-use crate::record::{Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
+use crate::record::{
+    DropReason, Fate, HeldRelease, HoldNumber, LossReason, ReleaseFate, ShareRecord, UpstreamAnswer,
+    UpstreamVerdict, Verdict,
+};
 use crate::sums::{AnswerSums, ShareSums};
 use crate::waiting::{WaitingShares, part_of};
 
 /// Shares with one key that are all shown when one of them was drawn. Two hardly ever have one key: more than so many are a
 /// sign that somebody counts the same share again and again, and then only what was drawn is shown.
 pub const MAX_NEIGHBOURS: usize = 16;
+
+/// Held shares that are known at a time: as many as upstreams let wait. Beyond, the one that is first in their order is
+/// stated as never released.
+const MAX_HELD: usize = 65_536;
 
 /// Whose shares a statement is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +114,8 @@ pub struct Counting {
     counted: Counted,
     /// Forwarded shares of everybody, and whether each is one of this statement.
     waiting: WaitingShares<bool>,
+    /// Held shares of everybody, and of those of this statement what each is worth; at most [`MAX_HELD`].
+    held: BTreeMap<(UpstreamId, HoldNumber), Option<Work>>,
     /// The bytes of one record, kept for their room.
     bytes: Vec<u8>,
 }
@@ -126,13 +135,15 @@ impl Counting {
     /// Before the first entry.
     pub fn new(scope: Scope) -> Self {
         let (refused, counted) = (Tree::default(), Counted::default());
-        Counting { scope, refused, counted, waiting: WaitingShares::default(), bytes: Vec::new() }
+        let (waiting, held) = (WaitingShares::default(), BTreeMap::new());
+        Counting { scope, refused, counted, waiting, held, bytes: Vec::new() }
     }
 
     /// Takes the next entry of the stream. Gives the leaf of an accepted share of the statement.
     pub fn apply(&mut self, entry: &Entry) -> Result<Option<Node>, TooMuchWork> {
         match entry {
             Entry::Share(share) => return self.apply_share(share),
+            Entry::Release(release) => self.apply_release(release),
             Entry::Answer(answer) => self.apply_answer(answer),
             Entry::Gap(gap) => self.counted.without_detail.add(&self.scope.lost_in(gap)),
             Entry::Event(event) if event.kind == EventKind::Started => self.end_life(event.at_us),
@@ -153,6 +164,12 @@ impl Counting {
         if share.fate == Fate::Forwarded {
             self.waiting.push(share, is_ours);
         }
+        if let (Fate::Held(number), Some(upstream)) = (share.fate, share.upstream) {
+            if self.held.len() >= MAX_HELD {
+                self.held.pop_first();
+            }
+            self.held.insert((upstream, number), is_ours.then_some(share.upstream_work));
+        }
         if !is_ours {
             return Ok(None);
         }
@@ -168,6 +185,19 @@ impl Counting {
         Ok(Some(leaf))
     }
 
+    fn apply_release(&mut self, release: &HeldRelease) {
+        let is_in_time = microseconds(release.released.utc) < self.scope.period.answers_until_us;
+        let held = self.held.remove(&(release.upstream, release.number)).flatten();
+        let is_ours = held.is_some() && is_in_time;
+        if is_ours {
+            self.counted.shares.add_release(release);
+            if matches!(release.fate, ReleaseFate::Forwarded(_)) {
+                self.counted.answers.add(&AnswerSums::of_forwarded(release.work));
+            }
+        }
+        self.waiting.push_released(release, is_ours);
+    }
+
     fn apply_answer(&mut self, answer: &UpstreamAnswer) {
         let is_in_time = microseconds(answer.received.utc) < self.scope.period.answers_until_us;
         for share in self.waiting.answered(answer) {
@@ -177,7 +207,8 @@ impl Counting {
         }
     }
 
-    /// The process that wrote the entries so far has ended: what waits will never be answered.
+    /// The process that wrote the entries so far has ended: what waits will never be answered, and what is held
+    /// never sent.
     fn end_life(&mut self, at_us: u64) {
         let is_in_time = at_us < self.scope.period.answers_until_us;
         for (_, share) in self.waiting.iter().filter(|(_, share)| share.of && is_in_time) {
@@ -186,6 +217,11 @@ impl Counting {
             self.counted.answers.add(&part_of(&lost, share.work));
         }
         self.waiting.clear();
+        let held = std::mem::take(&mut self.held).into_values().flatten();
+        for work in held.filter(|_| is_in_time) {
+            let fate = ReleaseFate::Dropped(DropReason::ProcessEnded);
+            self.counted.shares.add_released(fate, 1, work);
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::merkle::Works;
 pub const STRETCH: u32 = 1 << 20;
 
 /// What goes into the seed first, so that it is a hash of nothing else.
-const TAG: &[u8] = b"checkweigh statement 1 draw";
+const TAG: &[u8] = b"checkweigh statement 2 draw";
 
 /// The two columns of work, each of which is drawn from by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +117,9 @@ mod tests {
     #[test]
     fn the_seed_follows_from_the_statement_and_the_challenge() {
         let seed = Seed::of(&[1; 32], "");
-        assert_eq!(hex::encode(seed.0), "d55280d12687472650a2d33edac2802deb8e14e64d59a7f400086205062d3d2a");
+        assert_eq!(hex::encode(seed.0), "3b50d8d8621259376eb3bb6bf6b66b4176ea46000d85298870b6a5848d4ad82f");
         assert_ne!(seed, Seed::of(&[2; 32], ""));
         assert_ne!(seed, Seed::of(&[1; 32], "x"));
-        assert_eq!(seed.points(Column::Credited, 2, 1000), [332, 892]);
+        assert_eq!(seed.points(Column::Credited, 2, 1000), [385, 724]);
     }
 }

@@ -28,6 +28,10 @@ pub struct StatedSums {
     pub kept: Count,
     /// Accepted ones that were worth forwarding and not sent.
     pub dropped: Vec<ForReason>,
+    /// Accepted ones that had to wait for the upstream's answer to their job, whatever became of them.
+    pub held: Amount,
+    /// Held ones that were forwarded or dropped in time: they are in those sums too. The others of them still waited.
+    pub released: Amount,
     /// Accepted ones that were sent upstream.
     pub forwarded: Amount,
     /// Forwarded ones that the upstream took.
@@ -57,6 +61,8 @@ impl StatedSums {
             below_upstream_target: Count(shares.below_upstream_target),
             kept: Count(shares.kept),
             dropped: reasons(&DropReason::ALL, DropReason::name, &shares.dropped, &shares.dropped_work),
+            held: Amount::of(shares.held, shares.held_work),
+            released: Amount::of(shares.released, shares.released_work),
             forwarded: Amount::of(shares.forwarded, shares.forwarded_work),
             acknowledged: Amount::of(answers.acknowledged, answers.acknowledged_work),
             refused: Amount::of(answers.refused, answers.refused_work),
@@ -89,12 +95,16 @@ impl StatedSums {
             forwarded: self.forwarded.shares.0,
             dropped,
             kept: self.kept.0,
+            held: self.held.shares.0,
+            released: self.released.shares.0,
             submitted_work: self.submitted.hashes.0,
             rejected_work,
             credited: self.accepted.hashes.0,
             upstream_work: self.accepted_at_upstream_target_hashes.0,
             forwarded_work: self.forwarded.hashes.0,
             dropped_work,
+            held_work: self.held.hashes.0,
+            released_work: self.released.hashes.0,
         };
         let answers = AnswerSums {
             forwarded: self.forwarded.shares.0,

@@ -18,7 +18,10 @@ use super::forms::{Count, Hex};
 use super::sums::StatedSums;
 use super::*;
 use crate::entry::{Entry, EventEntry, EventKind, Gap, microseconds};
-use crate::record::{Fate, LossReason, RejectReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict};
+use crate::record::{
+    DropReason, Fate, HeldRelease, HoldNumber, LossReason, RejectReason, ReleaseFate, ShareRecord,
+    UpstreamAnswer, UpstreamVerdict, Verdict,
+};
 use crate::sums::{AnswerSums, ShareSums, Sums};
 
 /// 2026-11-25T00:00:00Z, in microseconds.
@@ -506,7 +509,7 @@ fn files_of_strangers_are_refused_with_reasons() {
     let refused = |text: &str| SignedStatement::read(text.as_bytes()).expect_err("it is none").to_string();
     assert!(refused("").starts_with("it is no statement of work: EOF"));
     assert!(refused("{\"format\":\"x\"}").starts_with("it calls itself \"x\""));
-    assert!(refused("{\"format\":\"checkweigh statement 1\"}").contains("missing field"));
+    assert!(refused("{\"format\":\"checkweigh statement 2\"}").contains("missing field"));
     let text = Signer::of(&stream(20), scope(0, 20)).sign().to_text();
     let changed = |from: &str, to: &str| refused(&text.replacen(from, to, 1));
     assert!(changed("\"sums\"", "\"summs\"").contains("unknown field"));
@@ -514,7 +517,7 @@ fn files_of_strangers_are_refused_with_reasons() {
     assert!(changed("\"hashes\": \"", "\"hashes\": \"0").contains("decimal"));
     assert!(changed("\"ledger\": \"0909", "\"ledger\": \"09").contains("15 bytes"));
     assert!(changed("\"ledger\": \"0909", "\"ledger\": \"zz09").contains("hexadecimal"));
-    let deep = format!("{{\"format\":\"checkweigh statement 1\",\"statement\":{}", "[".repeat(1_000_000));
+    let deep = format!("{{\"format\":\"checkweigh statement 2\",\"statement\":{}", "[".repeat(1_000_000));
     assert!(refused(&deep).starts_with("it is no statement"));
 }
 
@@ -553,4 +556,66 @@ proptest! {
         prop_assert_eq!(found.credited.proved, found.credited.draws);
         prop_assert_eq!(found.upstream.proved, found.upstream.draws);
     }
+}
+
+#[test]
+fn a_held_share_counts_as_forwarded_only_once_it_was_released() {
+    let hold = |number: u32| {
+        let mut share = hashed(number);
+        while Target::from_le_bytes(hash(&job(), &share)).work().0 < UPSTREAM {
+            share.nonce += 1;
+        }
+        (share.upstream_work, share.sequence_number) = (Work(UPSTREAM), None);
+        share.fate = Fate::Held(HoldNumber::new(number as u16 + 1));
+        Entry::Share(share)
+    };
+    let release = |number: u32, second: u64, fate| {
+        Entry::Release(HeldRelease {
+            released: at(START + second * 1_000_000),
+            device: Some(DeviceId(1)),
+            upstream: UpstreamId(0),
+            upstream_channel: UpstreamChannelId(3),
+            number: HoldNumber::new(number as u16 + 1),
+            fate,
+            work: Work(UPSTREAM),
+        })
+    };
+    let taken = UpstreamVerdict::Acknowledged {
+        last: SequenceNumber(9),
+        count: 1,
+        claimed: 1,
+        shares_sum: 1,
+        work: Work(UPSTREAM),
+    };
+    let mut entries: Vec<Entry> = std::iter::once(Entry::Job(job())).chain((0..4).map(hold)).collect();
+    // The first is of an earlier period.
+    entries.push(release(0, 10, ReleaseFate::Forwarded(SequenceNumber(8))));
+    entries.push(release(2, 11, ReleaseFate::Forwarded(SequenceNumber(9))));
+    entries.push(release(3, 12, ReleaseFate::Dropped(DropReason::EpochEnded)));
+    entries.push(Entry::Answer(UpstreamAnswer {
+        received: at(START + 13_000_000),
+        upstream: UpstreamId(0),
+        channel: UpstreamChannelId(3),
+        verdict: taken,
+    }));
+    let sums = |entries: &[Entry]| {
+        let signed = Signer::of(entries, scope(1, 9)).sign();
+        checked(&signed).expect("nothing is wrong");
+        let sums = signed.statement.sums;
+        let dropped: Vec<_> =
+            sums.dropped.iter().map(|dropped| (dropped.reason.clone(), dropped.shares.0)).collect();
+        let counts = [sums.accepted, sums.held, sums.released, sums.forwarded, sums.acknowledged];
+        (counts.map(|amount| amount.shares.0), dropped)
+    };
+    let ended = ("epoch_ended".to_owned(), 1);
+    assert_eq!(sums(&entries), ([3, 3, 2, 1, 1], vec![ended.clone()]));
+    let at_us = START + 20_000_000;
+    let started = EventEntry { at_us, kind: EventKind::Started, device: None, text: String::new() };
+    entries.push(Entry::Event(started));
+    let killed = ("process_ended".to_owned(), 1);
+    assert_eq!(sums(&entries), ([3, 3, 3, 1, 1], vec![ended, killed]));
+    // Whoever lets a held share pass for a forwarded one contradicts themselves.
+    let mut signed = Signer::of(&entries, scope(1, 9)).sign();
+    signed.statement.sums.forwarded.shares.0 += 1;
+    assert!(matches!(check_contents(&signed, None), Err(Fault::Statement(_))));
 }

@@ -285,6 +285,14 @@ impl<S> Client<S> {
         self.refuse(place, Trouble::CustomJobRefused { code }, now, out);
     }
 
+    /// Whether a share of this job would wait now until the pool has taken it: what [`Client::handle_share`] does not hand
+    /// back at once, released or dropped.
+    pub fn would_hold(&self, id: CustomJobId) -> bool {
+        let job = self.jobs.iter().find(|job| job.id == id);
+        let waits = |job: &Job| !matches!(job.stage, Stage::Acknowledged(_) | Stage::Refused);
+        self.held.len() < MAX_HELD && job.is_some_and(waits)
+    }
+
     /// A share of a custom job was judged and is worth sending. `solution` is there when it is a block: that goes to
     /// our node and to the server at once, whatever has become of its job.
     pub fn handle_share(

@@ -2,7 +2,8 @@
 //! connection.
 //!
 //! There is one shared channel. What the pool itself would have us mine is not looked at. A share of a custom job
-//! waits in the client until the pool has a number for its job, and has no record until then.
+//! waits in the client until the pool has a number for its job: it is recorded as held at once, and what becomes of it is
+//! a record of its own.
 //!
 //! This module never chooses transactions, and never sends anything to a node.
 
@@ -14,7 +15,8 @@ use job_declarator::client::{
     ChannelTerms, Client, ClientJob, ClientOutput, ClientTally, CustomJobId, Dropped, FoundSolution,
     HeldDrop, MAX_JOBS, Trouble,
 };
-use mining_server::{DropReason, Fate, ShareEvent, ShareRecord};
+use mining_server::record::{HeldRelease, HoldNumber, ReleaseFate};
+use mining_server::{DropReason, Fate, ShareEvent, ShareRecord, Verdict};
 use stratum::hash::{merkle_root, sha256d};
 use stratum::sv2::{FrameHeader, Message};
 use stratum::{JobId, Now};
@@ -49,6 +51,8 @@ pub(super) struct Declaring {
     solvable: BTreeMap<CustomJobId, (ClientJob, Arc<BlockTemplate>)>,
     /// Whether it had all that it needs since both connections are up.
     was_ready: bool,
+    /// The number of the share that was held last.
+    last_hold: HoldNumber,
     trouble: Option<SwitchReason>,
 }
 
@@ -63,6 +67,7 @@ impl Declaring {
             given: None,
             solvable: BTreeMap::new(),
             was_ready: false,
+            last_hold: HoldNumber::new(0),
             trouble: None,
         }
     }
@@ -229,7 +234,7 @@ impl Upstream {
 
     /// A share of a custom job was judged: it leaves, or waits, or is dropped. A block goes to our node and to the
     /// job declaration server whatever becomes of the share.
-    pub(super) fn declare_share(&mut self, event: ShareEvent, now: Now, out: &mut UpstreamOutput) {
+    pub(super) fn declare_share(&mut self, mut event: ShareEvent, now: Now, out: &mut UpstreamOutput) {
         let Some(forward) = event.forward.as_ref().filter(|forward| {
             // Numbers of custom jobs are those of this upstream's client.
             forward.origin.upstream == self.config.id
@@ -246,6 +251,13 @@ impl Upstream {
             ntime: record.ntime,
             nonce: record.nonce,
         });
+        let declaring = self.declaring.as_mut().filter(|declaring| declaring.client.would_hold(id));
+        if let Some(declaring) = declaring {
+            declaring.last_hold = declaring.last_hold.next();
+            event.record.fate = Fate::Held(declaring.last_hold);
+            // The one copy of a share's record, and only of one that waits.
+            out.records.push(event.record.clone());
+        }
         self.declare(now, out, |declaring| {
             declaring.client.handle_share(id, event, solution.as_ref(), &mut declaring.out);
         });
@@ -288,9 +300,7 @@ impl Upstream {
             self.forward_as(released.share, JobId(released.job.0), now, out);
         }
         for Dropped { share, reason } in done.dropped {
-            let mut record = share.record;
-            record.fate = Fate::Dropped(drop_reason(reason));
-            out.records.push(record);
+            self.record(share, ReleaseFate::Dropped(drop_reason(reason)), now, out);
         }
         if let Some(trouble) = done.trouble.last() {
             declaring.trouble = Some(switch_reason(trouble));
@@ -317,16 +327,37 @@ impl Upstream {
 
     /// Sends a share under the number that the pool has for its job.
     fn forward_as(&mut self, event: ShareEvent, job: JobId, now: Now, out: &mut UpstreamOutput) {
+        let Some(share) = &event.forward else { return out.records.push(event.record) };
+        let fate = match self.forward(&event.record, share, job, now, out) {
+            Ok(sequence_number) => ReleaseFate::Forwarded(sequence_number),
+            Err(reason) => ReleaseFate::Dropped(reason),
+        };
+        self.record(event, fate, now, out);
+    }
+
+    /// Writes down what became of a share: in its record, or if that is written already, because the share was held, in one of
+    /// its own.
+    fn record(&mut self, event: ShareEvent, fate: ReleaseFate, now: Now, out: &mut UpstreamOutput) {
         let ShareEvent { mut record, forward } = event;
-        if let Some(share) = forward {
-            match self.forward(&record, &share, job, now, out) {
-                Ok(sequence_number) => {
-                    record.fate = Fate::Forwarded;
-                    record.sequence_number = Some(sequence_number);
-                }
-                Err(reason) => record.fate = Fate::Dropped(reason),
+        let origin = forward.as_ref().map(|forward| &forward.origin);
+        if let (Fate::Held(number), Some(origin)) = (record.fate, origin) {
+            if record.verdict == Verdict::BlockFound && matches!(fate, ReleaseFate::Dropped(_)) {
+                self.notices
+                    .tell(now, out, || "a block was not forwarded: the pool never took its job".to_owned());
             }
+            out.releases.push(HeldRelease {
+                released: now,
+                device: record.device,
+                upstream: origin.upstream,
+                upstream_channel: origin.channel,
+                number,
+                fate,
+                work: record.upstream_work,
+            });
+            return;
         }
+        record.fate = fate.of_share();
+        record.sequence_number = fate.sequence_number();
         out.records.push(record);
     }
 }

@@ -2,6 +2,7 @@
 
 use mining_proxy::upstream::OLDEST_TEMPLATE;
 use mining_proxy::{Feed, Standing, SwitchReason};
+use mining_server::record::{HoldNumber, ReleaseFate};
 use mining_server::{DropReason, Fate};
 
 use crate::stage::{Manner, Stage};
@@ -27,7 +28,8 @@ fn shares_go_out_under_the_pools_number_of_their_job() {
     let mut stage = mining();
     let job = stage.job(Feed::Shared);
     assert_eq!(job.tip.previous_hash, [1; 32]);
-    assert_eq!(stage.submit(&job, 1, false), Some(Fate::Forwarded));
+    assert_eq!(stage.submit(&job, 1, false), Fate::Forwarded);
+    assert_eq!(stage.releases, []);
     let share = stage.pools[0].channels.values().flatten().next().expect("it was sent");
     assert!(share.job_id.0 > 0x7000_0000, "{share:?}");
     stage.new_block(0);
@@ -45,14 +47,22 @@ fn shares_wait_for_the_pool_and_a_block_for_nobody() {
     stage.template(2, 2);
     let job = stage.job(Feed::Shared);
     assert_eq!(job.tip.previous_hash, [2; 32], "it is mined at once");
-    assert_eq!((stage.submit(&job, 1, false), stage.submit(&job, 2, true)), (None, None));
+    let held = [1, 2].map(|number| Fate::Held(HoldNumber::new(number)));
+    assert_eq!([stage.submit(&job, 1, false), stage.submit(&job, 2, true)], held, "recorded at once");
     assert_eq!(stage.blocks.len(), 1);
     assert_eq!(stage.upstreams.declarations().1, 2);
     assert_eq!(stage.pools[0].shares, 0);
     let custom = stage.waiting.pop().expect("the pool was told");
     stage.take_custom_job(0, &custom);
-    let fates: Vec<Fate> = stage.records.iter().map(|record| record.fate).collect();
-    assert_eq!((fates, stage.pools[0].shares), (vec![Fate::Forwarded; 2], 2));
+    let released: Vec<_> =
+        stage.releases.iter().map(|release| (release.number, release.fate.of_share())).collect();
+    let forwarded = [1, 2].map(|number| (HoldNumber::new(number), Fate::Forwarded));
+    assert_eq!((&released[..], stage.pools[0].shares), (&forwarded[..], 2));
+    for (record, release) in stage.records.iter().zip(&stage.releases) {
+        assert_eq!((release.device, release.work), (record.device, record.upstream_work));
+        assert_eq!((release.upstream, release.upstream_channel), (job.origin.upstream, job.origin.channel));
+    }
+    assert_eq!(stage.submit(&job, 3, false), Fate::Forwarded, "what comes later does not wait");
 }
 
 #[test]
@@ -61,11 +71,12 @@ fn shares_that_wait_when_the_pool_goes_are_dropped_and_recorded() {
     stage.pools[0].manner = Manner::Mute;
     stage.template(2, 2);
     let job = stage.job(Feed::Shared);
-    assert_eq!(stage.submit(&job, 1, false), None);
+    assert_eq!(stage.submit(&job, 1, false), Fate::Held(HoldNumber::new(1)));
     stage.disconnect(0);
-    assert_eq!(stage.records.last().map(|record| record.fate), Some(Fate::Dropped(DropReason::EpochEnded)));
+    let dropped = ReleaseFate::Dropped(DropReason::EpochEnded);
+    assert_eq!(stage.releases.iter().map(|release| release.fate).collect::<Vec<_>>(), [dropped]);
     assert_eq!(stage.source(Feed::Shared), 1);
-    assert_eq!(stage.submit(&job, 2, true), Some(Fate::Dropped(DropReason::EpochEnded)));
+    assert_eq!(stage.submit(&job, 2, true), Fate::Dropped(DropReason::EpochEnded));
     assert_eq!(stage.blocks.len(), 1, "our node takes a block from whomever we mined for");
 }
 

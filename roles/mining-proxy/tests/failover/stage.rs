@@ -1,6 +1,6 @@
 //! The upstreams, the pools, and what holds at all times.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use mining_proxy::output::FoundBlock;
 use mining_proxy::{
     DownstreamKey, Endpoint, Feed, LinkState, Patience, Standing, UpstreamConfig, UpstreamOutput, Upstreams,
 };
+use mining_server::record::{HeldRelease, ReleaseFate};
 use mining_server::{Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Work};
 use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::*;
@@ -63,6 +64,7 @@ pub(crate) struct Stage {
     pub(crate) work: BTreeMap<Feed, Arc<Work>>,
     pub(crate) numbers: BTreeSet<JobNumber>,
     pub(crate) records: Vec<ShareRecord>,
+    pub(crate) releases: Vec<HeldRelease>,
     pub(crate) answers: Vec<UpstreamAnswer>,
     pub(crate) open_failed: Vec<DownstreamKey>,
     pub(crate) blocks: Vec<FoundBlock>,
@@ -117,6 +119,7 @@ impl Stage {
             work: BTreeMap::new(),
             numbers: BTreeSet::new(),
             records: Vec::new(),
+            releases: Vec::new(),
             answers: Vec::new(),
             open_failed: Vec::new(),
             blocks: Vec::new(),
@@ -214,14 +217,14 @@ impl Stage {
         self.work[&feed].active().job.clone()
     }
 
-    /// A share whose record may have to wait.
-    pub(crate) fn submit(&mut self, job: &Job, nonce: u32, is_block: bool) -> Option<Fate> {
+    /// A share that may have to wait.
+    pub(crate) fn submit(&mut self, job: &Job, nonce: u32, is_block: bool) -> Fate {
         let before = self.records.len();
         self.submitted += 1;
         let share = rig::share(job, nonce, is_block, self.now);
         self.upstreams.handle_share(share, self.now, &mut self.outs);
         self.settle();
-        self.records.get(before).map(|record| record.fate)
+        self.records[before].fate
     }
 
     /// Our node has a template on this block.
@@ -374,6 +377,7 @@ impl Stage {
                 self.blocks.append(&mut out.blocks);
                 self.open_failed.extend(out.open_failed.iter().map(|(key, _)| *key));
                 self.records.append(&mut out.records);
+                self.releases.append(&mut out.releases);
                 self.answers.append(&mut out.answers);
                 if out.close.is_some() {
                     self.pools[place].is_connected = false;
@@ -460,7 +464,9 @@ impl Stage {
         let tally = self.upstreams.tally();
         assert_eq!(tally.forwarded, tally.acknowledged + tally.rejected + tally.pending + tally.lost);
         let forwarded = self.records.iter().filter(|record| record.fate == Fate::Forwarded).count();
-        assert_eq!(tally.forwarded, forwarded as u64);
+        let is_forwarded = |release: &&HeldRelease| matches!(release.fate, ReleaseFate::Forwarded(_));
+        let released = self.releases.iter().filter(is_forwarded).count();
+        assert_eq!(tally.forwarded, (forwarded + released) as u64);
         let answered: u64 = self
             .answers
             .iter()
@@ -472,8 +478,17 @@ impl Stage {
             })
             .sum();
         assert_eq!(answered, tally.acknowledged + tally.rejected + tally.lost);
-        let held = self.upstreams.declarations().1;
-        assert_eq!(self.submitted, self.records.len() as u64 + held, "every share is recorded, or waits");
+        assert_eq!(self.submitted, self.records.len() as u64, "every share is recorded at once");
+        let is_held = |record: &&ShareRecord| matches!(record.fate, Fate::Held(_));
+        let mut waiting: HashSet<Fate> =
+            self.records.iter().filter(is_held).map(|record| record.fate).collect();
+        for release in &self.releases {
+            assert!(
+                waiting.remove(&Fate::Held(release.number)),
+                "a held share is released once: {release:?}"
+            );
+        }
+        assert_eq!(waiting.len() as u64, self.upstreams.declarations().1, "and waits until then");
         let received: u64 = self.pools.iter().map(|pool| pool.shares).sum();
         assert!(received <= tally.forwarded, "nothing arrives that was not sent");
         if let Some(serving) = self.upstreams.serving()

@@ -1,12 +1,12 @@
 //! Rows of single shares: all that was written down of each.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use accounting::entry::{EventKind, microseconds};
 use accounting::{
-    BatchNumber, DeviceRow, Entry, Fate, LossReason, ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict,
-    codec,
+    BatchNumber, DeviceRow, DropReason, Entry, Fate, HeldRelease, HoldNumber, LossReason, ReleaseFate,
+    ShareRecord, UpstreamAnswer, UpstreamVerdict, Verdict, codec,
 };
 use stratum::{DeviceId, SequenceNumber, UpstreamChannelId, UpstreamId};
 
@@ -14,9 +14,9 @@ use super::{Cell, ExportArgs, Row, Rows};
 use crate::cli::ledger::{LedgerFailure, Progress};
 use crate::ledger::{Reader, SqliteReader};
 
-/// Shares that are held for their answers at most, and that wait in one channel: as many as an upstream lets wait. Beyond,
-/// the oldest are written without.
-const MAX_HELD: usize = 65_536;
+/// Shares that are kept back for their answers at most, and that wait in one channel or for their jobs: as many as an
+/// upstream lets wait. Beyond, the oldest are written without.
+const MAX_KEPT: usize = 65_536;
 
 /// How long after the period answers are looked for, in microseconds.
 const LONGEST_WAIT_US: u64 = 60_000_000;
@@ -54,12 +54,13 @@ pub(super) fn write(
                     let is_wanted = is_device && (from_us..to_us).contains(&microseconds(share.judged.utc));
                     joined.share(batch.number, place, share, is_wanted);
                 }
+                Entry::Release(release) => joined.release(&release),
                 Entry::Answer(answer) => joined.answer(&answer),
-                Entry::Event(event) if event.kind == EventKind::Started => joined.end_life(),
+                Entry::Event(event) if event.kind == EventKind::Started => joined.end_life(event.at_us),
                 _ => {}
             }
         }
-        joined.write(&names, rows, MAX_HELD)?;
+        joined.write(&names, rows, MAX_KEPT)?;
         let number = batch.number.0;
         let first = *first.get_or_insert(number);
         progress.at(number + 1 - first, head.max(number) + 1 - first);
@@ -68,28 +69,32 @@ pub(super) fn write(
     Ok(joined.written)
 }
 
-/// Shares with what their upstreams' answers took, in the order of the stream: each is held until its answer is read.
+/// Shares with what became of them, in the order of the stream: each is kept back until its answer is read.
 #[derive(Default)]
 struct Joined {
-    held: VecDeque<Held>,
-    /// How many shares left `held` at its front, so that the others can be found.
+    kept: VecDeque<Kept>,
+    /// How many shares left `kept` at its front, so that the others can be found.
     written: u64,
     /// Forwarded shares that wait for their answers, by the upstream's channel: number, when it was judged, and the share
     /// itself if it is wanted.
     waiting: HashMap<(UpstreamId, UpstreamChannelId), VecDeque<Waiting>>,
-    /// How many of those are wanted.
+    /// Held shares that wait for their job, by upstream and number; at most [`MAX_KEPT`].
+    held: BTreeMap<(UpstreamId, HoldNumber), Waiting>,
+    /// How many of both are wanted.
     wanted: usize,
 }
 
-struct Held {
+struct Kept {
     batch: BatchNumber,
     place: usize,
     share: ShareRecord,
     is_waiting: bool,
+    /// How long it was held, in microseconds, once that is over.
+    held_us: Option<u64>,
     answer: Option<Answer>,
 }
 
-/// What became of a forwarded share.
+/// What an upstream said of a forwarded share, or what stands for that.
 #[derive(Clone)]
 struct Answer {
     /// `acknowledged`, `refused` or `lost`.
@@ -107,7 +112,9 @@ impl Answer {
 }
 
 struct Waiting {
+    /// On the upstream's channel; 0 while it is held.
     number: SequenceNumber,
+    /// When it was judged, or released.
     judged_us: u64,
     /// The share's number among those that are written, if it is one of them.
     wanted: Option<u64>,
@@ -119,20 +126,53 @@ impl Joined {
     }
 
     fn share(&mut self, batch: BatchNumber, place: usize, share: ShareRecord, is_wanted: bool) {
-        let key = share.upstream.zip(share.upstream_channel);
-        let waits = key.zip(share.sequence_number).filter(|_| share.fate == Fate::Forwarded);
-        if let Some((key, number)) = waits {
-            let wanted = is_wanted.then_some(self.written + self.held.len() as u64);
-            self.wanted += usize::from(is_wanted);
-            let waiting = self.waiting.entry(key).or_default();
-            // What an upstream never answers waits no longer than it does in the accounts.
-            let oldest = if waiting.len() == MAX_HELD { waiting.pop_front() } else { None };
-            waiting.push_back(Waiting { number, judged_us: microseconds(share.judged.utc), wanted });
-            oldest.into_iter().for_each(|share| self.settle(&share, None));
-        }
+        let number = share.sequence_number.unwrap_or(SequenceNumber(0));
+        let wanted = is_wanted.then_some(self.written + self.kept.len() as u64);
+        let waiting = Waiting { number, judged_us: microseconds(share.judged.utc), wanted };
+        let is_waiting = match (share.fate, share.upstream.zip(share.upstream_channel)) {
+            (Fate::Forwarded, Some(key)) if share.sequence_number.is_some() => {
+                self.await_answer(key, waiting);
+                true
+            }
+            (Fate::Held(number), Some((upstream, _))) => {
+                let first = if self.held.len() == MAX_KEPT { self.held.pop_first() } else { None };
+                first.into_iter().for_each(|(_, share)| self.settle(&share, None));
+                self.held.insert((upstream, number), waiting);
+                true
+            }
+            _ => false,
+        };
         if is_wanted {
-            let is_waiting = waits.is_some();
-            self.held.push_back(Held { batch, place, share, is_waiting, answer: None });
+            self.wanted += usize::from(is_waiting);
+            self.kept.push_back(Kept { batch, place, share, is_waiting, held_us: None, answer: None });
+        }
+    }
+
+    fn await_answer(&mut self, key: (UpstreamId, UpstreamChannelId), share: Waiting) {
+        let waiting = self.waiting.entry(key).or_default();
+        // What an upstream never answers waits no longer than it does in the accounts.
+        let oldest = if waiting.len() == MAX_KEPT { waiting.pop_front() } else { None };
+        waiting.push_back(share);
+        oldest.into_iter().for_each(|share| self.settle(&share, None));
+    }
+
+    fn release(&mut self, release: &HeldRelease) {
+        let Some(share) = self.held.remove(&(release.upstream, release.number)) else { return };
+        let released_us = microseconds(release.released.utc);
+        self.set_fate(&share, release.fate, released_us);
+        match release.fate {
+            ReleaseFate::Forwarded(number) => {
+                let key = (release.upstream, release.upstream_channel);
+                self.await_answer(key, Waiting { number, judged_us: released_us, ..share });
+            }
+            ReleaseFate::Dropped(_) => self.settle(&share, None),
+        }
+    }
+
+    fn set_fate(&mut self, share: &Waiting, fate: ReleaseFate, at_us: u64) {
+        if let Some(kept) = self.kept_mut(share) {
+            (kept.share.fate, kept.share.sequence_number) = (fate.of_share(), fate.sequence_number());
+            kept.held_us = Some(at_us.saturating_sub(share.judged_us));
         }
     }
 
@@ -167,8 +207,12 @@ impl Joined {
         }
     }
 
-    /// A process has ended: what waited is never answered.
-    fn end_life(&mut self) {
+    /// A process has ended: what was held is never sent, and what waited never answered.
+    fn end_life(&mut self, at_us: u64) {
+        for share in std::mem::take(&mut self.held).into_values() {
+            self.set_fate(&share, ReleaseFate::Dropped(DropReason::ProcessEnded), at_us);
+            self.settle(&share, None);
+        }
         let waiting = std::mem::take(&mut self.waiting);
         waiting.into_values().flatten().for_each(|share| {
             self.settle(&share, Some(Answer::lost(LossReason::ProcessEnded)));
@@ -176,13 +220,16 @@ impl Joined {
     }
 
     fn settle(&mut self, share: &Waiting, answer: Option<Answer>) {
-        let Some(number) = share.wanted else { return };
-        self.wanted -= 1;
-        // One that was written without its answer is gone.
-        let place = number.checked_sub(self.written).map(|place| place as usize);
-        if let Some(held) = place.and_then(|place| self.held.get_mut(place)) {
-            (held.is_waiting, held.answer) = (false, answer);
+        self.wanted -= usize::from(share.wanted.is_some());
+        if let Some(kept) = self.kept_mut(share) {
+            (kept.is_waiting, kept.answer) = (false, answer);
         }
+    }
+
+    /// The share itself, if it is wanted; one that was written without its answer is gone.
+    fn kept_mut(&mut self, share: &Waiting) -> Option<&mut Kept> {
+        let place = share.wanted?.checked_sub(self.written)?;
+        self.kept.get_mut(place as usize)
     }
 
     /// Writes what waits for nothing, and as much more as leaves `most`.
@@ -192,19 +239,19 @@ impl Joined {
         rows: &mut dyn Rows,
         most: usize,
     ) -> std::io::Result<()> {
-        while let Some(held) = self.held.front()
-            && (!held.is_waiting || self.held.len() > most)
+        while let Some(kept) = self.kept.front()
+            && (!kept.is_waiting || self.kept.len() > most)
         {
-            rows.row(row(held, names))?;
-            self.held.pop_front();
+            rows.row(row(kept, names))?;
+            self.kept.pop_front();
             self.written += 1;
         }
         Ok(())
     }
 }
 
-fn row(held: &Held, names: &HashMap<DeviceId, Arc<str>>) -> Row {
-    let Held { batch, place, share, answer, .. } = held;
+fn row(kept: &Kept, names: &HashMap<DeviceId, Arc<str>>) -> Row {
+    let Kept { batch, place, share, held_us, answer, .. } = kept;
     let (answered, answer_reason, ack_us) = match answer {
         Some(answer) => (answer.kind, &*answer.reason, answer.ack_us),
         None => ("", "", None),
@@ -232,6 +279,7 @@ fn row(held: &Held, names: &HashMap<DeviceId, Arc<str>>) -> Row {
         ("rejected_for", text(reason)),
         ("fate", text(fate_name(share.fate))),
         ("dropped_for", text(if let Fate::Dropped(reason) = share.fate { reason.name() } else { "" })),
+        ("held_ms", Cell::Number(held_us.map(|held| held as f64 / 1e3))),
         ("sequence_number", Cell::Maybe(share.sequence_number.map(|number| number.0.into()))),
         ("answer", text(answered)),
         ("answer_reason", text(answer_reason)),
@@ -256,5 +304,6 @@ const fn fate_name(fate: Fate) -> &'static str {
         Fate::Forwarded => "forwarded",
         Fate::Dropped(_) => "dropped",
         Fate::Kept => "kept",
+        Fate::Held(_) => "held",
     }
 }
