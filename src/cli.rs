@@ -123,6 +123,7 @@ Examples:
   checkweigh demo                          until Ctrl-C, with a live view
   checkweigh demo --miners 3 --seconds 30  a short run
   checkweigh demo --seconds 10 --json      the summary as one JSON object on the last line
+  checkweigh demo --job-declaration        the farm chooses the transactions, and the pool is told and paid
   checkweigh demo --api 127.0.0.1:9841 --ledger demo-ledger
                                            with the API and its reference at http://127.0.0.1:9841/api/v1/, and accounts
                                            that outlast the process: kill it, start it again, and look
@@ -138,6 +139,10 @@ pub struct DemoArgs {
     /// Print the summary as one JSON object on the last line, and no live view.
     #[arg(long)]
     pub json: bool,
+    /// Mine on templates of the farm's own node, which are declared to the pool: two nodes of the development chain,
+    /// or the one of --bitcoin-rpc for both sides.
+    #[arg(long)]
+    pub job_declaration: bool,
     /// Serve the proxy's API, its reference page and /metrics at this address of this machine.
     #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
     pub api: Option<SocketAddr>,
@@ -233,8 +238,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Demo(args) => {
             start_logging(&log, &LogConfig { format: None, filter: Some(DEMO_FILTER.to_owned()) })?;
-            let DemoArgs { miners, seconds, json, api, ledger, bitcoin_rpc } = args;
-            let options = DemoOptions { miners, seconds, json, api, ledger, bitcoin_rpc };
+            let DemoArgs { miners, seconds, json, job_declaration, api, ledger, bitcoin_rpc } = args;
+            let options = DemoOptions { miners, seconds, json, job_declaration, api, ledger, bitcoin_rpc };
             drive(cores(), |shutdown| demo::run(options, shutdown))
         }
         Command::MiningProxy(args) => {
