@@ -1,5 +1,8 @@
 //! Configurations as operators meet them: the example files, and all mistakes at once.
 
+#[path = "support/readme.rs"]
+mod readme;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -54,6 +57,28 @@ fn problems<C: RoleConfig + std::fmt::Debug>(text: &str, path: &Path) -> Vec<Str
 fn pool_example() -> String {
     example("pool.toml")
         .replace("# coinbase_address = \"bc1q...\"", &format!("coinbase_address = \"{ADDRESS}\""))
+}
+
+/// What is shown is run by `farm_and_pool`, too; here its keys and values are looked at, each by its role.
+#[test]
+fn everything_that_the_readme_shows_is_a_whole_configuration() {
+    let shown = readme::all_shown();
+    assert!(shown.len() >= 2, "the README shows a pool and a farm");
+    for readme::Shown { file, text } in shown {
+        let folder = folder();
+        let path = folder.path().join(&file);
+        let text = text.replace("bc1q...", ADDRESS).replace("POOL_KEY", PUBLIC_KEY);
+        fs::write(&path, &text).expect("own folder");
+        let role = guess_role(&path).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+        assert_eq!(format!("{role}.toml"), file);
+        let notes = match role {
+            Role::MiningProxy => load::<ProxyConfig>(&path).map(|loaded| loaded.notes),
+            Role::Pool => load::<PoolConfig>(&path).map(|loaded| loaded.notes),
+            Role::TemplateProvider => load::<TemplateProviderConfig>(&path).map(|loaded| loaded.notes),
+        };
+        let notes = notes.unwrap_or_else(|problems| panic!("{file} of the README: {problems}"));
+        assert!(notes.is_empty(), "{file} of the README: {notes:?}");
+    }
 }
 
 #[test]

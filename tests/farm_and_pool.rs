@@ -1,5 +1,6 @@
 //! A farm and a pool, all of it ours and as processes: an SV1 miner, `checkweigh mining-proxy` on the farm's Bitcoin
-//! Core, `checkweigh pool` with its job declaration server on the pool's, and both nodes connected.
+//! Core, `checkweigh pool` with its job declaration server on the pool's, and both nodes connected. Both are configured as
+//! the README says, with other ports and paths.
 //!
 //! On regtest practically every share is a block.
 
@@ -7,6 +8,8 @@
 mod bitcoin_node;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/readme.rs"]
+mod readme;
 #[path = "support/sv1_miner.rs"]
 mod sv1_miner;
 
@@ -16,10 +19,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bitcoin::{Amount, Txid};
+use bitcoin::{Address, Amount, Network, ScriptBuf, Txid};
 use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes, wait_for_height};
 use checkweigh::shutdown::shutdown;
 use process::{Checkweigh, terminate};
+use readme::shown;
 use serde_json::Value;
 use sv1_miner::{Miner, MinerOptions};
 use tokio::process::Child;
@@ -33,7 +37,17 @@ const TRANSACTIONS: u32 = 5;
 const SUBSIDY: Amount = Amount::from_sat(50 * 100_000_000);
 
 /// Who the pool pays.
-const PAYOUT: &str = "5175";
+fn payout() -> Address {
+    Address::p2wsh(ScriptBuf::from(vec![0x51, 0x75]).as_script(), Network::Regtest)
+}
+
+/// Who is paid when there is no pool: never, here.
+fn nobody() -> Address {
+    Address::p2wsh(ScriptBuf::from(vec![0x6a]).as_script(), Network::Regtest)
+}
+
+/// Where the README has a node, and its cookie.
+const SHOWN_NODE: &str = "rpc_url = \"http://127.0.0.1:8332\"\ncookie_file = \"/var/lib/bitcoind/.cookie\"\n";
 
 const VARDIFF: &str = "[vardiff]\nenabled = false\nminimum_difficulty = 0.00000095367431640625\n\
                        initial_difficulty = 0.00000095367431640625\n";
@@ -53,12 +67,16 @@ fn make_key(folder: &Path) {
 }
 
 fn pool_config(node: &RegtestNode) -> String {
-    format!(
-        "[downstream]\nsv2_listen = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
-         [node]\n{}[pool]\ncoinbase_script = \"{PAYOUT}\"\ncoinbase_tag = \"/pool/\"\n\
-         [job_declaration]\nlisten = \"127.0.0.1:0\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n{VARDIFF}",
-        node_keys(node)
-    )
+    let shown = shown(
+        "pool.toml",
+        &[
+            (SHOWN_NODE, &node_keys(node)),
+            ("0.0.0.0:3336", "127.0.0.1:0"),
+            ("0.0.0.0:3337", "127.0.0.1:0"),
+            ("bc1q...", &payout().to_string()),
+        ],
+    );
+    format!("{shown}{VARDIFF}")
 }
 
 fn provider_config(node: &RegtestNode) -> String {
@@ -76,14 +94,20 @@ fn proxy_config(
     mode: &str,
     templates: &str,
 ) -> String {
-    format!(
-        "[downstream]\nsv1_listen = \"127.0.0.1:0\"\n\
-         [[upstream]]\nurl = \"stratum2+tcp://{mining}/{key}\"\nuser_identity = \"account.farm\"\n\
-         job_declaration_url = \"stratum2+tcp://{declaration}/{key}\"\n\
-         [job_declaration]\nmode = \"{mode}\"\ncoinbase_tag = \"/farm/\"\npool_templates = false\n\
-         [job_declaration.node]\n{}{templates}{VARDIFF}",
-        node_keys(node)
-    )
+    let shown = shown(
+        "mining-proxy.toml",
+        &[
+            (SHOWN_NODE, &node_keys(node)),
+            ("0.0.0.0:3333", "127.0.0.1:0"),
+            ("pool.example:3336/POOL_KEY", &format!("{mining}/{key}")),
+            ("pool.example:3337/POOL_KEY", &format!("{declaration}/{key}")),
+            ("mode = \"full-template\"", &format!("mode = \"{mode}\"")),
+            // A block of anybody else's template would be no block of the farm's.
+            ("pool_templates = true", "pool_templates = false"),
+            ("bc1q...", &nobody().to_string()),
+        ],
+    );
+    format!("{shown}{templates}{VARDIFF}")
 }
 
 fn address(line: &Value) -> SocketAddr {
@@ -143,7 +167,7 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, has_provider: bool) {
     let ours: BTreeSet<Txid> = wanted.iter().map(|spend| spend.transaction.compute_txid()).collect();
     assert_eq!(theirs, ours, "the block has what the farm's node chose");
     let payout = &found.txdata[0].output[0];
-    assert_eq!(payout.script_pubkey.to_hex_string(), PAYOUT);
+    assert_eq!(payout.script_pubkey, self::payout().script_pubkey());
     assert_eq!(payout.value, SUBSIDY + FEE * u64::from(TRANSACTIONS), "the pool has the whole reward");
     let height = farm.height().await;
     wait_for_height(&pool_node, height).await;
