@@ -297,6 +297,7 @@ async fn server(node: &RegtestNode) -> (SocketAddr, Declarations, Arc<BlockTempl
         key: key(),
         node: Arc::new(node.client()),
         source: BlockSource::Development(DevChain::new(settings, Clock::start())),
+        blocks: None,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback can be bound");
     let address = listener.local_addr().expect("bound");
