@@ -17,14 +17,14 @@ use stratum::sv2::AuthoritySecretKey;
 
 pub use self::ledger::{LedgerArgs, LedgerCommand};
 use crate::config::{
-    self, Loaded, LogConfig, LogFormat, NodeConfig, PoolConfig, Problems, ProxyConfig, Role, RoleConfig,
-    TemplateProviderConfig,
+    self, JdServerConfig, Loaded, LogConfig, LogFormat, NodeConfig, PoolConfig, Problems, ProxyConfig, Role,
+    RoleConfig, TemplateProviderConfig,
 };
 use crate::demo::DemoOptions;
 use crate::error::RunError;
 use crate::logging::{self, LoggingError};
 use crate::shutdown::{Shutdown, shutdown, termination_signal};
-use crate::{demo, pool, proxy, template_provider};
+use crate::{demo, jd_server, pool, proxy, template_provider};
 
 /// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h). Failures at runtime are 1, wrong
 /// arguments 2.
@@ -58,6 +58,7 @@ Examples:
   checkweigh pool --config pool.toml                  mine solo, or for others, on a Bitcoin Core node
   checkweigh template-provider --config template-provider.toml
                                                       give block templates to pools and proxies
+  checkweigh jd-server --config jd-server.toml        take declared jobs for a pool, as a process of its own
   checkweigh ledger --path ledger devices             what every device has proved
 
 Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 64 wrong configuration."
@@ -100,6 +101,13 @@ Example:
 
 The file config/template-provider.toml explains every key. SIGTERM and Ctrl-C end it in order; a second one at once.")]
     TemplateProvider(FileArgs),
+    /// Take declared jobs for a pool that is another process (SV2 Job Declaration)
+    #[command(after_help = "\
+Example:
+  checkweigh jd-server --config /etc/checkweigh/jd-server.toml
+
+The file config/jd-server.toml explains every key. SIGTERM and Ctrl-C end it in order; a second one at once.")]
+    JdServer(FileArgs),
     /// Check a configuration and print what it amounts to, secrets hidden
     Check(CheckArgs),
     /// Look into a ledger: devices, one device's history, export, verification, statements of work
@@ -123,6 +131,7 @@ Examples:
   checkweigh demo                          until Ctrl-C, with a live view
   checkweigh demo --miners 3 --seconds 30  a short run
   checkweigh demo --seconds 10 --json      the summary as one JSON object on the last line
+  checkweigh demo --job-declaration        the farm chooses the transactions, and the pool is told and paid
   checkweigh demo --api 127.0.0.1:9841 --ledger demo-ledger
                                            with the API and its reference at http://127.0.0.1:9841/api/v1/, and accounts
                                            that outlast the process: kill it, start it again, and look
@@ -138,6 +147,10 @@ pub struct DemoArgs {
     /// Print the summary as one JSON object on the last line, and no live view.
     #[arg(long)]
     pub json: bool,
+    /// Mine on templates of the farm's own node, which are declared to the pool: two nodes of the development chain,
+    /// or the one of --bitcoin-rpc for both sides.
+    #[arg(long)]
+    pub job_declaration: bool,
     /// Serve the proxy's API, its reference page and /metrics at this address of this machine.
     #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
     pub api: Option<SocketAddr>,
@@ -233,8 +246,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Demo(args) => {
             start_logging(&log, &LogConfig { format: None, filter: Some(DEMO_FILTER.to_owned()) })?;
-            let DemoArgs { miners, seconds, json, api, ledger, bitcoin_rpc } = args;
-            let options = DemoOptions { miners, seconds, json, api, ledger, bitcoin_rpc };
+            let DemoArgs { miners, seconds, json, job_declaration, api, ledger, bitcoin_rpc } = args;
+            let options = DemoOptions { miners, seconds, json, job_declaration, api, ledger, bitcoin_rpc };
             drive(cores(), |shutdown| demo::run(options, shutdown))
         }
         Command::MiningProxy(args) => {
@@ -252,6 +265,11 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             let (loaded, listeners) = config::load_and_listen::<TemplateProviderConfig>(&args.config)?;
             let config = begin(loaded, &log, |config| &config.log)?;
             drive(cores(), |shutdown| template_provider::run(config, listeners, shutdown))
+        }
+        Command::JdServer(args) => {
+            let (loaded, listeners) = config::load_and_listen::<JdServerConfig>(&args.config)?;
+            let config = begin(loaded, &log, |config| &config.log)?;
+            drive(cores(), |shutdown| jd_server::run(config, listeners, shutdown))
         }
         Command::Check(args) => check(&args),
         Command::Ledger(args) => Ok(ledger::run(args)?),
@@ -314,6 +332,7 @@ fn check(args: &CheckArgs) -> Result<(), Failure> {
         Role::MiningProxy => print_checked(config::load::<ProxyConfig>(&args.config)?),
         Role::Pool => print_checked(config::load::<PoolConfig>(&args.config)?),
         Role::TemplateProvider => print_checked(config::load::<TemplateProviderConfig>(&args.config)?),
+        Role::JdServer => print_checked(config::load::<JdServerConfig>(&args.config)?),
     }
     Ok(())
 }

@@ -11,7 +11,9 @@ mod validation;
 use std::future::Future;
 use std::sync::Arc;
 
-use job_declarator::server::{Claimant, CustomJob, JobDeclarationServer, Refusal, ServerTally};
+use job_declarator::server::{
+    Claimant, CustomJob, DeclaredBlock, JobDeclarationServer, PoolTip, Refusal, ServerTally,
+};
 use stratum::sv2::codes::declare_mining_job::INTERNAL_ERROR;
 use stratum::sv2::keys::AuthoritySecretKey;
 use stratum::sv2::messages::SetCustomMiningJob;
@@ -23,7 +25,7 @@ use crate::clock::Clock;
 use crate::node::{BlockJudge, BlockSource, NodeClient};
 use crate::shutdown::Shutdown;
 use mempool::MempoolView;
-use task::DeclarationTask;
+use task::{DeclarationTask, Destinations};
 use validation::Validator;
 
 /// Custom jobs that wait for the owner, which takes microseconds for each. A mining connection waits for room.
@@ -47,6 +49,16 @@ pub struct DeclarationParts {
     pub judge: BlockJudge,
     /// Where blocks go.
     pub source: BlockSource,
+    /// Where else they go, without waiting for anybody.
+    pub blocks: Option<mpsc::Sender<DeclaredBlock>>,
+}
+
+/// What the pool mines on.
+#[derive(Clone, Debug)]
+struct TipNews {
+    tip: PoolTip,
+    /// A template whose transactions clients may have, too.
+    template: Option<Arc<BlockTemplate>>,
 }
 
 /// How a job declaration server is doing.
@@ -72,14 +84,14 @@ struct CustomJobOrder {
 #[derive(Clone, Debug)]
 pub struct Declarations {
     custom_jobs: mpsc::Sender<CustomJobOrder>,
-    tip: watch::Sender<Option<Arc<BlockTemplate>>>,
+    tip: watch::Sender<Option<TipNews>>,
     figures: watch::Receiver<DeclarationFigures>,
 }
 
 /// What the owner is handed.
 struct DeclarationsInbox {
     custom_jobs: mpsc::Receiver<CustomJobOrder>,
-    tip: watch::Receiver<Option<Arc<BlockTemplate>>>,
+    tip: watch::Receiver<Option<TipNews>>,
 }
 
 /// A job declaration server, as its handle and what must run. Ends when the end is asked for; blocks that clients found
@@ -98,9 +110,10 @@ pub fn declarations(
     let (figures, seen) = watch::channel(DeclarationFigures::default());
     let (events, heard) = mpsc::channel(MAX_WAITING_EVENTS);
     let server = JobDeclarationServer::new(parts.outputs, parts.requires_transactions);
+    let destinations = Destinations { source: parts.source, other: parts.blocks };
     let mempool = MempoolView::new(parts.node, parts.judge.clone());
     let task =
-        DeclarationTask::new(server, mempool, Validator::new(parts.judge), parts.source, clock, figures);
+        DeclarationTask::new(server, mempool, Validator::new(parts.judge), destinations, clock, figures);
     let inbox = DeclarationsInbox { custom_jobs: waiting, tip: newest };
     let listening = connection::listen(listener, Arc::new(parts.key), events, clock, shutdown.clone());
     let owning = task.run(inbox, heard, shutdown);
@@ -130,7 +143,13 @@ impl Declarations {
     /// Tells the server of the pool's newest template, and with it of the tip. To be called once miners have the work
     /// made of it: declared jobs come after the pool's own.
     pub fn set_tip(&self, template: &Arc<BlockTemplate>) {
-        self.tip.send_replace(Some(Arc::clone(template)));
+        self.set_tip_of_pool(PoolTip::from(&**template), Some(Arc::clone(template)));
+    }
+
+    /// The same for a pool in another process: its tip, and the newest template of our own node, whose transactions
+    /// clients may have, too.
+    pub fn set_tip_of_pool(&self, tip: PoolTip, template: Option<Arc<BlockTemplate>>) {
+        self.tip.send_replace(Some(TipNews { tip, template }));
     }
 
     /// How the server is doing.

@@ -173,6 +173,15 @@ pub fn render_provider(status: &ProviderStatus, source: Option<SourceFigures>) -
     metrics::render_provider(status, source)
 }
 
+/// The page of a job declaration server that is a process of its own.
+pub fn render_jd_server(
+    pool_is_there: bool,
+    figures: DeclarationFigures,
+    source: Option<SourceFigures>,
+) -> String {
+    metrics::render_jd_server(pool_is_there, &figures, source)
+}
+
 /// Serves metrics and health until the end is asked for.
 pub async fn serve_metrics(listener: TcpListener, served: Served, shutdown: Shutdown) -> io::Result<()> {
     let router = Router::new()

@@ -6,12 +6,14 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod declarations;
 pub mod demo;
 pub mod dev_chain;
 pub mod downstream;
 pub mod error;
 pub mod http;
+pub mod jd_server;
 pub mod latency;
 pub mod ledger;
 pub mod logging;

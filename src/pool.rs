@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::{
     DownstreamConfig, HttpConfig, LedgerConfig, Listeners, NodeAuth, NodeConfig, PoolConfig, VardiffSettings,
 };
+use crate::control::pool as control;
 use crate::declarations::{DeclarationParts, Declarations, declarations};
 use crate::error::RunError;
 use crate::http::view::Job;
@@ -92,6 +93,7 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         .script(network)
         .map_err(|error| RunError::Failed(format!("pool.coinbase_address: {error}")))?;
     let rules = coinbase_rules(script.into_bytes(), &config.coinbase_tag)?;
+    let socket = config.job_declaration.as_ref().and_then(|declaration| declaration.control_socket.clone());
     let job_declaration = match config.job_declaration {
         Some(declaration) => Some(JobDeclaration {
             node: Arc::clone(&client),
@@ -100,14 +102,14 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         }),
         None => None,
     };
+    let of_node = Some((&config.node, client));
+    let blocks = config.blocks_dir.clone();
+    let source = templates::start(&config.templates, of_node, blocks, clock, shutdown.clone())?;
+    let outputs = payout_outputs(&rules);
+    let interface = socket.map(|path| control::listen(&path, &outputs, source.clone(), shutdown.clone()));
+    let (checker, interface) = interface.transpose()?.unzip();
     let parts = PoolParts {
-        source: templates::start(
-            &config.templates,
-            Some((&config.node, client)),
-            config.blocks_dir.clone(),
-            clock,
-            shutdown.clone(),
-        )?,
+        source,
         source_name: node_name(&config.node),
         rules,
         downstream: config.downstream,
@@ -118,7 +120,17 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
         device_rules: config.rules,
         http: config.http,
     };
-    start(parts, listeners, clock, shutdown)?.role.run().await
+    let checker = checker.map(|checker| -> Arc<dyn CheckCustomJobs> { Arc::new(checker) });
+    let mut role = start_with(parts, checker, listeners, clock, shutdown)?.role;
+    if let Some(interface) = interface {
+        role.spawn("interface of the job declaration server", interface);
+    }
+    role.run().await
+}
+
+/// What the coinbases of declared jobs must have.
+fn payout_outputs(rules: &CoinbaseRules) -> Vec<Output> {
+    vec![Output { value: 0, script: rules.payout_script().to_vec() }]
 }
 
 /// Starts a pool and returns at once. It takes custom jobs where it has a job declaration server.
@@ -150,7 +162,7 @@ pub fn start_with(
     let declarations =
         listeners.declarations.take().zip(parts.job_declaration).zip(parts.downstream.authority.as_ref());
     let declarations = declarations.map(|((listener, needs), (_, key))| {
-        let outputs = vec![Output { value: 0, script: parts.rules.payout_script().to_vec() }];
+        let outputs = payout_outputs(&parts.rules);
         let JobDeclaration { node, judge, requires_transactions } = needs;
         let of_server = DeclarationParts {
             outputs,
@@ -159,6 +171,7 @@ pub fn start_with(
             node,
             judge,
             source: parts.source.clone(),
+            blocks: None,
         };
         serve_declarations(&mut role, of_server, listener, clock, shutdown.clone())
     });

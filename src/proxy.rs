@@ -27,9 +27,17 @@ use plan::Planned;
 /// for 90 seconds, and a difficulty change waits for the next job.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(20);
 
+/// A running mining proxy.
+pub struct Proxy {
+    /// Its tasks.
+    pub role: Role,
+    /// How its upstreams are, and how job declaration goes.
+    pub status: Arc<UpstreamStatus>,
+}
+
 /// Runs a mining proxy until the end is asked for.
 pub async fn run(config: ProxyConfig, listeners: Listeners, shutdown: Shutdown) -> Result<(), RunError> {
-    start(&config, listeners, Clock::start(), shutdown)?.run().await
+    start(&config, listeners, Clock::start(), shutdown)?.role.run().await
 }
 
 /// Starts a mining proxy and returns at once. Where jobs are declared, templates come from the node that the
@@ -39,7 +47,7 @@ pub fn start(
     listeners: Listeners,
     clock: Clock,
     shutdown: Shutdown,
-) -> Result<Role, RunError> {
+) -> Result<Proxy, RunError> {
     let source = match &config.job_declaration {
         Some(declaration) => {
             let client = Arc::new(pool::node_client(&declaration.node)?);
@@ -63,7 +71,7 @@ pub fn start_with(
     mut listeners: Listeners,
     clock: Clock,
     shutdown: Shutdown,
-) -> Result<Role, RunError> {
+) -> Result<Proxy, RunError> {
     if config.upstreams.is_empty() {
         return Err(RunError::Failed("there is no upstream".to_owned()));
     }
@@ -106,10 +114,11 @@ pub fn start_with(
     let (shared, of_jobs) = (owner.work.clone(), planned.clone());
     role.listen(&mut listeners, &config.downstream, settings, owner)?;
     let declares = config.job_declaration.is_some();
-    let upstreams = move || upstream_states(&planned, &status, declares);
+    let of_states = Arc::clone(&status);
+    let upstreams = move || upstream_states(&planned, &of_states, declares);
     let jobs = move || shared.borrow().as_deref().map(|work| job(work, &of_jobs)).into_iter().collect();
     role.serve_http(&mut listeners, &config.http, upstreams, jobs)?;
-    Ok(role)
+    Ok(Proxy { role, status })
 }
 
 fn upstream_states(planned: &[Planned], status: &UpstreamStatus, declares: bool) -> UpstreamStates {

@@ -1,10 +1,13 @@
 //! Configurations as operators meet them: the example files, and all mistakes at once.
 
+#[path = "support/readme.rs"]
+mod readme;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use checkweigh::config::{
-    CoinbaseOutput, NodeAuth, PoolConfig, ProxyConfig, Role, RoleConfig, SourceConfig,
+    CoinbaseOutput, JdServerConfig, NodeAuth, PoolConfig, ProxyConfig, Role, RoleConfig, SourceConfig,
     TemplateProviderConfig, TemplatesConfig, guess_role, known_keys, load, load_and_listen, read,
 };
 
@@ -54,6 +57,29 @@ fn problems<C: RoleConfig + std::fmt::Debug>(text: &str, path: &Path) -> Vec<Str
 fn pool_example() -> String {
     example("pool.toml")
         .replace("# coinbase_address = \"bc1q...\"", &format!("coinbase_address = \"{ADDRESS}\""))
+}
+
+/// What is shown is run by `farm_and_pool`, too; here its keys and values are looked at, each by its role.
+#[test]
+fn everything_that_the_readme_shows_is_a_whole_configuration() {
+    let shown = readme::all_shown();
+    assert!(shown.len() >= 2, "the README shows a pool and a farm");
+    for readme::Shown { file, text } in shown {
+        let folder = folder();
+        let path = folder.path().join(&file);
+        let text = text.replace("bc1q...", ADDRESS).replace("POOL_KEY", PUBLIC_KEY);
+        fs::write(&path, &text).expect("own folder");
+        let role = guess_role(&path).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+        assert_eq!(format!("{role}.toml"), file);
+        let notes = match role {
+            Role::MiningProxy => load::<ProxyConfig>(&path).map(|loaded| loaded.notes),
+            Role::Pool => load::<PoolConfig>(&path).map(|loaded| loaded.notes),
+            Role::TemplateProvider => load::<TemplateProviderConfig>(&path).map(|loaded| loaded.notes),
+            Role::JdServer => load::<JdServerConfig>(&path).map(|loaded| loaded.notes),
+        };
+        let notes = notes.unwrap_or_else(|problems| panic!("{file} of the README: {problems}"));
+        assert!(notes.is_empty(), "{file} of the README: {notes:?}");
+    }
 }
 
 #[test]
@@ -185,6 +211,7 @@ fn the_examples_have_every_key_and_no_other() {
     has_every_key::<ProxyConfig>("mining-proxy.toml");
     has_every_key::<PoolConfig>("pool.toml");
     has_every_key::<TemplateProviderConfig>("template-provider.toml");
+    has_every_key::<JdServerConfig>("jd-server.toml");
 }
 
 fn has_every_key<C: RoleConfig>(name: &str) {
@@ -253,6 +280,10 @@ fn every_commented_key_can_be_uncommented() {
         Ok(_) => Vec::new(),
         Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
     });
+    check(&example("jd-server.toml"), &|text, path| match read::<JdServerConfig>(text, path) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
+    });
     check(&pool_example(), &|text, path| match read::<PoolConfig>(text, path) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.list.iter().map(ToString::to_string).collect(),
@@ -264,6 +295,39 @@ fn declaring_pool(modes: &str, has_key: bool) -> String {
     let key = if has_key { "authority_secret_key_file = \"authority.key\"\n" } else { "" };
     let text = pool_example().replace("[downstream]\n", &format!("[downstream]\n{key}"));
     format!("{text}\n[job_declaration]\nlisten = \"127.0.0.1:0\"\n{modes}\n")
+}
+
+#[test]
+fn a_server_of_its_own_has_its_file_and_the_pool_its_socket() {
+    let folder = folder();
+    let path = folder.path().join("jd-server.toml");
+    fs::write(&path, example("jd-server.toml")).expect("own folder");
+    assert_eq!(guess_role(&path).expect("its section says it"), Role::JdServer);
+    let loaded = load::<JdServerConfig>(&path).expect("an example");
+    assert!(loaded.notes.is_empty(), "{:?}", loaded.notes);
+    assert_eq!(loaded.config.control_socket, folder.path().join("pool.sock"));
+    let effective = loaded.config.effective();
+    let again = read::<JdServerConfig>(&effective, &path).expect("what was printed loads").config;
+    assert_eq!((again.effective(), again.modes.requires_transactions()), (effective, false));
+    let socket =
+        declaring_pool("", true).replace("listen = \"127.0.0.1:0\"\n\n", "control_socket = \"a.sock\"\n");
+    let pool = read::<PoolConfig>(&socket, &path).expect("complete").config;
+    let declaration = pool.job_declaration.as_ref().expect("it is there");
+    assert_eq!(
+        (declaration.listen, &declaration.control_socket),
+        (None, &Some(folder.path().join("a.sock")))
+    );
+    let again = read::<PoolConfig>(&pool.effective(), &path).expect("what was printed loads").config;
+    assert_eq!(again.job_declaration, pool.job_declaration);
+    let both = declaring_pool("control_socket = \"a.sock\"", true);
+    let neither = declaring_pool("", true).replace("listen = \"127.0.0.1:0\"\n\n", "");
+    for (text, what) in [
+        (both, "job_declaration.control_socket: cannot stand beside listen"),
+        (neither, "job_declaration.listen: is missing; or control_socket"),
+    ] {
+        let found = problems::<PoolConfig>(&text, &path);
+        assert!(found.len() == 1 && found[0].contains(what), "{found:?}");
+    }
 }
 
 #[test]

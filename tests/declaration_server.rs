@@ -308,6 +308,7 @@ async fn server_with(
         judge,
         node: client,
         source: BlockSource::Development(DevChain::new(settings, Clock::start())),
+        blocks: None,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback can be bound");
     let address = listener.local_addr().expect("bound");

@@ -54,10 +54,12 @@ fn check(summary: &Value, miners: usize) {
     assert!(found.expect("a number") >= accepted.expect("a number"));
 }
 
-#[tokio::test]
-async fn on_its_own_chain_blocks_are_found_and_shares_add_up() {
+/// Runs the demo on the development chain until its log has said twice that a block is in the chain, in the words `found`,
+/// and ends it as its user would.
+async fn until_two_blocks(arguments: &[&str], found: &str) -> Value {
     let mut child = Command::new(env!("CARGO_BIN_EXE_checkweigh"))
-        .args(["demo", "--json", "--miners", "5", "--seconds", "300", "--log", "info"])
+        .args(["demo", "--json", "--seconds", "300", "--log", "info"])
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -70,7 +72,7 @@ async fn on_its_own_chain_blocks_are_found_and_shares_add_up() {
     while blocks < 2 {
         let line =
             log.next_line().await.expect("the log can be read").expect("two blocks come within five minutes");
-        blocks += u64::from(line.contains("block accepted"));
+        blocks += u64::from(line.contains(found));
     }
     let id = child.id().expect("it runs").to_string();
     let sent = Command::new("kill").args(["-INT", &id]).status().await.expect("kill is everywhere");
@@ -80,12 +82,75 @@ async fn on_its_own_chain_blocks_are_found_and_shares_add_up() {
     rest.await.expect("reading a log does not panic");
     assert!(output.status.success(), "Ctrl-C ends it with a summary");
     let text = String::from_utf8(output.stdout).expect("JSON is text");
-    let summary: Value =
-        serde_json::from_str(text.lines().last().expect("a summary")).expect("the last line is JSON");
+    serde_json::from_str(text.lines().last().expect("a summary")).expect("the last line is JSON")
+}
+
+/// What holds of a summary where jobs are declared: it says what became of them, and the pool takes their shares.
+fn check_declarations(summary: &Value) {
+    let number = |name: &str| summary["job_declaration"][name].as_u64().expect("a number");
+    let [declared, acknowledged, refused] = ["declared", "acknowledged", "refused"].map(number);
+    assert!(acknowledged > 0, "the pool took no job: {summary}");
+    assert!(declared >= acknowledged + refused, "{summary}");
+    let keys = summary["job_declaration"].as_object().expect("an object").keys();
+    let keys: Vec<&str> = keys.map(String::as_str).collect();
+    assert_eq!(keys, ["acknowledged", "declared", "refused", "solutions_pushed"]);
+    let number = |name: &str| summary["shares"][name].as_u64().expect("a number");
+    assert!(number("acknowledged_upstream") > 0, "the pool took no share: {summary}");
+    // A share that crosses a block on its way is stale, and that is all.
+    let blocks = summary["blocks"]["found"].as_u64().expect("a number");
+    assert!(number("refused_upstream") <= 2 * blocks, "{summary}");
+}
+
+#[tokio::test]
+async fn on_its_own_chain_blocks_are_found_and_shares_add_up() {
+    let summary = until_two_blocks(&["--miners", "5"], "block accepted").await;
     check(&summary, 5);
+    assert!(summary.get("job_declaration").is_none(), "nobody declares a job: {summary}");
     assert!(summary["blocks"]["accepted"].as_u64() >= Some(2), "{summary}");
     let new_block = summary["latency_ms"]["new_block_p50"].as_f64();
     assert!(new_block.is_some_and(|milliseconds| milliseconds > 0.0), "{summary}");
+}
+
+#[tokio::test]
+async fn a_farm_declares_its_own_jobs_and_both_nodes_have_its_blocks() {
+    let found = "a block of our own template is in the chain";
+    let summary = until_two_blocks(&["--miners", "5", "--job-declaration"], found).await;
+    check(&summary, 5);
+    check_declarations(&summary);
+    assert!(summary["blocks"]["accepted"].as_u64() >= Some(2), "{summary}");
+    assert!(summary["job_declaration"]["solutions_pushed"].as_u64() >= Some(2), "{summary}");
+    assert_eq!(summary["job_declaration"]["refused"], 0, "{summary}");
+}
+
+#[tokio::test]
+async fn people_are_told_in_words_what_became_of_declared_jobs() {
+    let output = Command::new(env!("CARGO_BIN_EXE_checkweigh"))
+        .args(["demo", "--job-declaration", "--miners", "2", "--seconds", "4"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("the binary was built with the test");
+    let text = String::from_utf8(output.stdout).expect("words");
+    for words in ["declared to the pool ", "taken by it ", "refused ", "blocks pushed to it ", "Both nodes"] {
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_farm_and_a_pool_on_one_real_node_declare_and_find_blocks() {
+    let node = RegtestNode::start().await;
+    node.generate(1).await;
+    let url = format!("{}?cookie={}", node.url(), node.cookie_file().display());
+    let arguments = ["--miners", "2", "--seconds", "12", "--job-declaration", "--bitcoin-rpc", &url];
+    let summary = demo(&arguments).await;
+    check(&summary, 2);
+    check_declarations(&summary);
+    let accepted = summary["blocks"]["accepted"].as_u64().expect("a number");
+    assert!(accepted > 0, "no block was accepted: {summary}");
+    // Two blocks of one height can be told apart by their node alone: the later one is known to it, too, by the time that
+    // the pool brings it.
+    assert!(node.height().await > 1, "the node has one: {summary}");
 }
 
 #[tokio::test]
@@ -97,5 +162,6 @@ async fn on_a_real_node_blocks_are_accepted() {
     check(&summary, 2);
     let accepted = summary["blocks"]["accepted"].as_u64().expect("a number");
     assert!(accepted > 0, "no block was accepted: {summary}");
-    assert!(u64::from(node.height().await) > accepted, "the node has them");
+    let height = u64::from(node.height().await);
+    assert!(height > accepted, "the node has them, at {height}: {summary}");
 }

@@ -1,5 +1,6 @@
 //! A farm and a pool, all of it ours and as processes: an SV1 miner, `checkweigh mining-proxy` on the farm's Bitcoin
-//! Core, `checkweigh pool` with its job declaration server on the pool's, and both nodes connected.
+//! Core, `checkweigh pool` with its job declaration server on the pool's, and both nodes connected. Both are configured as
+//! the README says, with other ports and paths.
 //!
 //! On regtest practically every share is a block.
 
@@ -7,6 +8,8 @@
 mod bitcoin_node;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/readme.rs"]
+mod readme;
 #[path = "support/sv1_miner.rs"]
 mod sv1_miner;
 
@@ -16,10 +19,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bitcoin::{Amount, Txid};
+use bitcoin::{Address, Amount, Network, ScriptBuf, Txid};
 use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes_with, wait_for_height};
-use checkweigh::shutdown::shutdown;
+use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use process::{Checkweigh, terminate};
+use readme::shown;
 use serde_json::Value;
 use sv1_miner::{Miner, MinerOptions};
 use tokio::process::Child;
@@ -33,7 +37,17 @@ const TRANSACTIONS: u32 = 5;
 const SUBSIDY: Amount = Amount::from_sat(50 * 100_000_000);
 
 /// Who the pool pays.
-const PAYOUT: &str = "5175";
+fn payout() -> Address {
+    Address::p2wsh(ScriptBuf::from(vec![0x51, 0x75]).as_script(), Network::Regtest)
+}
+
+/// Who is paid when there is no pool: never, here.
+fn nobody() -> Address {
+    Address::p2wsh(ScriptBuf::from(vec![0x6a]).as_script(), Network::Regtest)
+}
+
+/// Where the README has a node, and its cookie.
+const SHOWN_NODE: &str = "rpc_url = \"http://127.0.0.1:8332\"\ncookie_file = \"/var/lib/bitcoind/.cookie\"\n";
 
 const VARDIFF: &str = "[vardiff]\nenabled = false\nminimum_difficulty = 0.00000095367431640625\n\
                        initial_difficulty = 0.00000095367431640625\n";
@@ -75,12 +89,16 @@ fn over_ipc(section: &str, node: &RegtestNode) -> String {
 }
 
 fn pool_config(node: &RegtestNode) -> String {
-    format!(
-        "[downstream]\nsv2_listen = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
-         [node]\n{}[pool]\ncoinbase_script = \"{PAYOUT}\"\ncoinbase_tag = \"/pool/\"\n\
-         [job_declaration]\nlisten = \"127.0.0.1:0\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n{VARDIFF}",
-        node_keys(node)
-    )
+    let shown = shown(
+        "pool.toml",
+        &[
+            (SHOWN_NODE, &node_keys(node)),
+            ("0.0.0.0:3336", "127.0.0.1:0"),
+            ("0.0.0.0:3337", "127.0.0.1:0"),
+            ("bc1q...", &payout().to_string()),
+        ],
+    );
+    format!("{shown}{VARDIFF}")
 }
 
 fn provider_config(node: &RegtestNode) -> String {
@@ -98,14 +116,20 @@ fn proxy_config(
     mode: &str,
     templates: &str,
 ) -> String {
-    format!(
-        "[downstream]\nsv1_listen = \"127.0.0.1:0\"\n\
-         [[upstream]]\nurl = \"stratum2+tcp://{mining}/{key}\"\nuser_identity = \"account.farm\"\n\
-         job_declaration_url = \"stratum2+tcp://{declaration}/{key}\"\n\
-         [job_declaration]\nmode = \"{mode}\"\ncoinbase_tag = \"/farm/\"\npool_templates = false\n\
-         [job_declaration.node]\n{}{templates}{VARDIFF}",
-        node_keys(node)
-    )
+    let shown = shown(
+        "mining-proxy.toml",
+        &[
+            (SHOWN_NODE, &node_keys(node)),
+            ("0.0.0.0:3333", "127.0.0.1:0"),
+            ("pool.example:3336/POOL_KEY", &format!("{mining}/{key}")),
+            ("pool.example:3337/POOL_KEY", &format!("{declaration}/{key}")),
+            ("mode = \"full-template\"", &format!("mode = \"{mode}\"")),
+            // A block of anybody else's template would be no block of the farm's.
+            ("pool_templates = true", "pool_templates = false"),
+            ("bc1q...", &nobody().to_string()),
+        ],
+    );
+    format!("{shown}{templates}{VARDIFF}")
 }
 
 fn address(line: &Value) -> SocketAddr {
@@ -173,7 +197,7 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, templates: Templates) {
     let ours: BTreeSet<Txid> = wanted.iter().map(|spend| spend.transaction.compute_txid()).collect();
     assert_eq!(theirs, ours, "the block has what the farm's node chose");
     let payout = &found.txdata[0].output[0];
-    assert_eq!(payout.script_pubkey.to_hex_string(), PAYOUT);
+    assert_eq!(payout.script_pubkey, self::payout().script_pubkey());
     assert_eq!(payout.value, SUBSIDY + FEE * u64::from(TRANSACTIONS), "the pool has the whole reward");
     let height = farm.height().await;
     wait_for_height(&pool_node, height).await;
@@ -194,6 +218,108 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, templates: Templates) {
         let status = terminate(child, Duration::from_secs(5)).await;
         assert_eq!(status.code(), Some(0), "SIGTERM ends it in order");
     }
+}
+
+/// The pool with its job declaration server in another process; `mining` is where SV2 miners come in.
+fn apart_pool_config(node: &RegtestNode, mining: &str) -> String {
+    let here = "listen = \"127.0.0.1:0\"                      # where farms declare\n\
+                modes = [\"full-template\", \"coinbase-only\"]   # without the second, farms must show their transactions\n";
+    let config = pool_config(node);
+    assert!(config.contains(here), "{config}");
+    config.replace(here, "control_socket = \"pool.sock\"\n").replace(
+        "sv2_listen = \"127.0.0.1:0\"",
+        &format!("sv1_listen = \"127.0.0.1:0\"\nsv2_listen = \"{mining}\""),
+    )
+}
+
+fn server_config(node: &RegtestNode, listen: &str) -> String {
+    shown("jd-server.toml", &[(SHOWN_NODE, &node_keys(node)), ("0.0.0.0:3337", listen)])
+}
+
+fn start_miner(server: SocketAddr) -> (Miner, ShutdownTrigger) {
+    let (stop, end) = shutdown();
+    let pause = Some(Duration::from_millis(300));
+    let options = MinerOptions { server, user: "farm.rig".to_owned(), window: 1, pause };
+    (Miner::start(options, end), stop)
+}
+
+/// Waits until a job of the farm, declared to this server, has made a block that the pool's node has.
+async fn a_declared_block(server: &mut Checkweigh, node: &RegtestNode) {
+    let found = server.line("a job declaration client has found a block").await;
+    let height = found["height"].as_u64().expect("a height") as u32;
+    wait_for_height(node, height).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_declares_to_a_server_of_its_own_and_each_process_may_restart() {
+    let (mut farm, pool_node) = two_nodes_with(&[]).await;
+    let wanted = farm.fill_mempool(TRANSACTIONS).await;
+    let start = farm.height().await;
+    wait_for_height(&pool_node, start).await;
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (of_pool, of_farm) = (folder.path().join("pool"), folder.path().join("farm"));
+    std::fs::create_dir(&of_pool).expect("the folder is ours");
+    std::fs::create_dir(&of_farm).expect("the folder is ours");
+    make_key(&of_pool);
+
+    // The server is there first, and waits for its pool.
+    let mut server = Checkweigh::start("jd-server", &server_config(&pool_node, "127.0.0.1:0"), &of_pool);
+    server.line("it is dialled until it is there").await;
+    let mut pool = Checkweigh::start("pool", &apart_pool_config(&pool_node, "127.0.0.1:0"), &of_pool);
+    let at_pool = pool.address("SV1 miners may connect").await;
+    let mining = pool.address("SV2 miners may connect").await;
+    let line = server.line("job declaration clients may connect").await;
+    let (declaration, key) = (address(&line), line["authority_key"].as_str().expect("a key").to_owned());
+    server.line("the pool is there").await;
+    let mut pool = pool.detach_log();
+    let failover = "[failover]\nhold_down_s = 1\nlongest_hold_down_s = 2\nsteady_s = 1\n";
+    let config = proxy_config((mining, declaration, &key), &farm, "full-template", failover);
+    let mut proxy = Checkweigh::start("mining-proxy", &config, &of_farm);
+    let at_farm = proxy.address("SV1 miners may connect").await;
+    let mut proxy = proxy.detach_log();
+    let (mut miner, stop_miner) = start_miner(at_farm);
+    a_declared_block(&mut server, &pool_node).await;
+    let found = block_of_height(&pool_node, start + 1).await;
+    let theirs: BTreeSet<Txid> = found.txdata[1..].iter().map(bitcoin::Transaction::compute_txid).collect();
+    let ours: BTreeSet<Txid> = wanted.iter().map(|spend| spend.transaction.compute_txid()).collect();
+    assert_eq!(theirs, ours, "the block has what the farm's node chose");
+    assert_eq!(found.txdata[0].output[0].script_pubkey, payout().script_pubkey());
+
+    // Without its server the pool mines on for its own miners.
+    let mut gone = server.detach_log();
+    gone.kill().await.expect("it was ours to kill");
+    let (mut other, stop_other) = start_miner(at_pool);
+    let paid_to_pool = async {
+        for height in pool_node.height().await + 1.. {
+            wait_for_height(&pool_node, height).await;
+            let tag = block_of_height(&pool_node, height).await.txdata[0].input[0].script_sig.clone();
+            if tag.as_bytes().windows(6).any(|some| some == b"/pool/") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, paid_to_pool).await.expect("the pool finds a block of its own");
+    stop_other.trigger();
+    other.stopped(DEADLINE).await;
+
+    // The server is back, and then the pool is another one.
+    let config = server_config(&pool_node, &declaration.to_string());
+    let mut server = Checkweigh::start("jd-server", &config, &of_pool);
+    a_declared_block(&mut server, &pool_node).await;
+    assert_eq!(terminate(&mut pool, Duration::from_secs(5)).await.code(), Some(0), "it ends in order");
+    server.line("the pool is gone").await;
+    let pool = Checkweigh::start("pool", &apart_pool_config(&pool_node, &mining.to_string()), &of_pool);
+    let mut pool = pool.detach_log();
+    server.line("the pool is there").await;
+    a_declared_block(&mut server, &pool_node).await;
+    stop_miner.trigger();
+    miner.stopped(DEADLINE).await;
+    let mut server = server.detach_log();
+    for child in [&mut proxy, &mut server, &mut pool] {
+        let status = terminate(child, Duration::from_secs(5)).await;
+        assert_eq!(status.code(), Some(0), "SIGTERM ends it in order");
+    }
+    assert!(!of_pool.join("pool.sock").exists(), "the socket goes with the pool");
 }
 
 #[tokio::test(flavor = "multi_thread")]

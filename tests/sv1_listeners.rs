@@ -93,7 +93,7 @@ fn proxy_with_profile(pool: SocketAddr) -> (Role, ShutdownTrigger) {
         http: HttpConfig::default(),
         log: LogConfig::default(),
     };
-    (proxy::start(&config, listeners(), Clock::start(), end).expect("the proxy starts"), stop)
+    (proxy::start(&config, listeners(), Clock::start(), end).expect("the proxy starts").role, stop)
 }
 
 /// Dials in as NiceHash does, but with version rolling. Returns once the first job is there, with the difficulty that

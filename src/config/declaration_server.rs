@@ -1,6 +1,8 @@
-//! `[job_declaration]` of the pool: where clients declare jobs of their own templates.
+//! `[job_declaration]` of the pool: where clients declare jobs of their own templates, or where the server is that they
+//! declare them to.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use job_declarator::server::Mode;
 
@@ -13,19 +15,37 @@ use super::render::Page;
 const MODES: [(&str, Mode); 2] =
     [("full-template", Mode::FullTemplate), ("coinbase-only", Mode::CoinbaseOnly)];
 
-/// What a pool that takes declared jobs is told.
+/// How clients may declare; Full-Template mode is always among them, since its clients show more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modes(pub Vec<Mode>);
+
+impl Modes {
+    /// Whether clients must show their transactions.
+    pub fn requires_transactions(&self) -> bool {
+        !self.0.contains(&Mode::CoinbaseOnly)
+    }
+
+    pub(super) fn render(&self, page: &mut Page) {
+        let modes = MODES.iter().filter(|(_, mode)| self.0.contains(mode));
+        page.key("modes", modes.map(|(name, _)| (*name).to_owned()).collect::<Vec<String>>());
+    }
+}
+
+/// What a pool that takes declared jobs is told: one of the first two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeclarationServerConfig {
     /// Where clients connect.
-    pub listen: SocketAddr,
-    /// How clients may declare; Full-Template mode is always among them, since its clients show more.
-    pub modes: Vec<Mode>,
+    pub listen: Option<SocketAddr>,
+    /// Where a job declaration server that is a process of its own connects.
+    pub control_socket: Option<PathBuf>,
+    /// How clients may declare.
+    pub modes: Modes,
 }
 
 impl DeclarationServerConfig {
     /// Whether clients must show their transactions.
     pub fn requires_transactions(&self) -> bool {
-        !self.modes.contains(&Mode::CoinbaseOnly)
+        self.modes.requires_transactions()
     }
 
     /// `None` when there is no such section, or a part of it is wrong.
@@ -35,33 +55,50 @@ impl DeclarationServerConfig {
         downstream: Option<&DownstreamConfig>,
     ) -> Option<Self> {
         let mut section = document.section(findings, "job_declaration");
-        if section.is_present() {
-            section.require(findings, "listen");
-        }
         let listen = section.listen(findings, "listen", ListenKey::Declarations);
-        if section.has("listen") && downstream.is_some_and(|downstream| downstream.authority.is_none()) {
-            let place = section.place_of(findings, "listen");
+        let control_socket = section.string(findings, "control_socket").map(|path| findings.path(path));
+        let place = section.place_of(findings, "listen");
+        let (has_listen, has_socket) = (section.has("listen"), section.has("control_socket"));
+        if section.is_present() && !has_listen && !has_socket {
+            findings
+                .problem(place, "is missing; or control_socket, for a server that is a process of its own");
+        }
+        if (has_listen || has_socket) && downstream.is_some_and(|downstream| downstream.authority.is_none()) {
+            let key = if has_listen { "listen" } else { "control_socket" };
             findings.problem(
-                place,
+                section.place_of(findings, key),
                 "needs downstream.authority_secret_key_file: the connection proves who we are",
             );
         }
+        if has_listen && has_socket {
+            let what = "cannot stand beside listen: the server is in the pool, or a process of its own";
+            findings.problem(section.place_of(findings, "control_socket"), what);
+        }
+        if has_socket && section.has("modes") {
+            let what = "is not used: the modes are those of the server behind control_socket";
+            findings.note(section.place_of(findings, "modes"), what);
+        }
         let modes = read_modes(&mut section, findings);
         section.finish(findings);
-        Some(DeclarationServerConfig { listen: listen?, modes: modes? })
+        if listen.is_none() && control_socket.is_none() {
+            return None;
+        }
+        Some(DeclarationServerConfig { listen, control_socket, modes: modes? })
     }
 
     pub(super) fn render(&self, page: &mut Page) {
         page.section("[job_declaration]");
-        page.key("listen", self.listen.to_string());
-        let modes = MODES.iter().filter(|(_, mode)| self.modes.contains(mode));
-        page.key("modes", modes.map(|(name, _)| (*name).to_owned()).collect::<Vec<String>>());
+        if let Some(listen) = self.listen {
+            page.key("listen", listen.to_string());
+            self.modes.render(page);
+        }
+        page.optional("control_socket", self.control_socket.as_ref().map(|path| path.display().to_string()));
     }
 }
 
 /// Both when the file does not say.
-fn read_modes(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Mode>> {
-    let both = MODES.map(|(_, mode)| mode).to_vec();
+pub(super) fn read_modes(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Modes> {
+    let both = Modes(MODES.map(|(_, mode)| mode).to_vec());
     let Some(names) = section.strings(findings, "modes") else { return Some(both) };
     let place = section.place_of(findings, "modes");
     let mut modes = Vec::new();
@@ -80,5 +117,5 @@ fn read_modes(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<
         findings.problem(place, "must contain \"full-template\": who shows more is not turned away");
         return None;
     }
-    Some(modes)
+    Some(Modes(modes))
 }

@@ -31,6 +31,8 @@ pub enum ListenKey {
     Templates,
     /// Job declaration clients of a pool.
     Declarations,
+    /// Clients of a job declaration server that is a process of its own.
+    JdServer,
 }
 
 impl ListenKey {
@@ -44,6 +46,7 @@ impl ListenKey {
             ListenKey::Api => "api.listen".into(),
             ListenKey::Templates => "template_provider.listen".into(),
             ListenKey::Declarations => "job_declaration.listen".into(),
+            ListenKey::JdServer => "jd_server.listen".into(),
         }
     }
 }
@@ -74,7 +77,7 @@ pub struct Listeners {
     pub api: Option<TcpListener>,
     /// For clients of a template provider.
     pub templates: Option<TcpListener>,
-    /// For job declaration clients of a pool.
+    /// For job declaration clients.
     pub declarations: Option<TcpListener>,
 }
 
@@ -90,7 +93,9 @@ pub fn bind_listeners(addresses: &[ListenAddress]) -> Result<Listeners, Vec<Prob
             (Ok(listener), ListenKey::Metrics) => listeners.metrics = Some(listener),
             (Ok(listener), ListenKey::Api) => listeners.api = Some(listener),
             (Ok(listener), ListenKey::Templates) => listeners.templates = Some(listener),
-            (Ok(listener), ListenKey::Declarations) => listeners.declarations = Some(listener),
+            (Ok(listener), ListenKey::Declarations | ListenKey::JdServer) => {
+                listeners.declarations = Some(listener);
+            }
             (Err(error), of) => problems.push(Problem {
                 key: of.key().into_owned(),
                 line: *line,

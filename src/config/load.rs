@@ -19,6 +19,8 @@ pub enum Role {
     Pool,
     /// A source of templates in, template clients out.
     TemplateProvider,
+    /// A job declaration server beside a pool.
+    JdServer,
 }
 
 impl fmt::Display for Role {
@@ -27,6 +29,7 @@ impl fmt::Display for Role {
             Role::MiningProxy => "mining-proxy",
             Role::Pool => "pool",
             Role::TemplateProvider => "template-provider",
+            Role::JdServer => "jd-server",
         })
     }
 }
@@ -97,6 +100,9 @@ pub fn guess_role(path: &Path) -> Result<Role, Problems> {
     let has = |name: &str| document.get_ref().keys().any(|key| key.get_ref() == name);
     if has("template_provider") {
         return Ok(Role::TemplateProvider);
+    }
+    if has("jd_server") {
+        return Ok(Role::JdServer);
     }
     match (has("upstream") || has("channels"), has("node") || has("pool")) {
         (true, false) => Ok(Role::MiningProxy),

@@ -11,6 +11,7 @@ mod declaration;
 mod declaration_server;
 mod file;
 mod identity;
+mod jd_server;
 mod ledger;
 pub mod listen;
 mod load;
@@ -27,7 +28,8 @@ pub(crate) use file::{is_readable_by_others, read_key, read_text};
 
 pub use api::{ApiConfig, HttpConfig, Tokens};
 pub use declaration::JobDeclarationConfig;
-pub use declaration_server::DeclarationServerConfig;
+pub use declaration_server::{DeclarationServerConfig, Modes};
+pub use jd_server::JdServerConfig;
 pub use ledger::LedgerConfig;
 pub use listen::Listeners;
 pub use load::{Loaded, Role, RoleConfig, guess_role, known_keys, load, load_and_listen, read};

@@ -107,7 +107,7 @@ impl RoleConfig for TemplateProviderConfig {
     }
 }
 
-fn read_authority(
+pub(super) fn read_authority(
     section: &mut Section<'_>,
     findings: &mut Findings<'_>,
 ) -> Option<(PathBuf, AuthoritySecretKey)> {

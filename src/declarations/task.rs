@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use job_declarator::server::{
-    Claimant, DeclarationId, DeclaredBlock, DeclaredJob, JobDeclarationServer, PoolTip, ServerAction,
+    Claimant, DeclarationId, DeclaredBlock, DeclaredJob, JobDeclarationServer, ServerAction,
     ServerConnection, ServerOutput, TOKEN_SIZE, Verdict,
 };
 use rand::RngCore;
@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::connection::{Event, Line};
 use super::mempool::MempoolView;
 use super::validation::{JobHash, Validator, Verdicts};
-use super::{CustomJobOrder, DeclarationFigures, DeclarationsInbox};
+use super::{CustomJobOrder, DeclarationFigures, DeclarationsInbox, TipNews};
 use crate::clock::Clock;
 use crate::node::BlockSource;
 use crate::shutdown::Shutdown;
@@ -63,9 +63,17 @@ pub(super) struct DeclarationTask {
     running: HashMap<Place, AbortHandle>,
     is_refreshing: bool,
     submissions: JoinSet<()>,
-    source: BlockSource,
+    blocks: Destinations,
     clock: Clock,
     figures: watch::Sender<DeclarationFigures>,
+}
+
+/// Where blocks go.
+pub(super) struct Destinations {
+    /// Our node, and the disk.
+    pub(super) source: BlockSource,
+    /// Somebody else.
+    pub(super) other: Option<mpsc::Sender<DeclaredBlock>>,
 }
 
 /// The transactions of the last templates, by their hashes with witness.
@@ -96,7 +104,7 @@ impl DeclarationTask {
         server: JobDeclarationServer,
         mempool: MempoolView,
         validator: Validator,
-        source: BlockSource,
+        blocks: Destinations,
         clock: Clock,
         figures: watch::Sender<DeclarationFigures>,
     ) -> Self {
@@ -111,7 +119,7 @@ impl DeclarationTask {
             running: HashMap::new(),
             is_refreshing: false,
             submissions: JoinSet::new(),
-            source,
+            blocks,
             clock,
             figures,
         }
@@ -133,9 +141,9 @@ impl DeclarationTask {
                 () = shutdown.requested() => break,
                 // Before custom jobs, which are for this tip.
                 Ok(()) = inbox.tip.changed() => {
-                    let template = inbox.tip.borrow_and_update().clone();
-                    if let Some(template) = template {
-                        self.take_template(&template);
+                    let news = inbox.tip.borrow_and_update().clone();
+                    if let Some(news) = news {
+                        self.take_tip(&news);
                     }
                 }
                 Some(order) = inbox.custom_jobs.recv() => self.take_custom_job(order),
@@ -161,13 +169,16 @@ impl DeclarationTask {
         self.finish(events).await;
     }
 
-    fn take_template(&mut self, template: &Arc<BlockTemplate>) {
-        let tip = PoolTip::from(&**template);
+    fn take_tip(&mut self, news: &TipNews) {
+        let TipNews { tip, template } = news;
+        let tip = *tip;
         if self.server.tip().is_none_or(|last| last.previous_hash != tip.previous_hash) {
             self.verdicts.forget();
         }
         self.server.set_tip(tip);
-        self.transactions.learn(template);
+        if let Some(template) = template {
+            self.transactions.learn(template);
+        }
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             self.call(id, |connection, server, now, out| connection.handle_tip(now, server, out));
@@ -315,7 +326,11 @@ impl DeclarationTask {
 
     /// Nothing comes before this: the block is on its way, and on its way to the disk, when the next message is read.
     fn submit(&mut self, id: ConnectionId, block: DeclaredBlock) {
-        let source = self.source.clone();
+        if let Some(other) = &self.blocks.other {
+            // Whoever is behind by so many blocks has its own way to most of them.
+            let _ = other.try_send(block.clone());
+        }
+        let source = self.blocks.source.clone();
         let DeclaredBlock { hash, height, bytes } = block;
         let hash = displayed(&hash);
         tracing::info!(connection = id.0, height, hash, "a job declaration client has found a block");

@@ -1,20 +1,20 @@
 //! What a demo came to: for people, and as one JSON object for programs.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use accounting::Window;
 use serde_json::{Map, Value, json};
 use stratum::Target;
+use template::block_template::displayed;
 
 use crate::dev_chain::DevChain;
 use crate::error::RunError;
 use crate::latency::Latency;
 use crate::miner::MinerFigures;
-use crate::pool::task::PoolStatus;
 use crate::role::Observed;
 use crate::sink::{DeviceView, Snapshot};
+use crate::upstream::DeclarationView;
 
 /// Figures of a whole demo.
 pub(super) struct Summary {
@@ -23,6 +23,9 @@ pub(super) struct Summary {
     blocks_found: u64,
     blocks_accepted: u64,
     last_rejection: Option<String>,
+    declarations: Option<DeclarationView>,
+    /// The newest block, where the chain is our own: its height and hash.
+    tip: Option<(u32, String)>,
     share_ack: [Option<Duration>; 2],
     new_block: [Option<Duration>; 2],
 }
@@ -30,7 +33,8 @@ pub(super) struct Summary {
 impl Summary {
     pub(super) async fn of(
         observed: &Observed,
-        pool: &PoolStatus,
+        (blocks_found, blocks_accepted): (u64, u64),
+        declarations: Option<DeclarationView>,
         miners: &MinerFigures,
         chain: Option<&DevChain>,
     ) -> Result<Self, RunError> {
@@ -41,12 +45,15 @@ impl Summary {
             let latency = latency.snapshot();
             [latency.quantile(0.5), latency.quantile(0.99)]
         };
+        let of_chain = chain.map(DevChain::summary);
         Ok(Summary {
             snapshot,
             seconds: now.monotonic.as_secs_f64(),
-            blocks_found: pool.blocks_found.load(Ordering::Relaxed),
-            blocks_accepted: pool.blocks_accepted.load(Ordering::Relaxed),
-            last_rejection: chain.and_then(|chain| chain.summary().last_rejection),
+            blocks_found,
+            blocks_accepted,
+            last_rejection: of_chain.as_ref().and_then(|chain| chain.last_rejection.clone()),
+            declarations,
+            tip: of_chain.map(|chain| (chain.height, displayed(&chain.tip))),
             share_ack: quantiles(&miners.share_ack),
             new_block: quantiles(&observed.latencies.new_block),
         })
@@ -60,7 +67,7 @@ impl Summary {
             rejected.map(|(reason, count)| (reason.name().to_owned(), count.into())).collect();
         let devices: Vec<Value> =
             self.snapshot.devices.iter().map(|device| self.device_json(device)).collect();
-        json!({
+        let mut summary = json!({
             "seconds": self.seconds,
             "shares": {
                 "accepted": shares.accepted,
@@ -81,8 +88,16 @@ impl Summary {
                 "new_block_p50": milliseconds(self.new_block[0]),
                 "new_block_p99": milliseconds(self.new_block[1]),
             },
-        })
-        .to_string()
+        });
+        if let Some(DeclarationView { tally, .. }) = &self.declarations {
+            summary["job_declaration"] = json!({
+                "declared": tally.declared,
+                "acknowledged": tally.acknowledged,
+                "refused": tally.refused,
+                "solutions_pushed": tally.solutions_pushed,
+            });
+        }
+        summary.to_string()
     }
 
     fn device_json(&self, device: &DeviceView) -> Value {
@@ -117,6 +132,9 @@ impl fmt::Display for Summary {
         if let Some(reason) = &self.last_rejection {
             writeln!(f, "  the last one that was not: {reason}")?;
         }
+        if let Some(view) = &self.declarations {
+            self.write_declarations(f, view)?;
+        }
         let text = |latency: Option<Duration>| {
             latency.map_or("unknown".to_owned(), |latency| format!("{:.2} ms", latency.as_secs_f64() * 1e3))
         };
@@ -132,6 +150,22 @@ impl fmt::Display for Summary {
             text(self.new_block[0]),
             text(self.new_block[1])
         )
+    }
+}
+
+impl Summary {
+    fn write_declarations(&self, f: &mut fmt::Formatter<'_>, view: &DeclarationView) -> fmt::Result {
+        let tally = &view.tally;
+        writeln!(f, "Jobs of the farm's own templates: {} given to miners at once", tally.published)?;
+        writeln!(f, "  declared to the pool  {}", tally.declared)?;
+        writeln!(f, "  taken by it           {}", tally.acknowledged)?;
+        writeln!(f, "  refused               {}", tally.refused)?;
+        writeln!(f, "  blocks pushed to it   {}", tally.solutions_pushed)?;
+        writeln!(f, "  shares that waited    {} sent, {} dropped", tally.released, tally.dropped)?;
+        if let Some((height, hash)) = &self.tip {
+            writeln!(f, "Both nodes, the farm's and the pool's, end on block {height}, {hash}")?;
+        }
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Demo;
 use super::summary::accepted_difficulty;
 use crate::sink::Snapshot;
+use crate::upstream::DeclarationView;
 
 /// How often a terminal is drawn.
 const FRAME: Duration = Duration::from_millis(500);
@@ -24,7 +25,7 @@ pub(super) async fn show(demo: &Demo, json: bool) {
     loop {
         tokio::time::sleep(if draws { FRAME } else { LINE }).await;
         let now = demo.clock.now();
-        let Ok(snapshot) = demo.proxy.observed.sink.snapshot(now).await else { return };
+        let Ok(snapshot) = demo.proxy.role.observed.sink.snapshot(now).await else { return };
         if draws {
             // Clears the screen and goes to its corner.
             print!("\x1b[2J\x1b[H{}", screen(demo, &snapshot, now.monotonic));
@@ -38,15 +39,18 @@ pub(super) async fn show(demo: &Demo, json: bool) {
 
 fn line(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
     let shares = &snapshot.overview.totals.shares;
-    format!(
-        "{:>4} s  {} devices  {} shares accepted, {} rejected  {} blocks accepted of {} found",
+    let (blocks_found, blocks_accepted) = demo.blocks();
+    let mut line = format!(
+        "{:>4} s  {} devices  {} shares accepted, {} rejected  {blocks_accepted} blocks accepted of {blocks_found} found",
         elapsed.as_secs(),
         snapshot.devices.len(),
         shares.accepted,
         shares.rejected_total(),
-        demo.pool.status.blocks_accepted.load(Ordering::Relaxed),
-        demo.pool.status.blocks_found.load(Ordering::Relaxed),
-    )
+    );
+    if let Some(DeclarationView { tally, .. }) = demo.declarations() {
+        let _ = write!(line, "  {} jobs declared, {} taken", tally.declared, tally.acknowledged);
+    }
+    line
 }
 
 fn screen(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
@@ -56,6 +60,12 @@ fn screen(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
         text,
         "Checkweigh demo: CPU miners -> SV1 -> mining-proxy -> SV2 -> pool -> block {height}\n"
     );
+    if demo.declares {
+        let _ = writeln!(
+            text,
+            "The farm's node makes the templates; the proxy declares them, and the pool's node judges them.\n"
+        );
+    }
     let _ = writeln!(text, "{}\n", line(demo, snapshot, elapsed));
     let _ = writeln!(
         text,
@@ -80,7 +90,7 @@ fn screen(demo: &Demo, snapshot: &Snapshot, elapsed: Duration) -> String {
     }
     for (what, latency) in [
         ("share to answer, as miners saw it", demo.figures.share_ack.snapshot()),
-        ("new block to miners", demo.proxy.observed.latencies.new_block.snapshot()),
+        ("new block to miners", demo.proxy.role.observed.latencies.new_block.snapshot()),
     ] {
         if let (Some(half), Some(most)) = (latency.quantile(0.5), latency.quantile(0.99)) {
             let (half, most) = (half.as_secs_f64() * 1e3, most.as_secs_f64() * 1e3);

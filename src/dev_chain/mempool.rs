@@ -23,6 +23,10 @@ const MAX_DROPPED: usize = 1000;
 /// Every so many transactions one spends the transaction before it, so that their order matters.
 const CHAINED_EVERY: u64 = 4;
 
+/// Of so many transactions one never reaches a neighbour, and neither does what spends it. No multiple of
+/// [`CHAINED_EVERY`], so that both kinds of transactions are kept back.
+const PRIVATE_EVERY: u64 = 10;
+
 /// The script that all coins are locked with: anybody may spend them.
 const OP_TRUE: u8 = 0x51;
 
@@ -48,6 +52,8 @@ struct Waiting {
     value: Amount,
     /// Whether it spends the one before it in `waiting`.
     chained: bool,
+    /// Whether it is kept from neighbours.
+    is_private: bool,
 }
 
 impl Mempool {
@@ -71,11 +77,17 @@ impl Mempool {
 
     /// The waiting transactions, as a node lists them.
     pub fn transactions(&self) -> Vec<TemplateTransaction> {
-        let with_place = |(place, waiting): (usize, &Waiting)| TemplateTransaction {
-            depends: if waiting.chained { vec![place as u32 - 1] } else { vec![] },
-            ..waiting.entry.clone()
-        };
-        self.waiting.iter().enumerate().map(with_place).collect()
+        listed(self.waiting.iter())
+    }
+
+    /// Those that a neighbour has heard of: about nine in ten.
+    pub fn relayed(&self) -> Vec<TemplateTransaction> {
+        // What spends a transaction that is kept back is of no use without it.
+        let mut is_kept_back = false;
+        listed(self.waiting.iter().filter(|waiting| {
+            is_kept_back = waiting.is_private || (waiting.chained && is_kept_back);
+            !is_kept_back
+        }))
     }
 
     /// The value of a made-up coin that was not spent yet.
@@ -134,8 +146,18 @@ impl Mempool {
         let fee = Amount::from_sat(self.random.gen_range(200..5_000));
         let value = available - fee;
         let entry = entry(&transaction(spends, value, self.random.r#gen()), fee);
-        self.waiting.push(Waiting { entry, spends, value, chained });
+        let is_private = self.made % PRIVATE_EVERY == 1;
+        self.waiting.push(Waiting { entry, spends, value, chained, is_private });
     }
+}
+
+/// With the places of what they spend in this very list.
+fn listed<'a>(waiting: impl Iterator<Item = &'a Waiting>) -> Vec<TemplateTransaction> {
+    let with_place = |(place, waiting): (usize, &Waiting)| TemplateTransaction {
+        depends: if waiting.chained { vec![place as u32 - 1] } else { vec![] },
+        ..waiting.entry.clone()
+    };
+    waiting.enumerate().map(with_place).collect()
 }
 
 fn transaction(spends: OutPoint, value: Amount, witness: [u8; 32]) -> Transaction {
@@ -180,6 +202,22 @@ mod tests {
         assert_ne!(filled(1), filled(2));
         assert!(filled(1).iter().all(|transaction| transaction.txid != transaction.wtxid));
         assert!(filled(1).iter().any(|transaction| !transaction.depends.is_empty()));
+    }
+
+    #[test]
+    fn a_neighbour_hears_of_most_and_of_all_that_they_spend() {
+        let mut mempool = Mempool::new(5);
+        mempool.fill(400);
+        let (all, heard) = (mempool.transactions(), mempool.relayed());
+        assert!((320..=380).contains(&heard.len()), "{} of {}", heard.len(), all.len());
+        assert!(heard.iter().any(|transaction| !transaction.depends.is_empty()));
+        for transaction in &heard {
+            let raw: Transaction = bitcoin::consensus::deserialize(&transaction.raw).expect("is one");
+            let parent = raw.input[0].previous_output.txid.to_byte_array();
+            let named = transaction.depends.first().map(|place| heard[*place as usize].txid);
+            let spends_one = all.iter().any(|other| other.txid == parent);
+            assert_eq!(named, spends_one.then_some(parent));
+        }
     }
 
     #[test]

@@ -4,8 +4,12 @@
 //! and judged by [`validator`], which shares no code with what assembles them. What is simulated is the rest
 //! of the world: the tip that the chain starts from, the coins that its transactions spend, and their
 //! signatures.
+//!
+//! A chain may have several nodes. They differ in the transactions that they have; a block that one of them takes is
+//! the tip of all at the same moment, so that no two of them ever disagree. [`rpc`] serves a node as Bitcoin Core does.
 
 pub mod mempool;
+pub mod rpc;
 pub mod validator;
 
 use std::collections::VecDeque;
@@ -17,9 +21,9 @@ use bitcoin::hashes::Hash as _;
 use bitcoin::pow::{CompactTarget, Target};
 use stratum::hash::{Hash, sha256d};
 use stratum::{Now, TemplateId};
-use template::BlockTemplate;
 use template::block_template::{displayed, witness_commitment};
 use template::merkle::merkle_path;
+use template::{BlockTemplate, TemplateTransaction};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -73,12 +77,28 @@ pub struct DevChainSummary {
     pub last_rejection: Option<String>,
 }
 
-/// A development chain. Clones are the same chain.
+/// A node of a development chain. Clones are the same node.
 #[derive(Clone, Debug)]
 pub struct DevChain {
     clock: Clock,
-    templates: watch::Sender<Option<Arc<BlockTemplate>>>,
+    node: Node,
     chain: Arc<Mutex<Chain>>,
+}
+
+/// What is a node's own.
+#[derive(Clone, Debug)]
+struct Node {
+    templates: watch::Sender<Option<Arc<BlockTemplate>>>,
+    transactions: Known,
+}
+
+/// The transactions that a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// All of the chain's.
+    All,
+    /// Those that its neighbour passed on.
+    Relayed,
 }
 
 /// Locked for microseconds at a time, once per block or fresh template: never on the path of a share.
@@ -92,6 +112,8 @@ struct Chain {
     later_nbits: u32,
     transactions: usize,
     mempool: Mempool,
+    /// Everybody who mines on this chain: one, and as many as were asked for.
+    nodes: Vec<Node>,
     /// The times of the newest blocks, oldest first; at most [`MEDIAN_TIME_SPAN`].
     times: VecDeque<u32>,
     /// The newest accepted blocks, oldest first; at most [`REMEMBERED_BLOCKS`].
@@ -113,6 +135,7 @@ impl DevChain {
             later_nbits: settings.nbits,
             transactions: settings.transactions.min(mempool::MAX_TRANSACTIONS),
             mempool: Mempool::new(settings.seed),
+            nodes: Vec::new(),
             times: VecDeque::from([now.unix_seconds().saturating_sub(600)]),
             known: VecDeque::new(),
             last_template: 0,
@@ -120,34 +143,56 @@ impl DevChain {
             rejected: 0,
             last_rejection: None,
         };
-        let template = Arc::new(chain.template(now));
-        DevChain { clock, templates: watch::Sender::new(Some(template)), chain: Arc::new(Mutex::new(chain)) }
+        let node = chain.add_node(Known::All, now);
+        DevChain { clock, node, chain: Arc::new(Mutex::new(chain)) }
     }
 
-    /// The newest template: always there, and new with every tip and every refresh.
+    /// Another node on the same chain, connected to this one: of every ten transactions it hears of about nine.
+    pub fn neighbour(&self) -> DevChain {
+        let node = self.lock().add_node(Known::Relayed, self.clock.now());
+        DevChain { clock: self.clock, node, chain: Arc::clone(&self.chain) }
+    }
+
+    /// The node's newest template: always there, and new with every tip and every refresh.
     pub fn templates(&self) -> watch::Receiver<Option<Arc<BlockTemplate>>> {
-        self.templates.subscribe()
+        self.node.templates.subscribe()
     }
 
-    /// Judges a block and, when it is valid, makes it the tip and publishes the next template.
+    /// Judges a block and, when it is valid, makes it the tip and publishes the next templates.
     pub fn submit(&self, block: &[u8]) -> SubmitOutcome {
         let now = self.clock.now();
         let mut chain = self.lock();
         let outcome = chain.submit(block, now);
         if outcome == SubmitOutcome::Accepted {
             // Published under the lock: templates must not overtake each other.
-            let template = chain.template(now);
-            self.templates.send_replace(Some(Arc::new(template)));
+            chain.publish(now);
         }
         outcome
     }
 
-    /// Publishes a fresh template on the same tip, with one more transaction's fee and a later time.
+    /// Judges everything of a block but its proof of work (BIP 23).
+    pub fn propose(&self, block: &[u8]) -> Result<(), Invalid> {
+        let now = self.clock.now();
+        let chain = self.lock();
+        validator::validate_proposal(block, &chain.context(now), |coin| chain.mempool.coin(coin)).map(|_| ())
+    }
+
+    /// Publishes fresh templates on the same tip, with one more transaction's fee and a later time.
     pub fn refresh(&self) {
         let mut chain = self.lock();
         chain.mempool.replace_oldest();
-        let template = chain.template(self.clock.now());
-        self.templates.send_replace(Some(Arc::new(template)));
+        chain.publish(self.clock.now());
+    }
+
+    /// The transactions that the node has and that wait for a block.
+    fn waiting(&self) -> Vec<TemplateTransaction> {
+        self.lock().known(self.node.transactions)
+    }
+
+    /// The time of the tip, and the median time of the newest blocks; unix seconds.
+    fn times(&self) -> (u32, u32) {
+        let chain = self.lock();
+        (*chain.times.back().expect("the first tip has a time"), chain.median_time())
     }
 
     /// Sets the compact target of the blocks after the next one: the jobs of the current tip stay valid.
@@ -183,10 +228,32 @@ impl DevChain {
 }
 
 impl Chain {
-    fn template(&mut self, now: Now) -> BlockTemplate {
+    fn add_node(&mut self, transactions: Known, now: Now) -> Node {
+        let template = Arc::new(self.template(transactions, now));
+        let node = Node { templates: watch::Sender::new(Some(template)), transactions };
+        self.nodes.push(node.clone());
+        node
+    }
+
+    /// Gives every node its next template.
+    fn publish(&mut self, now: Now) {
+        for node in self.nodes.clone() {
+            let template = self.template(node.transactions, now);
+            node.templates.send_replace(Some(Arc::new(template)));
+        }
+    }
+
+    fn known(&self, transactions: Known) -> Vec<TemplateTransaction> {
+        match transactions {
+            Known::All => self.mempool.transactions(),
+            Known::Relayed => self.mempool.relayed(),
+        }
+    }
+
+    fn template(&mut self, transactions: Known, now: Now) -> BlockTemplate {
         self.mempool.fill(self.transactions);
         self.last_template += 1;
-        let transactions = self.mempool.transactions();
+        let transactions = self.known(transactions);
         let txids: Vec<Hash> = transactions.iter().map(|transaction| transaction.txid).collect();
         let wtxids: Vec<Hash> = transactions.iter().map(|transaction| transaction.wtxid).collect();
         let fees: u64 = transactions.iter().map(|transaction| transaction.fee).sum();

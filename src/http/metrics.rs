@@ -31,6 +31,25 @@ pub(super) const COMMIT: &str = match option_env!("CHECKWEIGH_COMMIT") {
     None => "unknown",
 };
 
+/// The page of a job declaration server that is a process of its own, which keeps no accounts either.
+pub(super) fn render_jd_server(
+    pool_is_there: bool,
+    figures: &DeclarationFigures,
+    source: Option<SourceFigures>,
+) -> String {
+    let mut page = Page::default();
+    page.gauge("checkweigh_build_info", "Always 1; which version runs, and the commit it was built from.");
+    page.labelled_twice([("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)], 1);
+    let help = "Whether the pool is there, for which jobs are declared.";
+    page.gauge("checkweigh_job_declaration_server_pool_up", help);
+    page.value(u8::from(pool_is_there));
+    render_declaration_server(&mut page, figures);
+    if let Some(source) = source {
+        render_template_source(&mut page, &source);
+    }
+    page.text
+}
+
 /// The page of a template provider, which keeps no accounts.
 pub(super) fn render_provider(status: &ProviderStatus, source: Option<SourceFigures>) -> String {
     let mut page = Page::default();

@@ -204,7 +204,8 @@ pub(crate) fn run_proxy(config: &ProxyConfig, source: Option<BlockSource>) -> Ru
         api: Some(listen(None)),
         ..Listeners::default()
     };
-    let role = proxy::start_with(config, source, listeners, Clock::start(), end).expect("the proxy starts");
+    let proxy = proxy::start_with(config, source, listeners, Clock::start(), end).expect("the proxy starts");
+    let role = proxy.role;
     Running {
         sv1: role.sv1_address.expect("it has a listener"),
         sv2: role.sv2_address.expect("it has a listener"),

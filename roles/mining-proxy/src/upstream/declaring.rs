@@ -7,19 +7,19 @@
 //!
 //! This module never chooses transactions, and never sends anything to a node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use job_declarator::client::{
     ChannelTerms, Client, ClientJob, ClientOutput, ClientTally, CustomJobId, Dropped, FoundSolution,
-    HeldDrop, MAX_JOBS, Trouble,
+    HeldDrop, MAX_JOBS, Released, Trouble,
 };
 use mining_server::record::{HeldRelease, HoldNumber, ReleaseFate};
 use mining_server::{DropReason, Fate, ShareEvent, ShareRecord, Verdict};
 use stratum::hash::{merkle_root, sha256d};
 use stratum::sv2::{FrameHeader, Message};
-use stratum::{JobId, Now};
+use stratum::{JobId, Now, Target, UpstreamJobId, Work};
 use template::{BlockTemplate, CoinbaseConstraints, JobTemplate, RawTransaction, assemble_block};
 
 use super::{LinkState, Upstream, send};
@@ -49,6 +49,9 @@ pub(super) struct Declaring {
     given: Option<Arc<BlockTemplate>>,
     /// What blocks are made of, by the job; at most [`MAX_SOLVABLE`].
     solvable: BTreeMap<CustomJobId, (ClientJob, Arc<BlockTemplate>)>,
+    /// The target of the channel when the pool took each job, oldest first; at most [`MAX_SOLVABLE`]. Miners had the job
+    /// before, and a SetTarget between is for it, too (SV2 5.3.21).
+    targets: VecDeque<(UpstreamJobId, Target)>,
     /// Whether it had all that it needs since both connections are up.
     was_ready: bool,
     /// The number of the share that was held last.
@@ -66,6 +69,7 @@ impl Declaring {
             newest_since: Duration::ZERO,
             given: None,
             solvable: BTreeMap::new(),
+            targets: VecDeque::new(),
             was_ready: false,
             last_hold: HoldNumber::new(0),
             trouble: None,
@@ -118,6 +122,24 @@ impl Declaring {
         let root = merkle_root(sha256d(&coinbase), &template.merkle_path);
         let header = template.header(record.version, &root, record.ntime, record.nonce);
         Some(FoundBlock { height: template.height, bytes: assemble_block(template, &coinbase, &header) })
+    }
+
+    /// The pool has taken a job while the channel had this target.
+    fn remember_target(&mut self, job: UpstreamJobId, target: Target) {
+        if self.targets.len() == MAX_SOLVABLE {
+            self.targets.pop_front();
+        }
+        self.targets.push_back((job, target));
+    }
+
+    /// Values a share of a job that the pool took by the target that the job has there. False when it is worth nothing
+    /// to the pool; a block is sent whatever it is worth.
+    fn appraise(&self, job: UpstreamJobId, event: &mut ShareEvent) -> bool {
+        let taken = self.targets.iter().rev().find(|(taken, _)| *taken == job);
+        let (Some((_, target)), Some(forward)) = (taken, &event.forward) else { return true };
+        let is_met = target.is_met_by(&forward.hash);
+        event.record.upstream_work = if is_met { target.work() } else { Work(0) };
+        is_met || forward.is_block
     }
 
     fn remember(&mut self, job: &ClientJob) {
@@ -220,11 +242,17 @@ impl Upstream {
         let is_answer =
             matches!(message, Message::SetCustomMiningJobSuccess(_) | Message::SetCustomMiningJobError(_));
         if is_answer && self.is_declaring() {
-            self.declare(now, out, |Declaring { client, out, .. }| match message {
-                Message::SetCustomMiningJobSuccess(success) => {
-                    client.handle_custom_job_success(success, now, out);
+            let channel = self.feeds.get(&Feed::Shared).and_then(|state| state.channel());
+            let target = channel.map(|channel| channel.target);
+            self.declare(now, out, |declaring| match (message, target) {
+                (Message::SetCustomMiningJobSuccess(success), Some(target)) => {
+                    declaring.remember_target(UpstreamJobId(success.job_id.0), target);
+                    declaring.client.handle_custom_job_success(success, now, &mut declaring.out);
                 }
-                Message::SetCustomMiningJobError(error) => client.handle_custom_job_error(error, now, out),
+                (Message::SetCustomMiningJobError(error), _) => {
+                    declaring.client.handle_custom_job_error(error, now, &mut declaring.out);
+                }
+                // Without a channel there is nothing that it could be the answer to.
                 _ => (),
             });
             return true;
@@ -296,8 +324,13 @@ impl Upstream {
             send(message, out);
         }
         out.declaration_bytes.extend_from_slice(&done.bytes);
-        for released in done.released {
-            self.forward_as(released.share, JobId(released.job.0), now, out);
+        for Released { job, mut share } in done.released {
+            if declaring.appraise(job, &mut share) {
+                self.forward_as(share, JobId(job.0), now, out);
+            } else {
+                share.record.fate = Fate::BelowUpstreamTarget;
+                out.records.push(share.record);
+            }
         }
         for Dropped { share, reason } in done.dropped {
             self.record(share, ReleaseFate::Dropped(drop_reason(reason)), now, out);

@@ -4,6 +4,8 @@ use mining_proxy::upstream::OLDEST_TEMPLATE;
 use mining_proxy::{Feed, Standing, SwitchReason};
 use mining_server::record::{HoldNumber, ReleaseFate};
 use mining_server::{DropReason, Fate};
+use stratum::Target;
+use stratum::sv2::messages::SetTarget;
 
 use crate::stage::{Manner, Stage};
 
@@ -63,6 +65,27 @@ fn shares_wait_for_the_pool_and_a_block_for_nobody() {
         assert_eq!((release.upstream, release.upstream_channel), (job.origin.upstream, job.origin.channel));
     }
     assert_eq!(stage.submit(&job, 3, false), Fate::Forwarded, "what comes later does not wait");
+}
+
+/// Miners have a job before the pool does, and pools often harden the target with the new tip that it is for.
+#[test]
+fn a_target_that_comes_before_the_pool_takes_a_job_is_for_its_shares() {
+    let mut stage = mining();
+    let before = stage.job(Feed::Shared);
+    assert_eq!(stage.submit(&before, 1, false), Some(Fate::Forwarded));
+    stage.pools[0].manner = Manner::Mute;
+    stage.template(2, 2);
+    let job = stage.job(Feed::Shared);
+    assert_ne!(job.number, before.number);
+    assert_eq!(stage.submit(&job, 1, false), None);
+    let custom = stage.waiting.pop().expect("the pool was told");
+    let maximum_target = Target::HARDEST;
+    stage.receive(0, SetTarget { channel_id: custom.channel_id, maximum_target });
+    stage.take_custom_job(0, &custom);
+    assert_eq!(stage.submit(&job, 2, false), Some(Fate::BelowUpstreamTarget));
+    let fates: Vec<Fate> = stage.records[1..].iter().map(|record| record.fate).collect();
+    assert_eq!((fates, stage.pools[0].shares), (vec![Fate::BelowUpstreamTarget; 2], 1));
+    assert_eq!(stage.submit(&job, 3, true), Some(Fate::Forwarded), "a block goes out in any case");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use mining_server::{Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Work};
 use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
-use stratum::{ChannelId, HashRate, Job, JobId, JobNumber, Now, TemplateId, UpstreamId};
+use stratum::{ChannelId, HashRate, Job, JobId, JobNumber, Now, Target, TemplateId, UpstreamId};
 use template::constraints::FIXED_WEIGHT;
 use template::outputs::write_outputs;
 use template::{BlockTemplate, Output, TemplateTransaction};
@@ -441,7 +441,10 @@ impl Stage {
                 pool.next_channel += 1;
                 pool.channels.insert(channel, Vec::new());
                 let is_mute = pool.manner == Manner::Mute;
-                self.receive(place, rig::opened(request_id, channel));
+                let opened = rig::opened(request_id, channel);
+                // Where jobs are declared, shares are weighed again when the pool takes their job.
+                let target = if self.declares { Target::MAX } else { opened.target };
+                self.receive(place, OpenExtendedMiningChannelSuccess { target, ..opened });
                 if !is_mute {
                     self.send_job(place, channel);
                 }
