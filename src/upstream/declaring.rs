@@ -211,6 +211,7 @@ impl Driver {
             }
         }
         if let Some(reason) = out.close_declaration.take() {
+            link.redirect = out.redirect_declaration.take();
             link.go_down(&reason.to_string(), self.task.clock.now());
         }
     }

@@ -4,6 +4,7 @@
 //! Nothing here runs the program, and no other tool is needed.
 
 mod manifests;
+mod messages;
 mod scan;
 mod sources;
 

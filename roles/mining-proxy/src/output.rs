@@ -53,6 +53,8 @@ pub struct UpstreamOutput {
     pub declaration_bytes: Vec<u8>,
     /// Set when the connection to the job declaration server must be closed once its bytes are written.
     pub close_declaration: Option<CloseReason>,
+    /// Set together with `close_declaration` when that server named another endpoint; as `reconnect_to` is.
+    pub redirect_declaration: Option<Endpoint>,
     /// Blocks of our own templates, for our node: before everything else.
     pub blocks: Vec<FoundBlock>,
     /// What the operator should see, at the log level of information. At most a few a minute.

@@ -39,7 +39,7 @@ pub async fn run_sv2_source(
 ) {
     let name = format!("{}:{}", url.host, url.port);
     let clock = outlet.clock();
-    let mut source = Source { url, name, outlet, blocks, clock };
+    let mut source = Source { url, name, outlet, blocks, clock, redirect: None };
     tokio::select! {
         () = shutdown.requested() => {}
         () = source.run() => unreachable!("the source runs until it is stopped"),
@@ -52,6 +52,8 @@ struct Source {
     outlet: TemplateOutlet,
     blocks: mpsc::Receiver<SourceBlock>,
     clock: Clock,
+    /// Where the provider asked us to go, tried once.
+    redirect: Option<(String, u16)>,
 }
 
 /// One connection.
@@ -68,11 +70,15 @@ impl Source {
     async fn run(&mut self) {
         let mut backoff = Backoff::new();
         loop {
-            let reason = match dial(&self.url, MAX_PAYLOAD_FROM_TEMPLATE_PROVIDER, self.clock).await {
+            let mut url = self.url.clone();
+            if let Some((host, port)) = self.redirect.take() {
+                (url.host, url.port) = (host, port);
+            }
+            let reason = match dial(&url, MAX_PAYLOAD_FROM_TEMPLATE_PROVIDER, self.clock).await {
                 Ok(transport) => {
                     tracing::info!(provider = self.name, "connected to the template provider");
                     backoff.connected(self.clock.now());
-                    self.follow(transport).await
+                    self.follow(transport, &url).await
                 }
                 Err(reason) => reason,
             };
@@ -102,11 +108,10 @@ impl Source {
         }
     }
 
-    /// Serves one connection to its end; says why it ended.
-    async fn follow(&mut self, transport: Sv2Stream) -> String {
+    /// Serves one connection, which leads to `url`, to its end; says why it ended.
+    async fn follow(&mut self, transport: Sv2Stream, url: &PoolUrl) -> String {
         let mut out = ProviderClientOutput::default();
-        let client =
-            ProviderClient::connected(&self.url.host, self.url.port, self.outlet.constraints(), &mut out);
+        let client = ProviderClient::connected(&url.host, url.port, self.outlet.constraints(), &mut out);
         let mut link = Link {
             client,
             out,
@@ -166,6 +171,7 @@ impl Source {
                 Err(_) => return Err("the provider does not read".to_owned()),
             }
         }
+        self.redirect = link.out.reconnect_to.take();
         link.out.close.take().map_or(Ok(()), |reason| Err(reason.what))
     }
 }

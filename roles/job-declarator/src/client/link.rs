@@ -7,7 +7,7 @@ use stratum::sv2::codes::{self, job_declaration_flags};
 use stratum::sv2::frame::MAX_PAYLOAD_FROM_DECLARATION_SERVER;
 use stratum::sv2::messages::{
     AllocateMiningJobToken, AllocateMiningJobTokenSuccess, DeclareMiningJobError, DeclareMiningJobSuccess,
-    Protocol, ProvideMissingTransactions, SetupConnection, SetupConnectionSuccess,
+    Protocol, ProvideMissingTransactions, Reconnect, SetupConnection, SetupConnectionSuccess,
 };
 use stratum::sv2::{FrameHeader, Message};
 use stratum::{CloseReason, Now, RequestId};
@@ -53,6 +53,7 @@ impl<S> Client<S> {
     pub fn handle_connected(&mut self, host: &str, port: u16, now: Now, out: &mut ClientOutput<S>) {
         self.lose(now);
         self.link = Link::SettingUp(now.monotonic);
+        self.endpoint = (host.to_owned(), port);
         let flags = match self.config.mode {
             Mode::FullTemplate => job_declaration_flags::DECLARE_TX_DATA,
             Mode::CoinbaseOnly => 0,
@@ -126,7 +127,9 @@ impl<S> Client<S> {
                 Ok(())
             }
             (Link::Ready, Message::ProvideMissingTransactions(message)) => self.handle_missing(&message, out),
-            (_, Message::Unknown(_)) => Ok(()),
+            (_, Message::Reconnect(message)) => self.handle_reconnect(&message, out),
+            // There are no channels here, nor extensions whose state could be void (SV2 3.6.4).
+            (_, Message::ChannelEndpointChanged(_) | Message::Unknown(_)) => Ok(()),
             (_, other) => Err(format!("the job declaration server sent {}, or too early", other.name())),
         }
     }
@@ -143,6 +146,19 @@ impl<S> Client<S> {
         self.link = Link::Ready;
         self.advance(now, out);
         Ok(())
+    }
+
+    /// The driver keeps expecting the same authority's key, so that nobody else can be where we are sent.
+    fn handle_reconnect(&self, message: &Reconnect, out: &mut ClientOutput<S>) -> Result<(), String> {
+        let (host, port) = &self.endpoint;
+        let Some((host, port)) = message.endpoint(host, *port) else {
+            let what = "the job declaration server named a host to reconnect to that is none";
+            out.notices.push(what.to_owned());
+            return Ok(());
+        };
+        let what = format!("the job declaration server sent us to {host}, port {port}");
+        out.reconnect_to = Some((host, port));
+        Err(what)
     }
 
     fn handle_token(

@@ -114,6 +114,8 @@ pub struct FoundSolution {
 pub struct Client<S> {
     config: ClientConfig,
     link: Link,
+    /// Host and port that the connection leads to, or the last one led to.
+    endpoint: (String, u16),
     stock: TokenStock,
     channel: Option<ChannelTerms>,
     /// The template to mine on.
@@ -142,6 +144,7 @@ impl<S> Client<S> {
         Client {
             config,
             link: Link::Away,
+            endpoint: (String::new(), 0),
             stock: TokenStock::default(),
             channel: None,
             newest: None,

@@ -34,6 +34,9 @@ pub struct ClientOutput<S> {
     /// Set when the connection to the job declaration server must be closed once the bytes are written. The client
     /// takes it as closed already.
     pub close: Option<CloseReason>,
+    /// Set together with `close` when the server named another host and port to dial. The driver must expect the same
+    /// authority key there (SV2 3.6.5), and goes back to the configured endpoint when it cannot connect.
+    pub reconnect_to: Option<(String, u16)>,
     /// What the operator should see, at the log level of information. At most a few a minute.
     pub notices: Vec<String>,
 }
@@ -50,6 +53,7 @@ impl<S> Default for ClientOutput<S> {
             constraints: None,
             trouble: Vec::new(),
             close: None,
+            reconnect_to: None,
             notices: Vec::new(),
         }
     }

@@ -70,6 +70,14 @@ const LARGE_FRAMES_FOR: Duration = Duration::from_secs(120);
 /// Blocks that were submitted and are not submitted again when a client repeats itself. Nobody finds as many.
 const MAX_SUBMITTED: usize = 16;
 
+/// Solutions that solve nothing, or repeat another, which a connection may push at once: each costs a look at every
+/// recent job, up to a few hundred thousand bytes to hash. A client whose tip is behind pushes a handful. One that
+/// pushes more is closed.
+pub const VAIN_SOLUTIONS: u32 = 64;
+
+/// One more such solution may be pushed after this time.
+pub const VAIN_SOLUTION_INTERVAL: Duration = Duration::from_millis(100);
+
 /// The longest details that a refusal carries, in bytes.
 const MAX_DETAILS: usize = 1024;
 
@@ -93,6 +101,8 @@ pub struct ServerConnection {
     waiting: VecDeque<(RequestId, Arc<str>)>,
     /// When the allowance of tokens is whole again.
     allowance_whole_at: Duration,
+    /// When the allowance of solutions that solve nothing is whole again.
+    vain_solutions_whole_at: Duration,
     large_frames_until: Duration,
     notices: u32,
     closed: bool,
@@ -111,6 +121,7 @@ impl ServerConnection {
             submitted: VecDeque::new(),
             waiting: VecDeque::new(),
             allowance_whole_at: now.monotonic,
+            vain_solutions_whole_at: now.monotonic,
             large_frames_until: Duration::ZERO,
             notices: 0,
             closed: false,
@@ -309,7 +320,7 @@ impl ServerConnection {
                 self.take_transactions(&message, now, server, out);
             }
             Message::PushSolution(solution) if mode == Mode::FullTemplate => {
-                self.push(&solution, server, out);
+                self.push(&solution, now, server, out);
             }
             Message::PushSolution(_) => {
                 self.tell("pushed a solution of a job that it never showed us", out);
@@ -537,12 +548,19 @@ impl ServerConnection {
     }
 
     /// A solution is for the newest job that it solves.
-    fn push(&mut self, solution: &PushSolution, server: &mut JobDeclarationServer, out: &mut ServerOutput) {
+    fn push(
+        &mut self,
+        solution: &PushSolution,
+        now: Now,
+        server: &mut JobDeclarationServer,
+        out: &mut ServerOutput,
+    ) {
         let Some(block) = self.recent.iter().rev().find_map(|job| job.pushed(solution)) else {
-            return self.tell("pushed a solution that solves none of its jobs", out);
+            self.tell("pushed a solution that solves none of its jobs", out);
+            return self.count_vain_solution(now, out);
         };
         if self.submitted.contains(&block.hash) {
-            return;
+            return self.count_vain_solution(now, out);
         }
         if self.submitted.len() == MAX_SUBMITTED {
             self.submitted.pop_front();
@@ -550,6 +568,17 @@ impl ServerConnection {
         self.submitted.push_back(block.hash);
         server.tally.solutions_pushed += 1;
         out.actions.push(ServerAction::Submit(block));
+    }
+
+    /// Closes a connection that pushes one thing after another that is no new block: the others wait meanwhile.
+    fn count_vain_solution(&mut self, now: Now, out: &mut ServerOutput) {
+        self.vain_solutions_whole_at =
+            self.vain_solutions_whole_at.max(now.monotonic) + VAIN_SOLUTION_INTERVAL;
+        if self.vain_solutions_whole_at > now.monotonic + VAIN_SOLUTION_INTERVAL * VAIN_SOLUTIONS {
+            let what =
+                "pushes one solution after another that solves none of its jobs, or that it pushed before";
+            self.close(CloseReason::downstream(what), out);
+        }
     }
 
     fn place(&self, id: DeclarationId, is_at: impl Fn(&Stage) -> bool) -> Option<usize> {

@@ -9,7 +9,7 @@ use job_declarator::client::{
 use job_declarator::server::Mode;
 use stratum::sv2::Message;
 use stratum::sv2::messages::*;
-use stratum::{ChannelId, JobId, Now, UpstreamJobId};
+use stratum::{ChannelId, JobId, Now, RequestId, UpstreamJobId};
 use template::outputs::{parse_outputs, write_outputs};
 use template::{BlockTemplate, CoinbaseConstraints, JobTemplate, Output, Skeleton};
 
@@ -532,4 +532,62 @@ fn shares_are_given_back_as_they_came() {
     let mut out = ClientOutput::default();
     client.handle_share(CustomJobId(1), "share".into(), None, &mut out);
     assert_eq!(out.dropped, [Dropped { share: "share".into(), reason: HeldDrop::JobRetired }]);
+}
+
+#[test]
+fn a_redirect_of_the_server_names_the_whole_endpoint() {
+    let cases = [
+        (("", 0), Some(("pool.example", 34_265))),
+        (("other.example", 0), Some(("other.example", 34_265))),
+        (("[::1]", 6), Some(("[::1]", 6))),
+        (("evil host\n", 1), None),
+    ];
+    for ((host, port), expected) in cases {
+        let mut rig = Rig::ready(Mode::FullTemplate);
+        rig.hear(Reconnect { new_host: host.to_owned(), new_port: port });
+        assert_eq!(rig.out.reconnect_to, expected.map(|(host, port)| (host.to_owned(), port)));
+        assert_eq!(rig.out.close.is_some(), expected.is_some());
+        assert_eq!(rig.client.is_ready(), expected.is_none());
+        assert_eq!(rig.out.notices.len(), usize::from(expected.is_none()));
+    }
+}
+
+#[test]
+fn a_server_that_refuses_us_or_says_what_no_server_says_is_left() {
+    let request_id = ExtensionsRequestId(1);
+    let early = SetupConnectionError { flags: 1, error_code: "unsupported-feature-flags".into() };
+    let setups: [(Message, &str); 3] = [
+        (early.into(), "unsupported-feature-flags (flags 0x1)"),
+        (SetupConnectionSuccess { used_version: 3, flags: 0 }.into(), "version 3"),
+        (
+            ProvideMissingTransactions { request_id: RequestId(1), unknown_tx_position_list: vec![] }.into(),
+            "early",
+        ),
+    ];
+    for (answer, words) in setups {
+        let mut rig = Rig::new(Mode::FullTemplate);
+        rig.client.handle_connected("pool.example", 34_265, rig.now, &mut rig.out);
+        rig.hear(answer);
+        assert!(rig.out.close.take().expect("closed").what.contains(words));
+        assert_eq!(rig.trouble(), [Trouble::Disconnected]);
+    }
+    let strange: [Message; 5] = [
+        SetupConnectionSuccess { used_version: 2, flags: 0 }.into(),
+        AllocateMiningJobToken { user_identifier: "farm".into(), request_id: RequestId(1) }.into(),
+        PushSolution { extranonce: vec![], prev_hash: [0; 32], nonce: 0, ntime: 0, nbits: 0, version: 0 }
+            .into(),
+        RequestExtensionsSuccess { request_id, supported_extensions: vec![2] }.into(),
+        RequestExtensionsError { request_id, unsupported_extensions: vec![], required_extensions: vec![2] }
+            .into(),
+    ];
+    for message in strange {
+        let mut rig = Rig::ready(Mode::FullTemplate);
+        rig.hear(message);
+        assert!(rig.out.close.is_some());
+    }
+    // Of channels there are none here, and unknown messages are nobody's fault.
+    let mut rig = Rig::ready(Mode::FullTemplate);
+    rig.hear(ChannelEndpointChanged { channel_id: ChannelId(1) });
+    rig.hear(Unknown { extension_type: 99, message_type: 1, channel_id: None, payload: vec![1] });
+    assert!(rig.out.close.is_none() && rig.client.is_ready());
 }

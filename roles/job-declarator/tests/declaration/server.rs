@@ -2,6 +2,7 @@
 
 use bitcoin::consensus::deserialize;
 use bitcoin::hashes::Hash as _;
+use job_declarator::server::connection::{VAIN_SOLUTION_INTERVAL, VAIN_SOLUTIONS};
 use job_declarator::server::{Mode, PoolTip, Verdict};
 use stratum::Fault;
 use stratum::sv2::frame::{
@@ -12,7 +13,7 @@ use template::block_template::MAX_TRANSACTIONS;
 use super::support::*;
 use stratum::sv2::Message;
 use stratum::sv2::messages::*;
-use stratum::{ConnectionId, RequestId};
+use stratum::{ChannelId, ConnectionId, RequestId};
 
 fn tip(height: u32, hash: u8) -> PoolTip {
     PoolTip::from(&block_template(1, height, [hash; 32], &[]))
@@ -462,4 +463,68 @@ fn a_closed_connection_abandons_what_it_waits_for() {
     assert_eq!(rig.server.tally().abandoned, 1);
     assert_eq!(rig.server.token_count(), 1, "that of the job that was found good");
     assert_eq!(good.0.len(), 16);
+}
+
+/// Each costs a look at every recent job, while others wait.
+#[test]
+fn whoever_pushes_what_solves_nothing_again_and_again_is_closed() {
+    let mut rig = Rig::set_up(1);
+    rig.know(&template());
+    rig.declared(&template());
+    let good = solution(&template(), [3; 12]);
+    let vain = PushSolution { prev_hash: [1; 32], ..good.clone() };
+    rig.send(good.clone());
+    assert_eq!(rig.blocks.len(), 1);
+    for _ in 0..VAIN_SOLUTIONS / 2 {
+        rig.send(vain.clone());
+        rig.send(good.clone());
+    }
+    for _ in 0..3 {
+        rig.wait(VAIN_SOLUTION_INTERVAL.as_millis() as u64);
+        rig.send(vain.clone());
+    }
+    assert_eq!((rig.closed.take(), rig.notices.len()), (None, 20), "the rest is not told");
+    rig.send(solution(&template(), [4; 12]));
+    assert_eq!(rig.blocks.len(), 2, "one that solves something costs nothing");
+    rig.send(vain);
+    assert!(rig.closed.expect("closed").what.contains("solution"));
+}
+
+#[test]
+fn extensions_are_refused_and_messages_of_servers_close_the_connection() {
+    let mut rig = Rig::set_up(1);
+    let request_id = ExtensionsRequestId(5);
+    let refusal = RequestExtensionsError {
+        request_id,
+        unsupported_extensions: vec![2, 9],
+        required_extensions: Vec::new(),
+    };
+    let request =
+        |extensions: &[u16]| RequestExtensions { request_id, requested_extensions: extensions.to_vec() };
+    assert_eq!(rig.send(request(&[2, 9])), [refusal.into()]);
+    let nothing = RequestExtensionsSuccess { request_id, supported_extensions: Vec::new() };
+    assert_eq!(rig.send(request(&[])), [nothing.into()]);
+    rig.send(Unknown { extension_type: 99, message_type: 1, channel_id: None, payload: vec![1] });
+    assert_eq!(rig.closed, None);
+
+    let request_id = RequestId(1);
+    let messages: [Message; 7] = [
+        setup(1).into(),
+        Reconnect { new_host: String::new(), new_port: 0 }.into(),
+        ChannelEndpointChanged { channel_id: ChannelId(1) }.into(),
+        AllocateMiningJobTokenSuccess {
+            request_id,
+            mining_job_token: vec![1].into(),
+            coinbase_outputs: vec![0],
+        }
+        .into(),
+        DeclareMiningJobError { request_id, error_code: String::new(), error_details: vec![] }.into(),
+        ProvideMissingTransactions { request_id, unknown_tx_position_list: vec![] }.into(),
+        CloseChannel { channel_id: ChannelId(1), reason_code: String::new() }.into(),
+    ];
+    for message in messages {
+        let mut rig = Rig::set_up(1);
+        assert_eq!(rig.send(message), []);
+        assert_eq!(rig.closed.map(|reason| reason.fault), Some(Fault::Downstream));
+    }
 }

@@ -342,8 +342,13 @@ impl Upstream {
                 self.notices.tell(now, out, || words);
             }
         }
-        out.close_declaration = done.close.or(out.close_declaration.take());
-        out.notices.extend(done.notices);
+        if done.close.is_some() {
+            out.close_declaration = done.close;
+            out.redirect_declaration = done.reconnect_to.map(|(host, port)| Endpoint { host, port });
+        }
+        for notice in done.notices {
+            self.notices.tell(now, out, || notice);
+        }
         declaring.look_whether_ready(now);
         self.declaring = Some(declaring);
     }

@@ -16,7 +16,7 @@ use stratum::{ChannelId, Epoch, Now, UpstreamChannelId, UpstreamJobId, Work};
 
 use super::{LinkState, Upstream, close};
 use crate::channel::{self, Channel};
-use crate::config::MAX_TEXT;
+use crate::config::Endpoint;
 use crate::feed::{FeedState, Standing};
 use crate::notices::quoted;
 use crate::output::{Feed, UpstreamOutput};
@@ -316,17 +316,11 @@ impl Upstream {
     /// Only the same authority can be on the other end of where we are sent, because the driver keeps expecting its
     /// key; the name must still be one before anybody resolves it.
     fn handle_reconnect(&mut self, message: &Reconnect, now: Now, out: &mut UpstreamOutput) -> Handled {
-        if !is_host(&message.new_host) {
+        let Some((host, port)) = message.endpoint(&self.endpoint.host, self.endpoint.port) else {
             self.tell(now, out, || "the upstream named a host to reconnect to that is none".to_owned());
             return Ok(());
-        }
-        let mut endpoint = self.endpoint.clone();
-        if !message.new_host.is_empty() {
-            endpoint.host = message.new_host.clone();
-        }
-        if message.new_port != 0 {
-            endpoint.port = message.new_port;
-        }
+        };
+        let endpoint = Endpoint { host, port };
         let what = format!("the upstream sent us to {}, port {}", endpoint.host, endpoint.port);
         out.close = Some(CloseReason::upstream(what));
         out.reconnect_to = Some(endpoint);
@@ -413,10 +407,4 @@ impl Upstream {
     fn tell(&mut self, now: Now, out: &mut UpstreamOutput, what: impl FnOnce() -> String) {
         self.notices.tell(now, out, what);
     }
-}
-
-/// A host name, an address, or nothing.
-fn is_host(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
-    text.len() <= MAX_TEXT && text.chars().all(allowed)
 }

@@ -3,7 +3,7 @@
 use mining_server::Fault;
 use stratum::sv2::Message;
 use stratum::sv2::messages::*;
-use stratum::{ChannelId, JobId, RequestId, Target};
+use stratum::{ChannelId, JobId, RequestId, SequenceNumber, Target, TemplateId};
 
 use crate::support::*;
 
@@ -72,10 +72,69 @@ fn the_first_message_is_setup_connection_and_it_comes_once() {
     assert!(driver.closed.is_some());
 }
 
+/// What a mining server sends on an open channel, and messages of other protocols.
+fn messages_of_open_channels(channel_id: ChannelId) -> Vec<Message> {
+    let (request_id, extensions) = (RequestId(1), ExtensionsRequestId(1));
+    vec![
+        SetupConnectionError { flags: 0, error_code: String::new() }.into(),
+        OpenExtendedMiningChannelSuccess {
+            request_id,
+            channel_id,
+            target: Target::MAX,
+            extranonce_size: 8,
+            extranonce_prefix: vec![1],
+            group_channel_id: channel_id,
+        }
+        .into(),
+        OpenStandardMiningChannelSuccess {
+            request_id,
+            channel_id,
+            target: Target::MAX,
+            extranonce_prefix: vec![1],
+            group_channel_id: channel_id,
+        }
+        .into(),
+        UpdateChannelError { channel_id, error_code: String::new() }.into(),
+        NewMiningJob { channel_id, job_id: JobId(1), min_ntime: None, version: 2, merkle_root: [0; 32] }
+            .into(),
+        NewExtendedMiningJob {
+            channel_id,
+            job_id: JobId(1),
+            min_ntime: None,
+            version: 2,
+            version_rolling_allowed: true,
+            merkle_path: Vec::new(),
+            coinbase_tx_prefix: Vec::new(),
+            coinbase_tx_suffix: Vec::new(),
+        }
+        .into(),
+        SubmitSharesSuccess {
+            channel_id,
+            last_sequence_number: SequenceNumber(1),
+            new_submits_accepted_count: 1,
+            new_shares_sum: 1,
+        }
+        .into(),
+        SubmitSharesError { channel_id, sequence_number: SequenceNumber(1), error_code: String::new() }
+            .into(),
+        SetCustomMiningJobSuccess { channel_id, request_id, job_id: JobId(1) }.into(),
+        SetCustomMiningJobError { channel_id, request_id, error_code: String::new() }.into(),
+        RequestExtensionsSuccess { request_id: extensions, supported_extensions: Vec::new() }.into(),
+        RequestExtensionsError {
+            request_id: extensions,
+            unsupported_extensions: Vec::new(),
+            required_extensions: Vec::new(),
+        }
+        .into(),
+        AllocateMiningJobToken { user_identifier: String::new(), request_id }.into(),
+        RequestTransactionData { template_id: TemplateId(1) }.into(),
+    ]
+}
+
 #[test]
 fn messages_of_servers_close_the_connection() {
     let channel_id = ChannelId(2);
-    let messages: [Message; 8] = [
+    let mut messages: Vec<Message> = vec![
         SetupConnectionSuccess { used_version: 2, flags: 0 }.into(),
         Reconnect { new_host: String::new(), new_port: 0 }.into(),
         ChannelEndpointChanged { channel_id }.into(),
@@ -85,6 +144,7 @@ fn messages_of_servers_close_the_connection() {
         SetNewPrevHash { channel_id, job_id: JobId(1), prev_hash: [0; 32], min_ntime: 0, nbits: 0 }.into(),
         refused(1, "unknown-user"),
     ];
+    messages.extend(messages_of_open_channels(channel_id));
     for message in messages {
         let mut driver = Driver::set_up(settings(), 0);
         driver.work(&Source::new().job(driver.now));

@@ -37,6 +37,9 @@ pub struct ProviderClientOutput {
     pub templates: Vec<BlockTemplate>,
     /// Set when the connection must be closed; dial again.
     pub close: Option<CloseReason>,
+    /// Set together with `close` when the provider named another host and port to dial. The driver must expect the same
+    /// authority key there (SV2 3.6.5), and goes back to the configured endpoint when it cannot connect.
+    pub reconnect_to: Option<(String, u16)>,
     /// What the operator should see.
     pub notices: Vec<String>,
 }
@@ -45,6 +48,8 @@ pub struct ProviderClientOutput {
 #[derive(Debug)]
 pub struct ProviderClient {
     constraints: CoinbaseConstraints,
+    /// Host and port that the connection leads to.
+    endpoint: (String, u16),
     is_set_up: bool,
     feed: TemplateFeed,
     /// Templates that wait for their transactions, oldest first, with the room that the provider had been asked for.
@@ -85,6 +90,7 @@ impl ProviderClient {
         send(setup, out);
         ProviderClient {
             constraints,
+            endpoint: (host.to_owned(), port),
             is_set_up: false,
             feed: TemplateFeed::new(),
             waiting: VecDeque::new(),
@@ -168,7 +174,17 @@ impl ProviderClient {
             Message::SetupConnectionError(error) => {
                 Err(format!("the provider refuses us: {}", shown(&error.error_code)))
             }
-            Message::Unknown(_) => Ok(()),
+            Message::Reconnect(message) => {
+                let (host, port) = &self.endpoint;
+                let Some((host, port)) = message.endpoint(host, *port) else {
+                    return Err("the provider named a host to reconnect to that is none".to_owned());
+                };
+                let what = format!("the provider sent us to {host}, port {port}");
+                out.reconnect_to = Some((host, port));
+                Err(what)
+            }
+            // There are no channels here, nor extensions whose state could be void (SV2 3.6.4).
+            Message::ChannelEndpointChanged(_) | Message::Unknown(_) => Ok(()),
             other if !self.is_set_up => Err(format!("{} came before SetupConnection.Success", other.name())),
             Message::NewTemplate(template) => {
                 let job = self.feed.handle_new_template(template, now).map_err(text)?;

@@ -7,11 +7,13 @@ use stratum::hash::{merkle_root, sha256d};
 use stratum::sv2::codes::{self, request_transaction_data, setup_connection};
 use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::{
-    CoinbaseOutputConstraints, NewTemplate, Protocol, RequestTransactionData, SetupConnection,
-    SubmitSolution, TemplateSetNewPrevHash,
+    ChannelEndpointChanged, CloseChannel, CoinbaseOutputConstraints, ExtensionsRequestId, NewTemplate,
+    Protocol, Reconnect, RequestExtensions, RequestExtensionsError, RequestExtensionsSuccess,
+    RequestTransactionData, RequestTransactionDataError, SetupConnection, SetupConnectionError,
+    SetupConnectionSuccess, SubmitSolution, TemplateSetNewPrevHash, Unknown,
 };
 use stratum::sv2::{FrameHeader, Message};
-use stratum::{Fault, Now, TemplateId};
+use stratum::{ChannelId, Fault, Now, TemplateId};
 
 use super::client::{ProviderClient, ProviderClientOutput};
 use super::server::{
@@ -227,7 +229,8 @@ fn whoever_breaks_the_order_is_closed_and_setup_has_its_errors() {
         let mut server = Server::new(on_tip(1, 0));
         let answers = server.take(setup);
         let [Message::SetupConnectionError(error)] = &answers[..] else { panic!("{answers:?}") };
-        assert_eq!(error.error_code, code);
+        let flags = if code == setup_connection::UNSUPPORTED_FEATURE_FLAGS { 5 } else { 0 };
+        assert_eq!((error.error_code.as_str(), error.flags), (code, flags));
         assert_eq!(server.close_fault(), Some(Fault::Downstream));
     }
     let mut server = Server::new(on_tip(1, 0));
@@ -380,4 +383,112 @@ fn a_provider_that_lies_or_dies_is_left() {
         assert!(out.templates.is_empty());
     }
     assert_eq!(codes::PROTOCOL_VERSION, 2);
+}
+
+/// A client that has been set up, and what it has said since.
+fn set_up_client() -> (ProviderClient, ProviderClientOutput) {
+    let mut out = ProviderClientOutput::default();
+    let constraints = CoinbaseConstraints::default();
+    let mut client = ProviderClient::connected("provider.example", 8442, constraints, &mut out);
+    hear(&mut client, SetupConnectionSuccess { used_version: 2, flags: 0 }, &mut out);
+    (client, out)
+}
+
+fn hear(client: &mut ProviderClient, message: impl Into<Message>, out: &mut ProviderClientOutput) {
+    let mut bytes = Vec::new();
+    message.into().encode_frame(&mut bytes).expect("fits");
+    let (header, payload) = frames(&bytes).remove(0);
+    client.handle_frame(header, &payload, at(1), out);
+}
+
+fn closed_for(out: &ProviderClientOutput) -> Option<&str> {
+    out.close.as_ref().map(|reason| reason.what.as_str())
+}
+
+#[test]
+fn a_template_without_transactions_is_let_go_where_it_is_stale_and_nowhere_else() {
+    let error = |template_id, code: &str| RequestTransactionDataError {
+        template_id: TemplateId(template_id),
+        error_code: code.to_owned(),
+    };
+    let (mut client, mut out) = set_up_client();
+    hear(&mut client, error(1, request_transaction_data::STALE_TEMPLATE_ID), &mut out);
+    assert_eq!(out.close, None);
+    hear(&mut client, error(1, request_transaction_data::TEMPLATE_ID_NOT_FOUND), &mut out);
+    assert_eq!(
+        closed_for(&out),
+        Some("the provider has no transactions for template 1: template-id-not-found")
+    );
+}
+
+#[test]
+fn a_redirect_of_the_provider_names_the_whole_endpoint() {
+    let cases = [
+        (("", 0), Some(("provider.example", 8442))),
+        (("other.example", 0), Some(("other.example", 8442))),
+        (("", 5), Some(("provider.example", 5))),
+        (("a/b", 1), None),
+    ];
+    for ((host, port), expected) in cases {
+        let (mut client, mut out) = set_up_client();
+        hear(&mut client, Reconnect { new_host: host.to_owned(), new_port: port }, &mut out);
+        assert_eq!(out.reconnect_to, expected.map(|(host, port)| (host.to_owned(), port)));
+        assert_eq!(out.close.map(|reason| reason.fault), Some(Fault::Upstream));
+    }
+}
+
+#[test]
+fn a_provider_that_refuses_us_or_says_what_no_provider_says_is_left() {
+    let refusal = SetupConnectionError { flags: 0, error_code: "unsupported-protocol".to_owned() };
+    let setups: [(Message, &str); 3] = [
+        (refusal.into(), "the provider refuses us: unsupported-protocol"),
+        (SetupConnectionSuccess { used_version: 3, flags: 0 }.into(), "the provider wants version 3"),
+        (room(1).into(), "CoinbaseOutputConstraints came before SetupConnection.Success"),
+    ];
+    for (answer, words) in setups {
+        let mut out = ProviderClientOutput::default();
+        let mut client = ProviderClient::connected("h", 1, CoinbaseConstraints::default(), &mut out);
+        hear(&mut client, answer, &mut out);
+        assert_eq!(closed_for(&out), Some(words));
+    }
+    let (mut client, mut out) = set_up_client();
+    hear(&mut client, ChannelEndpointChanged { channel_id: ChannelId(1) }, &mut out);
+    hear(&mut client, unknown(), &mut out);
+    assert_eq!(out.close, None);
+    hear(&mut client, CloseChannel { channel_id: ChannelId(1), reason_code: String::new() }, &mut out);
+    assert_eq!(closed_for(&out), Some("CloseChannel came from a template provider"));
+}
+
+fn unknown() -> Unknown {
+    Unknown { extension_type: 99, message_type: 1, channel_id: None, payload: vec![1] }
+}
+
+#[test]
+fn a_client_is_refused_extensions_and_closed_for_messages_of_servers() {
+    let mut server = Server::serving(on_tip(1, 0));
+    let request_id = ExtensionsRequestId(5);
+    let request =
+        |extensions: &[u16]| RequestExtensions { request_id, requested_extensions: extensions.to_vec() };
+    let refusal = RequestExtensionsError {
+        request_id,
+        unsupported_extensions: vec![2],
+        required_extensions: Vec::new(),
+    };
+    assert_eq!(server.take(request(&[2])), [refusal.into()]);
+    let nothing = RequestExtensionsSuccess { request_id, supported_extensions: Vec::new() };
+    assert_eq!(server.take(request(&[])), [nothing.into()]);
+    server.take(unknown());
+    assert_eq!(server.out.close, None);
+    let template_id = TemplateId(1);
+    let messages: [Message; 4] = [
+        setup().into(),
+        Reconnect { new_host: String::new(), new_port: 0 }.into(),
+        RequestTransactionDataError { template_id, error_code: String::new() }.into(),
+        CloseChannel { channel_id: ChannelId(1), reason_code: String::new() }.into(),
+    ];
+    for message in messages {
+        let mut server = Server::serving(on_tip(1, 0));
+        assert_eq!(server.take(message), []);
+        assert_eq!(server.close_fault(), Some(Fault::Downstream));
+    }
 }

@@ -12,6 +12,9 @@ mod wire {
     };
 }
 
+/// The longest host that a message carries (STR0_255), in bytes.
+const MAX_HOST: usize = 255;
+
 messages! {
     /// The first message of a connection (client to server, SV2 3.6.1).
     SetupConnection = "SetupConnection", 0, 0x00, false {
@@ -91,5 +94,19 @@ messages! {
         unsupported_extensions: Vec<u16>,
         /// Those that the server insists on; at most 65,535.
         required_extensions: Vec<u16>,
+    }
+}
+
+impl Reconnect {
+    /// Where it leads a client that is connected to this host and port; `None` when the host can be neither a name nor
+    /// an address, so that nobody tries to resolve it. Only the same authority may be trusted there (SV2 3.6.5).
+    pub fn endpoint(&self, host: &str, port: u16) -> Option<(String, u16)> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+        if self.new_host.len() > MAX_HOST || !self.new_host.chars().all(allowed) {
+            return None;
+        }
+        let host = if self.new_host.is_empty() { host } else { &self.new_host };
+        let port = if self.new_port == 0 { port } else { self.new_port };
+        Some((host.to_owned(), port))
     }
 }
