@@ -98,7 +98,7 @@ fn pool_config(node: &RegtestNode) -> String {
             ("bc1q...", &payout().to_string()),
         ],
     );
-    format!("{shown}{VARDIFF}")
+    format!("{shown}[metrics]\nlisten = \"127.0.0.1:0\"\n{VARDIFF}")
 }
 
 fn provider_config(node: &RegtestNode) -> String {
