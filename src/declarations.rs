@@ -41,6 +41,8 @@ pub struct DeclarationParts {
     pub outputs: Vec<Output>,
     /// Whether clients must show their transactions.
     pub requires_transactions: bool,
+    /// Clients that are served at once. Each may hold the transactions of some blocks.
+    pub max_connections: usize,
     /// What signs our certificates.
     pub key: AuthoritySecretKey,
     /// Knows transactions by name.
@@ -115,7 +117,8 @@ pub fn declarations(
     let task =
         DeclarationTask::new(server, mempool, Validator::new(parts.judge), destinations, clock, figures);
     let inbox = DeclarationsInbox { custom_jobs: waiting, tip: newest };
-    let listening = connection::listen(listener, Arc::new(parts.key), events, clock, shutdown.clone());
+    let most = parts.max_connections;
+    let listening = connection::listen(listener, most, Arc::new(parts.key), events, clock, shutdown.clone());
     let owning = task.run(inbox, heard, shutdown);
     let running = async move {
         tokio::join!(owning, listening);

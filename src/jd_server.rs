@@ -209,6 +209,7 @@ impl Server {
         let parts = DeclarationParts {
             outputs: outputs.clone(),
             requires_transactions: self.config.modes.requires_transactions(),
+            max_connections: self.config.max_connections as usize,
             key: self.config.authority.clone(),
             node: Arc::clone(&self.node),
             judge: self.judge.clone(),

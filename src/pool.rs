@@ -67,6 +67,8 @@ pub struct JobDeclaration {
     pub judge: BlockJudge,
     /// Whether clients must show their transactions.
     pub requires_transactions: bool,
+    /// Clients that are served at once.
+    pub max_connections: usize,
 }
 
 /// A running pool.
@@ -99,6 +101,7 @@ pub async fn run(config: PoolConfig, listeners: Listeners, mut shutdown: Shutdow
             node: Arc::clone(&client),
             judge: templates::judge(&config.templates, Arc::clone(&client), shutdown.clone())?,
             requires_transactions: declaration.requires_transactions(),
+            max_connections: declaration.max_connections as usize,
         }),
         None => None,
     };
@@ -163,10 +166,11 @@ pub fn start_with(
         listeners.declarations.take().zip(parts.job_declaration).zip(parts.downstream.authority.as_ref());
     let declarations = declarations.map(|((listener, needs), (_, key))| {
         let outputs = payout_outputs(&parts.rules);
-        let JobDeclaration { node, judge, requires_transactions } = needs;
+        let JobDeclaration { node, judge, requires_transactions, max_connections } = needs;
         let of_server = DeclarationParts {
             outputs,
             requires_transactions,
+            max_connections,
             key: key.clone(),
             node,
             judge,

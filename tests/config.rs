@@ -335,7 +335,12 @@ fn a_pool_takes_declared_jobs_where_its_file_says() {
     let folder = folder();
     let path = folder.path().join("pool.toml");
     let both = read::<PoolConfig>(&declaring_pool("", true), &path).expect("complete").config;
-    assert!(!both.job_declaration.as_ref().expect("it is there").requires_transactions());
+    let declared = both.job_declaration.as_ref().expect("it is there");
+    assert!(!declared.requires_transactions());
+    assert_eq!(declared.max_connections, 64);
+    let many = declaring_pool("max_connections = 1000", true);
+    let many = read::<PoolConfig>(&many, &path).expect("complete").config;
+    assert_eq!(many.job_declaration.expect("it is there").max_connections, 1000);
     let again = read::<PoolConfig>(&both.effective(), &path).expect("what was printed loads").config;
     assert_eq!(again.job_declaration, both.job_declaration);
     let one = declaring_pool("modes = [\"full-template\"]", true);
@@ -343,6 +348,7 @@ fn a_pool_takes_declared_jobs_where_its_file_says() {
     assert!(one.job_declaration.expect("it is there").requires_transactions());
     for (modes, has_key, what) in [
         ("", false, "job_declaration.listen: needs downstream.authority_secret_key_file"),
+        ("max_connections = 4097", true, "job_declaration.max_connections"),
         ("modes = [\"solo\"]", true, "job_declaration.modes: \"solo\" is neither"),
         ("modes = [\"coinbase-only\"]", true, "job_declaration.modes: must contain \"full-template\""),
     ] {

@@ -304,6 +304,7 @@ async fn server_with(
     let parts = DeclarationParts {
         outputs: vec![Output { value: 0, script: PAYOUT.to_vec() }],
         requires_transactions: false,
+        max_connections: 8,
         key: key(),
         judge,
         node: client,

@@ -15,6 +15,12 @@ use super::render::Page;
 const MODES: [(&str, Mode); 2] =
     [("full-template", Mode::FullTemplate), ("coinbase-only", Mode::CoinbaseOnly)];
 
+/// Clients that are served at once when the file does not say: one for each farm that declares.
+const DEFAULT_MAX_CONNECTIONS: u32 = 64;
+
+/// The most that the file may say: what tokens are there for.
+const MOST_CONNECTIONS: u32 = 4096;
+
 /// How clients may declare; Full-Template mode is always among them, since its clients show more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Modes(pub Vec<Mode>);
@@ -40,6 +46,8 @@ pub struct DeclarationServerConfig {
     pub control_socket: Option<PathBuf>,
     /// How clients may declare.
     pub modes: Modes,
+    /// Clients that are served at once. Each may hold the transactions of some blocks.
+    pub max_connections: u32,
 }
 
 impl DeclarationServerConfig {
@@ -79,11 +87,12 @@ impl DeclarationServerConfig {
             findings.note(section.place_of(findings, "modes"), what);
         }
         let modes = read_modes(&mut section, findings);
+        let max_connections = read_max_connections(&mut section, findings);
         section.finish(findings);
         if listen.is_none() && control_socket.is_none() {
             return None;
         }
-        Some(DeclarationServerConfig { listen, control_socket, modes: modes? })
+        Some(DeclarationServerConfig { listen, control_socket, modes: modes?, max_connections })
     }
 
     pub(super) fn render(&self, page: &mut Page) {
@@ -91,9 +100,16 @@ impl DeclarationServerConfig {
         if let Some(listen) = self.listen {
             page.key("listen", listen.to_string());
             self.modes.render(page);
+            page.key("max_connections", i64::from(self.max_connections));
         }
         page.optional("control_socket", self.control_socket.as_ref().map(|path| path.display().to_string()));
     }
+}
+
+/// How many clients are served at once.
+pub(super) fn read_max_connections(section: &mut Section<'_>, findings: &mut Findings<'_>) -> u32 {
+    let said = section.integer(findings, "max_connections", 1..=MOST_CONNECTIONS);
+    said.unwrap_or(DEFAULT_MAX_CONNECTIONS)
 }
 
 /// Both when the file does not say.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use stratum::sv2::AuthoritySecretKey;
 
-use super::declaration_server::{Modes, read_modes};
+use super::declaration_server::{Modes, read_max_connections, read_modes};
 use super::listen::ListenKey;
 use super::load::{Role, RoleConfig};
 use super::parts::LogConfig;
@@ -28,6 +28,8 @@ pub struct JdServerConfig {
     pub control_socket: PathBuf,
     /// How clients may declare.
     pub modes: Modes,
+    /// Clients that are served at once. Each may hold the transactions of some blocks.
+    pub max_connections: u32,
     /// The folder that found blocks are written to; made when it does not exist.
     pub blocks_dir: PathBuf,
     /// The node that judges what is declared, and that blocks go to.
@@ -54,6 +56,7 @@ impl RoleConfig for JdServerConfig {
         let authority = read_authority(&mut section, findings);
         let control_socket = section.string(findings, "control_socket").map(|path| findings.path(path));
         let modes = read_modes(&mut section, findings);
+        let max_connections = read_max_connections(&mut section, findings);
         let blocks_dir = read_blocks_dir(&mut section, findings);
         section.finish(findings);
         let node = NodeConfig::read(document, findings);
@@ -70,6 +73,7 @@ impl RoleConfig for JdServerConfig {
             authority_file,
             control_socket: control_socket?,
             modes: modes?,
+            max_connections,
             blocks_dir,
             node: node?,
             templates: templates?,
@@ -87,6 +91,7 @@ impl RoleConfig for JdServerConfig {
         page.hidden("authority secret key");
         page.key("control_socket", self.control_socket.display().to_string());
         self.modes.render(&mut page);
+        page.key("max_connections", i64::from(self.max_connections));
         page.key("blocks_dir", self.blocks_dir.display().to_string());
         self.node.render(&mut page, "[node]");
         self.templates.render(&mut page, "[templates]");

@@ -22,9 +22,6 @@ use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 use crate::sv2_transport::{Sv2Stream, accept, serve_clients};
 
-/// Clients that are served at once: one for each farm that declares. Each may hold the transactions of some blocks.
-const MAX_CONNECTIONS: usize = 64;
-
 /// How long a client may take to read what we write: a few kilobytes, or the places of all transactions of a block.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -77,17 +74,17 @@ impl Line {
     }
 }
 
-/// Accepts clients until the end is asked for.
+/// Accepts clients until the end is asked for; at most `most` at once.
 pub(super) async fn listen(
     listener: TcpListener,
+    most: usize,
     key: Arc<AuthoritySecretKey>,
     events: mpsc::Sender<Event>,
     clock: Clock,
     shutdown: Shutdown,
 ) {
-    let refuse =
-        |peer| tracing::debug!(%peer, "turned a job declaration client away: there are {MAX_CONNECTIONS}");
-    serve_clients(listener, (MAX_CONNECTIONS, END_GRACE), shutdown, refuse, move |stream, peer, id| {
+    let refuse = |peer| tracing::debug!(%peer, "turned a job declaration client away: there are {most}");
+    serve_clients(listener, (most, END_GRACE), shutdown, refuse, move |stream, peer, id| {
         let (key, events) = (Arc::clone(&key), events.clone());
         async move { serve(stream, peer, ConnectionId(id), &key, events, clock).await }
     })

@@ -156,7 +156,7 @@ fn declared(
         blocks_dir: folder.join("farm"),
     };
     let judge = BlockJudge::Rpc(Arc::clone(&node));
-    let server = JobDeclaration { node, judge, requires_transactions: false };
+    let server = JobDeclaration { node, judge, requires_transactions: false, max_connections: 8 };
     let declaring = Some(Declaring { server, farm, blocks: None });
     Ok(Nodes { chain: None, source, source_name: pool::node_name(pool), declaring })
 }
