@@ -19,7 +19,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::connection::{Event, Line};
 use super::mempool::MempoolView;
-use super::validation::{JobHash, Validator, Verdicts};
+use super::validation::{JobHash, Turns, Validator, Verdicts};
 use super::{CustomJobOrder, DeclarationFigures, DeclarationsInbox, TipNews};
 use crate::clock::Clock;
 use crate::node::BlockSource;
@@ -43,12 +43,18 @@ struct Live {
 /// What ran beside the owner and has ended.
 enum Answer {
     LookedUp { of: Place, found: Vec<Option<RawTransaction>> },
-    Validated { of: Place, job: JobHash, previous_hash: Hash, verdict: Verdict },
+    Validated { job: JobHash, previous_hash: Hash, verdict: Verdict },
     Refreshed,
 }
 
 /// A declaration of a connection.
-type Place = (ConnectionId, DeclarationId);
+pub(super) type Place = (ConnectionId, DeclarationId);
+
+/// What a declaration waits for.
+enum Running {
+    LookUp(AbortHandle),
+    Validation(JobHash),
+}
 
 /// The owner.
 pub(super) struct DeclarationTask {
@@ -60,7 +66,8 @@ pub(super) struct DeclarationTask {
     validator: Validator,
     /// At most some for each connection, because each has at most some declarations, and one refresh.
     work: JoinSet<Answer>,
-    running: HashMap<Place, AbortHandle>,
+    running: HashMap<Place, Running>,
+    turns: Turns,
     is_refreshing: bool,
     submissions: JoinSet<()>,
     blocks: Destinations,
@@ -117,6 +124,7 @@ impl DeclarationTask {
             validator,
             work: JoinSet::new(),
             running: HashMap::new(),
+            turns: Turns::default(),
             is_refreshing: false,
             submissions: JoinSet::new(),
             blocks,
@@ -227,14 +235,18 @@ impl DeclarationTask {
                     connection.handle_looked_up(of.1, found, now, server, out);
                 });
             }
-            Answer::Validated { of, job, previous_hash, verdict } => {
-                self.running.remove(&of);
+            Answer::Validated { job, previous_hash, verdict } => {
                 if self.server.tip().is_some_and(|tip| tip.previous_hash == previous_hash) {
                     self.verdicts.remember(job, &verdict);
                 }
-                self.call(of.0, |connection, server, now, out| {
-                    connection.handle_validated(of.1, verdict, now, server, &mut fresh, out);
-                });
+                for of in self.turns.end(job) {
+                    self.running.remove(&of);
+                    let verdict = verdict.clone();
+                    self.call(of.0, |connection, server, now, out| {
+                        connection.handle_validated(of.1, verdict, now, server, &mut fresh, out);
+                    });
+                }
+                self.start_validations();
             }
             Answer::Refreshed => self.is_refreshing = false,
         }
@@ -292,7 +304,7 @@ impl DeclarationTask {
             ServerAction::Validate { declaration, job } => {
                 let hash = JobHash::of(&job);
                 let Some(verdict) = self.verdicts.get(hash) else {
-                    return self.validate((id, declaration), hash, job, now.unix_seconds());
+                    return self.validate((id, declaration), hash, job);
                 };
                 if let Some(live) = self.connections.get_mut(&id) {
                     let server = &mut self.server;
@@ -300,7 +312,12 @@ impl DeclarationTask {
                 }
             }
             ServerAction::Abandon { declaration } => {
-                self.running.remove(&(id, declaration)).into_iter().for_each(|running| running.abort());
+                let place = (id, declaration);
+                match self.running.remove(&place) {
+                    Some(Running::LookUp(task)) => task.abort(),
+                    Some(Running::Validation(hash)) => self.turns.leave(hash, place),
+                    None => {}
+                }
             }
             ServerAction::Submit(block) => self.submit(id, block),
         }
@@ -312,16 +329,30 @@ impl DeclarationTask {
             mempool.look_up(&wtxids, &mut found).await;
             Answer::LookedUp { of, found }
         });
-        self.running.insert(of, running);
+        self.running.insert(of, Running::LookUp(running));
     }
 
-    fn validate(&mut self, of: Place, hash: JobHash, job: Arc<DeclaredJob>, unix_seconds: u32) {
-        let validator = self.validator.clone();
-        let running = self.work.spawn(async move {
-            let verdict = validator.judge(&job, unix_seconds).await;
-            Answer::Validated { of, job: hash, previous_hash: job.tip.previous_hash, verdict }
-        });
-        self.running.insert(of, running);
+    fn validate(&mut self, of: Place, hash: JobHash, job: Arc<DeclaredJob>) {
+        self.running.insert(of, Running::Validation(hash));
+        self.turns.join(hash, of, job);
+        self.start_validations();
+    }
+
+    fn start_validations(&mut self) {
+        let unix_seconds = self.clock.now().unix_seconds();
+        while let Some((hash, job)) = self.turns.next() {
+            let validator = self.validator.clone();
+            let previous_hash = job.tip.previous_hash;
+            self.work.spawn(async move {
+                // A task of its own, so that its turn ends with it whatever happens in it.
+                let judged = tokio::spawn(async move { validator.judge(&job, unix_seconds).await }).await;
+                let verdict = judged.unwrap_or_else(|error| {
+                    note_panic(&error);
+                    Verdict::Unknown("our look at the job failed".to_owned())
+                });
+                Answer::Validated { job: hash, previous_hash, verdict }
+            });
+        }
     }
 
     /// Nothing comes before this: the block is on its way, and on its way to the disk, when the next message is read.
