@@ -84,8 +84,7 @@ fn forward(client: TcpStream, server: TcpStream, seen: Arc<Mutex<Seen>>) {
 /// Copies until one side ends; tells of each piece once it is on its way.
 fn copy(mut from: TcpStream, mut to: TcpStream, mut tell: impl FnMut(usize)) {
     let mut buffer = vec![0; 256 * 1024];
-    loop {
-        let Ok(length @ 1..) = from.read(&mut buffer) else { break };
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
         // Before it is passed on: the other side may answer at once.
         tell(length);
         if to.write_all(&buffer[..length]).is_err() {

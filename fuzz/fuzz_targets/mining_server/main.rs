@@ -40,6 +40,7 @@ struct Options {
     vardiff_enabled: bool,
     minimum_is_firm: bool,
     proxy_protocol: bool,
+    custom_jobs: bool,
     batch: u8,
     initial: u8,
 }
@@ -58,9 +59,10 @@ enum Change {
 
 fuzz_target!(|input: Input<'_>| {
     let settings = settings(input.options);
+    let takes_custom_jobs = input.options.custom_jobs;
     match input.operations {
         Operations::Sv1(operations) => sv1::run(settings, &operations),
-        Operations::Sv2(operations) => sv2::run(settings, &operations),
+        Operations::Sv2(operations) => sv2::run(settings, takes_custom_jobs, &operations),
     }
 });
 

@@ -1,13 +1,16 @@
 //! An SV2 connection.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use mining_server::{Event, Settings, Verdict};
+use mining_server::sv2::{MAX_WAITING_CUSTOM_JOBS, Sv2Connection};
+use mining_server::{Event, PublishedJob, Settings, Verdict};
+use stratum::sv2::codes::set_custom_mining_job;
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
-use stratum::{ChannelId, JobId, RequestId, SequenceNumber, Target};
+use stratum::{ChannelId, ConnectionId, JobId, RequestId, SequenceNumber, Target};
 
 use crate::records::Records;
 use crate::support::{Driver, Opened, Source, setup_connection};
@@ -26,7 +29,18 @@ pub(crate) enum Operation<'a> {
     Submit { channel: u8, job: u8, nonce: u8, ntime: i16, version: u32, extranonce: u8, odd_size: Option<u8> },
     Work(Change),
     OpenFailed { channel: u8 },
+    AskForCustomJob { channel: u8, outputs: u8 },
+    AnswerCustomJob { which: u8, how: Answer },
     Wait(u16),
+}
+
+/// What the owner of the work says to a request for a custom job.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub(crate) enum Answer {
+    Taken,
+    /// A job that was made for an earlier request, and for another tip by now, perhaps.
+    TakenLate,
+    Refused,
 }
 
 /// One open channel as its peer sees it.
@@ -48,18 +62,29 @@ struct Run {
     channels: HashMap<ChannelId, Channel>,
     /// With a channel per device: wishes that were not answered yet.
     wanted: Vec<ChannelId>,
+    /// Requests for custom jobs that the peer has no answer to.
+    asked: HashMap<RequestId, ChannelId>,
+    /// A custom job that was made and not given out, and the extranonce that it is for.
+    late: Option<(Arc<PublishedJob>, usize)>,
     records: Records,
     operation: u32,
 }
 
-pub(crate) fn run(settings: Settings, operations: &[Operation<'_>]) {
+pub(crate) fn run(settings: Settings, takes_custom_jobs: bool, operations: &[Operation<'_>]) {
+    let mut driver = Driver::new(settings.clone());
+    if takes_custom_jobs {
+        let connection = Sv2Connection::new(Arc::new(settings.clone()), ConnectionId(7), driver.now);
+        driver.connection = connection.taking_custom_jobs();
+    }
     let mut run = Run {
-        driver: Driver::new(settings.clone()),
+        driver,
         settings,
         source: Source::new(),
         has_work: false,
         channels: HashMap::new(),
         wanted: Vec::new(),
+        asked: HashMap::new(),
+        late: None,
         records: Records::default(),
         operation: 0,
     };
@@ -100,6 +125,8 @@ impl Run {
                 self.driver.open_failed(channel, "failed")
             }
             Operation::OpenFailed { .. } => Vec::new(),
+            Operation::AskForCustomJob { channel, outputs } => self.ask_for_custom_job(*channel, *outputs),
+            Operation::AnswerCustomJob { which, how } => self.answer_custom_job(*which, *how),
             Operation::Wait(tenths) => self.driver.wait(Duration::from_millis(u64::from(*tenths) * 100)),
         };
         self.settle(messages);
@@ -116,8 +143,8 @@ impl Run {
             message_type: *message_type,
             payload_length: payload.len() as u32,
         };
-        // A well-formed message that opens or closes channels would escape our count.
-        if matches!(message_type, 0x10 | 0x13 | 0x18) && header.extension_type == 0 {
+        // A well-formed message that opens or closes channels, or asks for a custom job, would escape our count.
+        if matches!(message_type, 0x10 | 0x13 | 0x18 | 0x22) && header.extension_type == 0 {
             return Vec::new();
         }
         let mut frame = header.to_bytes().to_vec();
@@ -177,6 +204,58 @@ impl Run {
             extranonce: rolled,
             user_identity: None,
         })
+    }
+
+    fn ask_for_custom_job(&mut self, channel: u8, outputs: u8) -> Vec<Message> {
+        let (channel_id, request_id) = (self.channel(channel), RequestId(self.operation));
+        if self.driver.connection.max_payload() <= usize::from(outputs) * 128 + 1024 {
+            // The transport would not let it through.
+            return Vec::new();
+        }
+        self.asked.insert(request_id, channel_id);
+        let messages = self.driver.send(SetCustomMiningJob {
+            channel_id,
+            request_id,
+            token: vec![1; 16].into(),
+            version: 0x2000_0000,
+            prev_hash: [1; 32],
+            min_ntime: 0,
+            nbits: 0x1d00_ffff,
+            coinbase_tx_version: 2,
+            coinbase_prefix: vec![1, 7],
+            coinbase_tx_input_n_sequence: 0,
+            coinbase_tx_outputs: vec![0; usize::from(outputs) * 64],
+            coinbase_tx_locktime: 0,
+            merkle_path: vec![[7; 32]; usize::from(outputs) * 2],
+        });
+        assert!(self.driver.custom_jobs.len() <= MAX_WAITING_CUSTOM_JOBS, "too many wait for the owner");
+        messages
+    }
+
+    /// The owner answers one of the requests that it was handed.
+    fn answer_custom_job(&mut self, which: u8, how: Answer) -> Vec<Message> {
+        let waiting = self.driver.custom_jobs.len();
+        if waiting == 0 || !self.has_work {
+            return Vec::new();
+        }
+        let request = self.driver.custom_jobs.swap_remove(usize::from(which) % waiting);
+        let (channel, id) = (request.message.channel_id, request.message.request_id);
+        assert_eq!(self.asked.get(&id), Some(&channel), "the owner is asked what the peer asked");
+        let size = request.extranonce_size;
+        let refused = Err(set_custom_mining_job::INVALID_MINING_JOB_TOKEN);
+        let made = |run: &mut Self| run.source.custom_job(size, run.driver.now);
+        let answer = match how {
+            Answer::Taken => Ok(made(self)),
+            Answer::Refused => refused,
+            Answer::TakenLate => {
+                let fresh = made(self);
+                match self.late.replace((fresh, size)) {
+                    Some((late, for_size)) if for_size == size => Ok(late),
+                    _ => refused,
+                }
+            }
+        };
+        self.driver.answer_custom_job(channel, id.0, answer)
     }
 
     fn publish(&mut self, what: Change) -> Vec<Message> {
@@ -245,6 +324,15 @@ impl Run {
                 let told = channel.told_difficulty as f64;
                 assert!(told <= channel.difficulty * 1.000_001, "{told} of {}", channel.difficulty);
             }
+            Message::SetCustomMiningJobSuccess(taken) => {
+                let asked = self.asked.remove(&taken.request_id);
+                assert_eq!(asked, Some(taken.channel_id), "one answer to each request");
+                self.custom_job(taken.channel_id, taken.job_id);
+            }
+            Message::SetCustomMiningJobError(refused) => {
+                let asked = self.asked.remove(&refused.request_id);
+                assert_eq!(asked, Some(refused.channel_id), "one answer to each request");
+            }
             Message::CloseChannel(close) => {
                 self.channels.remove(&close.channel_id).expect("it was open");
             }
@@ -282,6 +370,21 @@ impl Run {
         assert!(hearers > 0, "a job for nobody");
     }
 
+    /// A custom job was taken: for extended channels, whether named alone or by their group.
+    fn custom_job(&mut self, address: ChannelId, job: JobId) {
+        let time = self.driver.now.unix_seconds();
+        let is_for = |open: &&mut Channel| {
+            open.opened.size > 0 && (open.opened.channel == address || open.opened.group == address)
+        };
+        let mut hearers = 0;
+        for channel in self.channels.values_mut().filter(is_for) {
+            assert!(channel.jobs.iter().all(|(id, _)| *id != job), "a job id came twice");
+            channel.jobs.push((job, time));
+            hearers += 1;
+        }
+        assert!(hearers > 0, "a custom job for nobody");
+    }
+
     /// An open channel or group, or a number that may be none.
     fn channel(&self, seed: u8) -> ChannelId {
         let mut ids: Vec<_> =
@@ -306,6 +409,13 @@ impl Run {
                 let rest = channel.difficulty - told;
                 assert!(rest < 1.0 + channel.difficulty * 1e-6, "{rest} of difficulty was not told");
             }
+        }
+        if self.driver.closed.is_none() {
+            assert_eq!(
+                self.asked.len(),
+                self.driver.custom_jobs.len(),
+                "the owner holds what is not answered"
+            );
         }
         self.driver.close();
         assert!(self.driver.registry.held.is_empty(), "a reserved value was lost");
