@@ -94,6 +94,11 @@ async fn wait_for_figure(page: SocketAddr, name: &str, is_met: impl Fn(f64) -> b
     }
 }
 
+/// Blocks of which the pool must have taken the share of one.
+const MOST_BLOCKS: u32 = 5;
+
+const DROPPED: &str = "checkweigh_job_declaration_held_shares_total{fate=\"dropped\"}";
+
 const ACKNOWLEDGED: &str = "checkweigh_job_declaration_jobs_total{state=\"acknowledged\"}";
 
 /// Farm and pool, each on its node, with one miner that has a job which the pool has taken.
@@ -144,10 +149,35 @@ impl Stage {
     }
 
     /// The miner's next job is on the tip of the farm's node, and the pool takes it: its block is the tip of both nodes,
-    /// and pays the pool.
-    async fn next_block_pays_the_pool(&mut self) {
+    /// and pays the pool. `acknowledged` jobs had been taken before the tip moved. Returns how many blocks that took: on
+    /// regtest one can be found before the pool has taken its job, and then its share has nowhere to go.
+    async fn next_block_pays_the_pool(&mut self, mut acknowledged: f64) -> u32 {
+        for blocks in 1..=MOST_BLOCKS {
+            let dropped = figure(self.proxy_page, DROPPED).await;
+            self.find_a_block(acknowledged).await;
+            let deadline = Instant::now() + DEADLINE;
+            let mut poll = interval(Duration::from_millis(20));
+            while figure(self.proxy_page, "checkweigh_shares_acknowledged_total").await < 1.0 {
+                if figure(self.proxy_page, DROPPED).await > dropped {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "the share is neither taken nor dropped");
+                poll.tick().await;
+            }
+            if figure(self.proxy_page, "checkweigh_shares_acknowledged_total").await >= 1.0 {
+                return blocks;
+            }
+            acknowledged = figure(self.proxy_page, ACKNOWLEDGED).await;
+        }
+        panic!("the pool took no share of {MOST_BLOCKS} blocks");
+    }
+
+    async fn find_a_block(&mut self, acknowledged: f64) {
         let (tip, height) = (self.farm.tip().await, self.farm.height().await);
-        let job = self.miner.job("a job on the new tip", |job| displayed(&job.previous_hash) == tip).await;
+        let is_on_tip = |job: &Notify| displayed(&job.previous_hash) == tip;
+        self.miner.job("a job on the new tip", is_on_tip).await;
+        wait_for_figure(self.proxy_page, ACKNOWLEDGED, |jobs| jobs > acknowledged).await;
+        let job = self.miner.job("a job on the new tip", is_on_tip).await;
         let kept = self.miner.solve(&job);
         let answer = self.miner.submit(&kept).await;
         assert!(answer.accepted(), "{answer:?}");
@@ -159,8 +189,6 @@ impl Stage {
         let payout = &found.txdata[0].output[0];
         assert_eq!(payout.script_pubkey.to_hex_string(), PAYOUT);
         assert!(payout.value >= SUBSIDY, "the pool has the whole reward");
-        wait_for_figure(self.proxy_page, "checkweigh_shares_acknowledged_total", |shares| shares >= 1.0)
-            .await;
     }
 
     async fn finish(mut self) {
@@ -192,6 +220,7 @@ fn make_key(folder: &Path) {
 async fn a_block_of_others_makes_the_solution_stale(mode: &str, of_pool: bool) {
     let mut stage = Stage::set(mode).await;
     let kept = stage.miner.solve(&stage.job);
+    let acknowledged = figure(stage.proxy_page, ACKNOWLEDGED).await;
     let finder = if of_pool { &stage.pool_node } else { &stage.farm };
     finder.generate(1).await;
     wait_for_height(&stage.farm, stage.start + 1).await;
@@ -201,8 +230,8 @@ async fn a_block_of_others_makes_the_solution_stale(mode: &str, of_pool: bool) {
     assert!(job.clean, "the old job is void");
     let answer = stage.miner.submit(&kept).await;
     assert_eq!(answer.error.map(|error| error.code), Some(JOB_NOT_FOUND), "it is stale");
-    stage.next_block_pays_the_pool().await;
-    assert_eq!(stage.farm.height().await, stage.start + 2, "the stale solution is in no chain");
+    let blocks = stage.next_block_pays_the_pool(acknowledged).await;
+    assert_eq!(stage.farm.height().await, stage.start + 1 + blocks, "the stale solution is in no chain");
     let rejected = "checkweigh_shares_rejected_total{reason=\"stale\"}";
     wait_for_figure(stage.proxy_page, rejected, |shares| shares == 1.0).await;
     stage.finish().await;
@@ -244,13 +273,12 @@ async fn a_farm_that_is_behind_is_told_so_and_goes_on(mode: &str) {
     let refused = "checkweigh_job_declaration_jobs_total{state=\"refused\"}";
     wait_for_figure(stage.proxy_page, refused, |jobs| jobs >= 1.0).await;
 
+    let acknowledged = figure(stage.proxy_page, ACKNOWLEDGED).await;
     stage.pool_node.call("setnetworkactive", json!([true])).await;
     stage.pool_node.call("addnode", json!([address, "onetry"])).await;
     wait_for_height(&stage.farm, stage.start + 2).await;
-    let acknowledged = figure(stage.proxy_page, ACKNOWLEDGED).await;
-    stage.next_block_pays_the_pool().await;
-    assert_eq!(stage.farm.height().await, stage.start + 3);
-    wait_for_figure(stage.proxy_page, ACKNOWLEDGED, |jobs| jobs > acknowledged).await;
+    let blocks = stage.next_block_pays_the_pool(acknowledged).await;
+    assert_eq!(stage.farm.height().await, stage.start + 2 + blocks);
     assert_eq!(figure(stage.proxy_page, stale).await, 1.0, "no other share was stale");
     stage.finish().await;
 }
