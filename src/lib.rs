@@ -3,6 +3,7 @@
 //! Roles decide, this crate does: sockets, clocks, files, signals and HTTP are here, and no rule of mining is. One
 //! module per thing that the program talks to; [`cli`] is where a process starts.
 
+pub mod background;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::background;
 use crate::clock::Clock;
 use crate::config::{DownstreamConfig, HttpConfig, LedgerConfig, Listeners, Sv1Profile, VardiffSettings};
 use crate::declarations::Declarations;
@@ -202,26 +203,33 @@ impl Role {
     ) -> Result<(), RunError> {
         let served = self.served(config, upstreams, jobs);
         if let Some(listener) = listeners.metrics.take() {
-            let (listener, address) = listener_of(listener)?;
+            let address = address_of(&listener)?;
             tracing::info!(%address, "metrics at /metrics, health at /healthz");
             let (served, shutdown) = (served.clone(), self.shutdown.clone());
-            self.spawn("metrics", async move {
-                if let Err(error) = http::serve_metrics(listener, served, shutdown).await {
+            let serving = background::run("metrics", move || async move {
+                let served =
+                    async { http::serve_metrics(TcpListener::from_std(listener)?, served, shutdown).await };
+                if let Err(error) = served.await {
                     tracing::error!(%error, "metrics are no longer served");
                 }
             });
+            self.spawn("metrics", serving);
         }
         if let (Some(listener), Some(config)) = (listeners.api.take(), &config.api) {
-            let (listener, address) = listener_of(listener)?;
+            let address = address_of(&listener)?;
             let needs_token = config.read_tokens.is_some() || config.admin_tokens.is_some();
             tracing::info!(%address, needs_token, "API at /api/v1/");
             self.api_address = Some(address);
             let (config, shutdown) = (config.clone(), self.shutdown.clone());
-            self.spawn("API", async move {
-                if let Err(error) = http::serve_api(listener, served, &config, shutdown).await {
+            let serving = background::run("API", move || async move {
+                let served = async {
+                    http::serve_api(TcpListener::from_std(listener)?, served, &config, shutdown).await
+                };
+                if let Err(error) = served.await {
                     tracing::error!(%error, "the API is no longer served");
                 }
             });
+            self.spawn("API", serving);
         }
         Ok(())
     }
@@ -339,6 +347,10 @@ fn raise_open_files(connections: u32, sv1_listeners: usize) {
             "downstream.max_connections needs more open files than the system allows (LimitNOFILE of systemd, ulimit -n)"
         );
     }
+}
+
+fn address_of(listener: &std::net::TcpListener) -> Result<SocketAddr, RunError> {
+    listener.local_addr().map_err(RunError::io("find the address of a listener"))
 }
 
 fn listener_of(listener: std::net::TcpListener) -> Result<(TcpListener, SocketAddr), RunError> {

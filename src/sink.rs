@@ -18,7 +18,8 @@ use accounting::entry::{
 };
 use accounting::identity::IdentityRule;
 use accounting::{
-    AckSums, BlockRow, EventRow, GroupId, HeldRelease, LedgerId, ShareRecord, Sums, UpstreamAnswer, Worth,
+    AckSums, BlockRow, DeviceMark, EventRow, GroupId, HeldRelease, LedgerId, ShareRecord, Sums,
+    UpstreamAnswer, Worth,
 };
 use stratum::{DeviceId, Job, Now, UpstreamId, Work};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -40,6 +41,18 @@ use crate::ledger::{Head, LedgerWriter};
 /// Records that wait for the sink: almost a second of the fastest stream that one process is built for, in four
 /// megabytes. When it is full, writers fold. As many again may wait in batches, of which each is one message.
 pub const QUEUE: usize = 16_384;
+
+/// Devices that are copied between two looks at the queue: a fraction of a millisecond's work, so that records hardly
+/// wait.
+const DEVICES_AT_ONCE: usize = 64;
+
+/// Devices of which a name or a mark is taken between two looks at the queue: not more work.
+const SWEPT_AT_ONCE: usize = 512;
+
+/// Pieces of devices that are taken in a row, and how long everything else has its turn then: a copy of a great fleet
+/// takes a tenth of a thread's time while it is made, and no more.
+const PIECES_IN_A_ROW: usize = 4;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
@@ -199,6 +212,14 @@ enum Message {
     Overview(Now, oneshot::Sender<(Overview, Sums)>),
     /// The next devices from this number on.
     Devices(Now, usize, oneshot::Sender<Piece>),
+    /// These devices, a few.
+    Some(Now, Vec<DeviceId>, oneshot::Sender<Vec<DeviceView>>),
+    /// Another number whenever a device is new, or has another name.
+    NamesVersion(oneshot::Sender<u64>),
+    /// The next names from this device on.
+    Names(usize, oneshot::Sender<Vec<(DeviceId, Option<Arc<str>>)>>),
+    /// The next marks from this device on.
+    Marks(usize, oneshot::Sender<Vec<(DeviceId, DeviceMark)>>),
     Happened(oneshot::Sender<Happened>),
     Finish(oneshot::Sender<()>),
 }
@@ -270,11 +291,56 @@ impl RecordSink {
     pub async fn snapshot(&self, now: Now) -> Result<Snapshot, SinkEnded> {
         let mut devices: Vec<DeviceView> = Vec::new();
         loop {
+            pause_after(devices.len() / DEVICES_AT_ONCE).await;
             let first = devices.last().map_or(0, |device| device.id.0 as usize + 1);
             let mut piece = self.ask(|answer| Message::Devices(now, first, answer)).await?;
             devices.append(&mut piece.devices);
             if let Some((overview, untracked)) = piece.rest {
                 return Ok(Snapshot { overview, devices, untracked });
+            }
+        }
+    }
+
+    /// Some devices, as they are now; those that are not known are left out. Costs nothing for the others.
+    pub async fn devices(&self, now: Now, ids: &[DeviceId]) -> Result<Vec<DeviceView>, SinkEnded> {
+        let mut devices = Vec::with_capacity(ids.len());
+        for (number, some) in ids.chunks(DEVICES_AT_ONCE).enumerate() {
+            pause_after(number).await;
+            devices.append(&mut self.ask(|answer| Message::Some(now, some.to_vec(), answer)).await?);
+        }
+        Ok(devices)
+    }
+
+    /// Another number whenever a device is new, or has another name.
+    pub async fn names_version(&self) -> Result<u64, SinkEnded> {
+        self.ask(Message::NamesVersion).await
+    }
+
+    /// The names of all devices, in the order of their numbers; `None` for those that none was said of.
+    pub async fn names(&self) -> Result<Vec<(DeviceId, Option<Arc<str>>)>, SinkEnded> {
+        self.sweep(Message::Names).await
+    }
+
+    /// What differs whenever something was counted for a device, or it was seen: of all devices, in the order of their
+    /// numbers.
+    pub async fn marks(&self) -> Result<Vec<(DeviceId, DeviceMark)>, SinkEnded> {
+        self.sweep(Message::Marks).await
+    }
+
+    /// Something small of all devices, some hundred at a time.
+    async fn sweep<T>(
+        &self,
+        question: impl Fn(usize, oneshot::Sender<Vec<(DeviceId, T)>>) -> Message,
+    ) -> Result<Vec<(DeviceId, T)>, SinkEnded> {
+        let mut all: Vec<(DeviceId, T)> = Vec::new();
+        loop {
+            pause_after(all.len() / SWEPT_AT_ONCE).await;
+            let first = all.last().map_or(0, |(id, _)| id.0 as usize + 1);
+            let mut piece = self.ask(|answer| question(first, answer)).await?;
+            let is_last = piece.len() < SWEPT_AT_ONCE;
+            all.append(&mut piece);
+            if is_last {
+                return Ok(all);
             }
         }
     }
@@ -293,6 +359,13 @@ impl RecordSink {
         let (answer, answered) = oneshot::channel();
         self.queue.send(question(answer)).await.map_err(|_| SinkEnded)?;
         answered.await.map_err(|_| SinkEnded)
+    }
+}
+
+/// Lets records have their turn after every few pieces of a great fleet: whoever asks can wait, and shares cannot.
+async fn pause_after(pieces: usize) {
+    if pieces > 0 && pieces.is_multiple_of(PIECES_IN_A_ROW) {
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

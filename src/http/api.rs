@@ -4,7 +4,6 @@
 
 mod devices;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use accounting::{Cause, DropReason, Level, LossReason, PowerSource, RejectReason};
@@ -342,6 +341,3 @@ pub(super) fn json(body: Vec<u8>) -> Response {
 pub(super) fn now_us(served: &Served) -> u64 {
     u64::try_from(served.clock.now().utc.as_micros()).unwrap_or(u64::MAX)
 }
-
-/// A snapshot that a blocking thread can hold.
-pub(super) type SharedFleet = Arc<super::view::Fleet>;

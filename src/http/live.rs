@@ -7,10 +7,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accounting::DeviceMark;
 use axum::extract::{ConnectInfo, RawQuery, State};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use stratum::DeviceId;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -20,9 +22,9 @@ use super::params::Params;
 use super::problem::Problem;
 use super::routes::ApiState;
 use super::shapes::{DeviceShape, FleetShape};
-use super::view::{Device, Fleet, View};
+use super::view::{Fleet, View};
 
-/// Streams that are open at once: each compares all devices once a second, and takes a connection.
+/// Streams that are open at once: each compares the marks of all devices once a second, and takes a connection.
 pub(super) const MAX_STREAMS: usize = 16;
 
 /// Devices of one event, half a megabyte. Those that changed beyond come with the next events, in turn.
@@ -39,10 +41,10 @@ struct Stream {
     _slot: OwnedSemaphorePermit,
 }
 
-/// The changes of each device that a client knows of, by place in the fleet, and where to look first.
+/// The mark of each device that a client knows of, by place in the fleet, and where to look first.
 #[derive(Default)]
 struct Seen {
-    marks: Vec<(u64, u64)>,
+    marks: Vec<Option<DeviceMark>>,
     first: usize,
     has_begun: bool,
 }
@@ -69,51 +71,47 @@ pub(super) async fn live(
     let stream = Stream { view: state.served.view, ticks, seen: Seen::default(), _slot: slot };
     let events = futures_util::stream::unfold(stream, |mut stream| async move {
         stream.ticks.tick().await;
-        let fleet = stream.view.fleet().await.ok()?;
-        let mut seen = std::mem::take(&mut stream.seen);
-        let (event, seen) = apart(move || (seen.event(&fleet), seen)).await;
-        stream.seen = seen;
+        let marks = stream.view.marks().await.ok()?;
+        let (changed, has_more) = stream.seen.changes(&marks);
+        let fleet = stream.view.some(changed).await.ok()?;
+        let event = apart(move || event(&fleet, has_more)).await;
         Some((Ok::<_, Infallible>(event), stream))
     });
     Ok(Sse::new(events).into_response())
 }
 
-impl Seen {
-    fn event(&mut self, fleet: &Fleet) -> Event {
-        let (devices, has_more) = self.changes(fleet);
-        let change = Change {
-            fleet: FleetShape::of(&fleet.overview),
-            devices: devices
-                .into_iter()
-                .map(|device| DeviceShape::of(device, fleet.has_answers_by_device, None))
-                .collect(),
-            has_more,
-        };
-        Event::default().event("change").json_data(change).expect("figures and texts are JSON")
-    }
+fn event(fleet: &Fleet, has_more: bool) -> Event {
+    let devices = fleet.devices.iter();
+    let change = Change {
+        fleet: FleetShape::of(&fleet.overview),
+        devices: devices.map(|device| DeviceShape::of(device, fleet.has_answers_by_device, None)).collect(),
+        has_more,
+    };
+    Event::default().event("change").json_data(change).expect("figures and texts are JSON")
+}
 
+impl Seen {
     /// Devices that changed since they were last shown, and whether there are more. The first time, all count as
     /// shown: who wants the start asks for the devices.
-    fn changes<'f>(&mut self, fleet: &'f Fleet) -> (Vec<&'f Device>, bool) {
+    fn changes(&mut self, marks: &[(DeviceId, DeviceMark)]) -> (Vec<DeviceId>, bool) {
         if !self.has_begun {
             self.has_begun = true;
-            self.marks = fleet.devices.iter().map(mark).collect();
+            self.marks = marks.iter().map(|(_, mark)| Some(*mark)).collect();
             return (Vec::new(), false);
         }
-        let count = fleet.devices.len();
-        self.marks.resize(count, (0, 0));
+        let count = marks.len();
+        self.marks.resize(count, None);
         let mut changed = Vec::new();
         for place in (self.first.min(count)..count).chain(0..self.first.min(count)) {
-            let device = &fleet.devices[place];
-            let mark = mark(device);
-            if self.marks[place] == mark {
+            let (device, mark) = marks[place];
+            if self.marks[place] == Some(mark) {
                 continue;
             }
             if changed.len() == MAX_DEVICES {
                 self.first = place;
                 return (changed, true);
             }
-            self.marks[place] = mark;
+            self.marks[place] = Some(mark);
             changed.push(device);
         }
         self.first = 0;
@@ -121,50 +119,40 @@ impl Seen {
     }
 }
 
-/// Differs whenever something was counted for the device, or it was seen.
-fn mark(device: &Device) -> (u64, u64) {
-    let answers = &device.sums.answers;
-    let counted =
-        device.sums.shares.submitted + answers.acknowledged + answers.refused + answers.lost_total();
-    (counted.wrapping_add(1), device.last_seen_us)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::view::fake::fleet;
 
-    fn names(devices: &[&Device]) -> Vec<String> {
-        devices.iter().map(|device| device.name.to_string()).collect()
+    fn marks(count: u32) -> Vec<(DeviceId, DeviceMark)> {
+        (0..count).map(|number| (DeviceId(number), DeviceMark(0, 7))).collect()
     }
 
     #[test]
     fn only_what_changed_is_shown_and_only_once() {
-        let mut fleet = fleet(3);
+        let mut marks = marks(3);
         let mut seen = Seen::default();
-        assert_eq!(seen.changes(&fleet).0.len(), 0, "the start is not a change");
-        assert_eq!(seen.changes(&fleet).0.len(), 0);
-        fleet.devices[1].sums.shares.submitted += 1;
-        assert_eq!(names(&seen.changes(&fleet).0), [fleet.devices[1].name.to_string()]);
-        assert_eq!(seen.changes(&fleet).0.len(), 0);
-        let newcomer = Device { name: "new".into(), ..fleet.devices[0].clone() };
-        fleet.devices.push(newcomer);
-        assert_eq!(names(&seen.changes(&fleet).0), ["new"]);
+        assert_eq!(seen.changes(&marks).0.len(), 0, "the start is not a change");
+        assert_eq!(seen.changes(&marks).0.len(), 0);
+        marks[1].1.0 += 1;
+        assert_eq!(seen.changes(&marks).0, [DeviceId(1)]);
+        assert_eq!(seen.changes(&marks).0.len(), 0);
+        marks.push((DeviceId(3), DeviceMark::default()));
+        assert_eq!(seen.changes(&marks).0, [DeviceId(3)], "a newcomer is a change");
     }
 
     #[test]
     fn a_great_fleet_is_shown_in_turn() {
-        let mut fleet = fleet(3 * MAX_DEVICES);
+        let mut marks = marks(3 * MAX_DEVICES as u32);
         let mut seen = Seen::default();
-        seen.changes(&fleet);
+        seen.changes(&marks);
         let mut shown = std::collections::BTreeSet::new();
         for round in 0..3 {
             // All of them change all the time; nobody must starve.
-            fleet.devices.iter_mut().for_each(|device| device.sums.shares.submitted += 1);
-            let (devices, has_more) = seen.changes(&fleet);
+            marks.iter_mut().for_each(|(_, mark)| mark.0 += 1);
+            let (devices, has_more) = seen.changes(&marks);
             assert_eq!((devices.len(), has_more), (MAX_DEVICES, true), "round {round}");
-            shown.extend(names(&devices));
+            shown.extend(devices);
         }
-        assert_eq!(shown.len(), fleet.devices.len());
+        assert_eq!(shown.len(), marks.len());
     }
 }

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use accounting::sums::subtract_codes;
-use accounting::{Level, PowerSource, Sums, Totals};
+use accounting::{DeviceMark, Level, PowerSource, Sums, Totals};
 use stratum::{DeviceId, Target, Work};
 
 use crate::sink::DeviceAtStart;
@@ -40,8 +40,14 @@ pub enum Unanswered {
 pub trait View: Send + Sync + 'static {
     /// Sums of the fleet, its groups and its upstreams. Costs the same for any number of devices.
     fn overview(&self) -> Answer<'_, Arc<Overview>>;
-    /// All devices, at most a second old; of a great fleet, at most five.
+    /// All devices, at most a second old; of a great fleet, at most five. Whoever needs a few devices asks for those.
     fn fleet(&self) -> Answer<'_, Arc<Fleet>>;
+    /// The names of all devices.
+    fn names(&self) -> Answer<'_, Arc<Names>>;
+    /// A fleet of these devices alone, in this order and as they are now; those that are not known are left out.
+    fn some(&self, devices: Vec<DeviceId>) -> Answer<'_, Fleet>;
+    /// What shows which devices changed, at most a second old, in the order of their numbers.
+    fn marks(&self) -> Answer<'_, Arc<Vec<(DeviceId, DeviceMark)>>>;
     /// Sums of all devices over a time.
     fn period(&self, span: Span) -> Answer<'_, Period>;
     /// Sums of one subject, span by span, oldest first; spans in which nothing happened may be left out.
@@ -82,6 +88,8 @@ pub struct Overview {
     pub rates: Rates,
     /// Devices that were ever seen.
     pub devices: usize,
+    /// Names of groups by their numbers.
+    pub group_names: Vec<Arc<str>>,
     /// Groups in the order of their names.
     pub groups: Vec<Group>,
     /// Upstreams, or the node of a pool, in the order of their numbers.
@@ -147,6 +155,53 @@ pub struct Fleet {
     pub has_answers_by_device: bool,
 }
 
+/// The names of all devices.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// In the order of their numbers.
+    devices: Vec<(DeviceId, Arc<str>)>,
+    /// Places in that list, in the order of the names.
+    order: Vec<u32>,
+}
+
+impl Names {
+    /// Names in the order of the devices' numbers.
+    pub fn new(devices: Vec<(DeviceId, Arc<str>)>) -> Self {
+        let mut order: Vec<u32> = (0..devices.len() as u32).collect();
+        order.sort_unstable_by(|a, b| {
+            let name = |place: u32| (&devices[place as usize].1, place);
+            name(*a).cmp(&name(*b))
+        });
+        Names { devices, order }
+    }
+
+    /// All devices, in the order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (DeviceId, &Arc<str>)> {
+        self.devices.iter().map(|(id, name)| (*id, name))
+    }
+
+    /// The devices in the order of their names, and of their numbers where those are the same.
+    pub fn by_name(&self) -> impl DoubleEndedIterator<Item = (DeviceId, &Arc<str>)> {
+        self.order.iter().map(|place| {
+            let (id, name) = &self.devices[*place as usize];
+            (*id, name)
+        })
+    }
+
+    /// The name of a device.
+    pub fn of(&self, id: DeviceId) -> Option<&Arc<str>> {
+        let place = self.devices.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(&self.devices[place].1)
+    }
+
+    /// The device of a name.
+    pub fn device(&self, name: &str) -> Option<DeviceId> {
+        let of = |place: &u32| &self.devices[*place as usize];
+        let place = self.order.binary_search_by(|place| (*of(place).1).cmp(name)).ok()?;
+        Some(of(&self.order[place]).0)
+    }
+}
+
 /// Devices that are freed at once; more are freed on a thread that may wait, and not where shares are awaited.
 const FREED_AT_ONCE: usize = 1000;
 
@@ -158,13 +213,6 @@ impl Drop for Fleet {
             let devices = std::mem::take(&mut self.devices);
             drop(runtime.spawn_blocking(|| drop(devices)));
         }
-    }
-}
-
-impl Fleet {
-    /// The device of this name.
-    pub fn device(&self, name: &str) -> Option<&Device> {
-        self.devices.iter().find(|device| &*device.name == name)
     }
 }
 
@@ -453,3 +501,25 @@ pub use recorded::RecordedView;
 
 #[cfg(test)]
 pub(crate) mod fake;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_by_number_and_by_name() {
+        let names = ["b", "a", "d", "c"].into_iter().zip([0, 2, 3, 9]);
+        let names = Names::new(names.map(|(name, id)| (DeviceId(id), name.into())).collect());
+        let by_name: Vec<&str> = names.by_name().map(|(_, name)| &**name).collect();
+        assert_eq!(by_name, ["a", "b", "c", "d"]);
+        assert_eq!(
+            ["a", "c", "x", ""].map(|name| names.device(name).map(|id| id.0)),
+            [Some(2), Some(9), None, None]
+        );
+        assert_eq!(
+            [0, 1, 9].map(|id| names.of(DeviceId(id)).map(|name| name.to_string())),
+            [Some("b".to_owned()), None, Some("c".to_owned())]
+        );
+        assert_eq!(names.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 2, 3, 9]);
+    }
+}

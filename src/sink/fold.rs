@@ -70,6 +70,10 @@ impl Fold {
             Message::Folded(_)
             | Message::Overview(..)
             | Message::Devices(..)
+            | Message::Some(..)
+            | Message::NamesVersion(_)
+            | Message::Names(..)
+            | Message::Marks(..)
             | Message::Happened(_)
             | Message::Finish(..) => {
                 unreachable!("writers fold only what they write")

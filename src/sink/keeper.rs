@@ -15,14 +15,13 @@ use tokio::sync::mpsc;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
-use super::{AtStart, DeviceAtStart, DeviceRules, Happened, Message, Overview, Piece, Record};
+use super::{
+    AtStart, DEVICES_AT_ONCE, DeviceAtStart, DeviceRules, Happened, Message, Overview, Piece, Record,
+    SWEPT_AT_ONCE,
+};
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
-
-/// Devices that are copied between two looks at the queue: a fraction of a millisecond's work, so that records hardly
-/// wait.
-const DEVICES_AT_ONCE: usize = 64;
 
 /// How long the end waits for a ledger that has no room, and how often it looks.
 const FINISH_GRACE: Duration = Duration::from_secs(3);
@@ -31,6 +30,11 @@ const FINISH_TICK: Duration = Duration::from_millis(20);
 /// How long to wait where there is no ledger whose batches are due.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// How far the open minute may be ahead of the clock, and how often it is then handed over as it grows. The clock was set
+/// forward and back: the minute ends when it has caught up, which can take for ever, and sums must come to rest meanwhile.
+const AHEAD: Duration = Duration::from_secs(120);
+const WHILE_AHEAD: Duration = Duration::from_secs(60);
+
 /// The state of the sink's task.
 pub(super) struct Keeper {
     books: Books,
@@ -38,6 +42,8 @@ pub(super) struct Keeper {
     scribe: Option<Scribe>,
     orphans: Arc<Mutex<Fold>>,
     has_ended: bool,
+    /// Since when the open minute is ahead of the clock, or was handed over, on the monotonic clock.
+    ahead_since: Option<Duration>,
 }
 
 impl Keeper {
@@ -52,7 +58,7 @@ impl Keeper {
         for (name, _) in &rules.groups {
             books.group(name);
         }
-        Keeper { books, rules, scribe, orphans, has_ended: false }
+        Keeper { books, rules, scribe, orphans, has_ended: false, ahead_since: None }
     }
 
     /// What the books have now.
@@ -111,6 +117,18 @@ impl Keeper {
             }
         }
         self.turn_to(microseconds(now.utc));
+        self.hand_over_if_ahead(now);
+    }
+
+    fn hand_over_if_ahead(&mut self, now: Now) {
+        if !is_due_while_ahead(self.books.open_minute(), now, &mut self.ahead_since) {
+            return;
+        }
+        if let Some(scribe) = &mut self.scribe {
+            scribe.seal();
+            self.books.begin_batch(scribe.open_batch());
+            scribe.roll_up(&mut self.books);
+        }
     }
 
     /// Closes the minute if `at_us` is in a later one: all before it is handed over, and its rollup with it.
@@ -151,6 +169,18 @@ impl Keeper {
             // An asker that has gone away in the meantime needs no answer.
             Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
             Message::Devices(now, first, answer) => drop(answer.send(self.devices(now, first))),
+            Message::Some(now, ids, answer) => {
+                let now_us = microseconds(now.utc);
+                let views = ids.into_iter().filter_map(|id| self.books.device_view(id, now_us));
+                drop(answer.send(views.collect()));
+            }
+            Message::NamesVersion(answer) => drop(answer.send(self.books.names_version())),
+            Message::Names(first, answer) => {
+                drop(answer.send(self.books.device_names(first).take(SWEPT_AT_ONCE).collect()));
+            }
+            Message::Marks(first, answer) => {
+                drop(answer.send(self.books.device_marks(first).take(SWEPT_AT_ONCE).collect()));
+            }
             Message::Happened(answer) => {
                 let events = self.books.events().cloned().collect();
                 let blocks = self.books.blocks().cloned().collect();
@@ -343,6 +373,21 @@ impl Keeper {
     }
 }
 
+/// Whether the open minute (its start, in unix seconds) has been far ahead of the clock for a while, so that it is to be
+/// handed over as it is.
+fn is_due_while_ahead(minute: u64, now: Now, since: &mut Option<Duration>) -> bool {
+    if Duration::from_secs(minute) <= now.utc.saturating_add(AHEAD) {
+        *since = None;
+        return false;
+    }
+    let began = *since.get_or_insert(now.monotonic);
+    let is_due = now.monotonic.saturating_sub(began) >= WHILE_AHEAD;
+    if is_due {
+        *since = Some(now.monotonic);
+    }
+    is_due
+}
+
 /// A block in words, as far as its job is known.
 fn words_of(block: &BlockRow) -> String {
     let hash = block.hash.map(|mut hash| {
@@ -353,5 +398,25 @@ fn words_of(block: &BlockRow) -> String {
         (Some(height), Some(hash)) => format!("height {height}, {hash}"),
         (None, Some(hash)) => hash,
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clock that is set a year forward and back, and then looked at every second.
+    #[test]
+    fn a_minute_that_is_far_ahead_is_handed_over_every_minute() {
+        let start = 1_800_000_000;
+        let at = |second: u64| Now::simulated(Duration::from_secs(start), Duration::from_secs(second));
+        let mut since = None;
+        let mut due = |minute, seconds: std::ops::Range<u64>| -> Vec<u64> {
+            seconds.filter(|second| is_due_while_ahead(minute, at(*second), &mut since)).collect()
+        };
+        let year = 365 * 86_400;
+        assert_eq!(due(start + year, 0..200), [60, 120, 180]);
+        assert_eq!(due(start + 200, 200..1000), [0; 0], "as usual: the clock ends it");
+        assert_eq!(due(start + year, 1000..1100), [1060], "and again");
     }
 }

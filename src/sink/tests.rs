@@ -327,3 +327,33 @@ async fn a_copy_of_a_fleet_has_every_device_once() {
         assert_eq!((all.shares, overview.devices), (overview.totals.shares, count as usize));
     }
 }
+
+/// Names and marks of a fleet, and the devices that are asked for.
+#[tokio::test]
+async fn what_is_small_of_all_devices_and_what_is_great_of_some() {
+    for count in [0, 1, 511, 512, 513, 2100] {
+        let (sink, _task) = RecordSink::start();
+        let mut writer = sink.writer();
+        for device in 0..count {
+            writer.device(DeviceEntry::named(DeviceId(device), format!("rig{device}"), us(90)));
+        }
+        let names = sink.names().await.expect("alive");
+        let expected = (0..count).map(|id| (DeviceId(id), Some(format!("rig{id}").into())));
+        assert_eq!(names, expected.collect::<Vec<_>>());
+        let version = sink.names_version().await.expect("alive");
+        let before = sink.marks().await.expect("alive");
+        assert_eq!(before.len(), count as usize);
+        let changed = count / 2;
+        writer.share(share(changed, Verdict::Accepted, Fate::Kept));
+        let after = sink.marks().await.expect("alive");
+        let differs = |(one, other): &(&_, &_)| one != other;
+        let different: Vec<_> = before.iter().zip(&after).filter(differs).map(|(_, (id, _))| *id).collect();
+        assert_eq!(different, Vec::from_iter((count > 0).then_some(DeviceId(changed))));
+        let is_same = sink.names_version().await.expect("alive") == version;
+        assert_eq!(is_same, count > 0, "a device without a name is new");
+        let ids = [count + 7, changed, 0].map(DeviceId);
+        let devices = sink.devices(at(120), &ids).await.expect("alive");
+        let found: Vec<u32> = devices.iter().map(|device| device.id.0).collect();
+        assert_eq!(found, [changed, 0], "those that are known, in this order");
+    }
+}

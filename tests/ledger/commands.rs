@@ -323,6 +323,10 @@ fn as_json(name: &str, field: &parquet::record::Field) -> Value {
             let bytes: [u8; 16] = decimal.data().try_into().expect("sixteen bytes");
             u128::from_be_bytes(bytes).to_string().into()
         }
+        Field::Long(change) => match name {
+            "held" => (*change).into(),
+            _ => change.to_string().into(),
+        },
         other => panic!("a kind of value that no column has: {other:?}"),
     }
 }

@@ -26,7 +26,7 @@ use self::happened::Happened;
 pub use self::happened::{MAX_BLOCKS, MAX_EVENTS};
 use self::identity::Odd;
 pub use self::restore::Restored;
-pub use self::views::{DeviceView, SubjectView};
+pub use self::views::{DeviceMark, DeviceView, SubjectView};
 use crate::acks::AckSums;
 use crate::batch::BatchNumber;
 use crate::cost::Worth;
@@ -59,6 +59,8 @@ pub struct Books {
     /// By their numbers, which are given without gaps.
     devices: Vec<Option<Box<Device>>>,
     known: usize,
+    /// Counts what changed the list of devices or their names.
+    names: u64,
     groups: Vec<Group>,
     upstreams: BTreeMap<UpstreamId, Upstream>,
     /// Forwarded shares that wait for an answer.
@@ -301,6 +303,11 @@ impl Books {
         self.known
     }
 
+    /// Another number whenever a device is new, or has another name.
+    pub fn names_version(&self) -> u64 {
+        self.names
+    }
+
     /// The number of a group of this name, which it gets now if it has none; `None` when there are too many.
     pub fn group(&mut self, name: &str) -> Option<GroupId> {
         if let Some(index) = self.groups.iter().position(|group| *group.name == *name) {
@@ -323,6 +330,9 @@ impl Books {
     /// How many devices belong to each group, in the order of their numbers.
     pub fn devices_by_group(&self) -> Vec<usize> {
         let mut counts = vec![0; self.groups.len()];
+        if counts.is_empty() {
+            return counts;
+        }
         let groups = self.devices.iter().flatten().flat_map(|device| &device.groups);
         groups.for_each(|group| counts[usize::from(group.0)] += 1);
         counts
@@ -357,7 +367,10 @@ impl Books {
         self.turn_to(entry.at_us);
         let known = self.groups.len();
         let Some(device) = self.device_mut(entry.id, entry.at_us) else { return };
-        device.name = Some(entry.name.as_str().into());
+        let is_renamed = device.name.as_deref() != Some(&*entry.name);
+        if is_renamed {
+            device.name = Some(entry.name.as_str().into());
+        }
         device.groups = entry.groups.iter().copied().filter(|group| usize::from(group.0) < known).collect();
         if !entry.address.is_empty() && *device.address != *entry.address {
             device.address = entry.address.as_str().into();
@@ -368,6 +381,7 @@ impl Books {
         device.odd = Odd::of(&entry.worker_name, &entry.device_id);
         device.last_seen_us = device.last_seen_us.max(entry.at_us);
         device.account.rates.begin(entry.at_us);
+        self.names += u64::from(is_renamed);
         self.note_change(Subject::Device(entry.id));
     }
 
@@ -452,6 +466,7 @@ impl Books {
         let Some(account) = self.account_mut(subject) else { return };
         let is_new = account.minute.is_none();
         add(account);
+        account.changes = account.changes.wrapping_add(1);
         let is_touched = is_new && account.minute.is_some();
         let was_changed = std::mem::replace(&mut account.is_changed, true);
         if is_touched {
@@ -526,9 +541,10 @@ impl Books {
         if index >= self.devices.len() {
             self.devices.resize_with(index + 1, || None);
         }
-        let known = &mut self.known;
+        let (known, names) = (&mut self.known, &mut self.names);
         Some(self.devices[index].get_or_insert_with(|| {
             *known += 1;
+            *names += 1;
             Box::new(Device::new(now_us))
         }))
     }

@@ -35,7 +35,7 @@ mod waiting;
 
 pub use acks::{ACK_LIMITS_US, AckSums};
 pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
-pub use books::{Books, DeviceView, Restored, SubjectView};
+pub use books::{Books, DeviceMark, DeviceView, Restored, SubjectView};
 pub use codec::{CodecError, decode_acks, decode_part, decode_sums, encode_acks, encode_part, encode_sums};
 pub use cost::{Cause, Cost, Costs, Worth};
 pub use entry::Entry;

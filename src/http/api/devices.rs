@@ -14,12 +14,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use stratum::DeviceId;
 
-use super::{Answered, DEFAULT_PERIOD, SharedFleet, apart, json, now_us};
+use super::{Answered, DEFAULT_PERIOD, apart, json, now_us};
 use crate::http::Served;
 use crate::http::params::Params;
 use crate::http::problem::Problem;
 use crate::http::shapes::{CostsShape, DeviceShape, SpanShape, Time};
-use crate::http::view::{Device, Fleet, Period, Unanswered};
+use crate::http::view::{Device, Fleet, Names, Period, Unanswered};
 
 /// Devices of one page: two megabytes.
 const MAX_PAGE: usize = 1000;
@@ -135,6 +135,43 @@ impl Question {
         })
     }
 
+    /// Whether names alone say which devices are on a page: then no other device is looked at.
+    fn is_by_name(&self) -> bool {
+        self.sort == Sort::Name && self.group.is_none()
+    }
+
+    /// The devices of the page, where names alone say which they are.
+    fn find(&self, names: &Names) -> Found {
+        let has_text = |text: &String, name: &str| name.to_lowercase().contains(text);
+        let fits = |name: &str| self.filter.as_ref().is_none_or(|text| has_text(text, name));
+        let rank = |(id, name): (DeviceId, &Arc<str>)| Rank {
+            name: Some(Arc::clone(name)),
+            figure: 0.0,
+            number: id.0,
+        };
+        let all: Box<dyn Iterator<Item = (DeviceId, &Arc<str>)>> =
+            if self.descends { Box::new(names.by_name().rev()) } else { Box::new(names.by_name()) };
+        let mut found = Found { devices: Vec::new(), total: 0, next: None };
+        let mut last = None;
+        for one in all.filter(|(_, name)| fits(name)) {
+            found.total += 1;
+            if found.next.is_some() {
+                continue;
+            }
+            let rank = rank(one);
+            if self.after.as_ref().is_some_and(|after| !self.order(after, &rank).is_lt()) {
+                continue;
+            }
+            if found.devices.len() == self.limit {
+                found.next = last.as_ref().map(|last| self.cursor(last));
+            } else {
+                found.devices.push(one.0);
+                last = Some(rank);
+            }
+        }
+        found
+    }
+
     fn wants(&self, device: &Device) -> bool {
         let in_group = |group: &String| device.groups.iter().any(|other| **other == **group);
         let has_text = |text: &String| device.name.to_lowercase().contains(text);
@@ -151,6 +188,13 @@ impl Question {
         let name = rank.name.as_deref().unwrap_or_default();
         hex::encode(format!("{order} {} {figure:x} {number} {name}", name_of(self.sort)))
     }
+}
+
+/// What names say of a page.
+struct Found {
+    devices: Vec<DeviceId>,
+    total: usize,
+    next: Option<String>,
 }
 
 fn name_of(sort: Sort) -> &'static str {
@@ -188,6 +232,17 @@ pub(in crate::http) async fn devices(
     let params = Params::read(query.as_deref(), &known)?;
     let question = Question::read(&params)?;
     let period = period_of(&served, &params).await?;
+    if question.is_by_name() {
+        let names = served.view.names().await?;
+        // A great fleet's names take a while to look through.
+        let found = apart(move || question.find(&names)).await;
+        let fleet = served.view.some(found.devices).await?;
+        let of_page = move || {
+            let devices: Vec<&Device> = fleet.devices.iter().collect();
+            shape(&fleet, &devices, (found.total, found.next), period.as_ref())
+        };
+        return Ok(json(apart(of_page).await));
+    }
     let fleet = served.view.fleet().await?;
     Ok(json(apart(move || page(&fleet, &question, period.as_ref())).await))
 }
@@ -223,14 +278,30 @@ fn page(fleet: &Fleet, question: &Question, period: Option<&Period>) -> Vec<u8> 
     }
     found.sort_unstable_by(|(a, _), (b, _)| question.order(a, b));
     let next = found.last().filter(|_| !is_last).map(|(rank, _)| question.cursor(rank));
+    let devices: Vec<&Device> = found.into_iter().map(|(_, device)| device).collect();
+    shape(fleet, &devices, (total, next), period)
+}
+
+/// The page of these devices, with how many there are in all, and where the next one begins.
+fn shape(
+    fleet: &Fleet,
+    devices: &[&Device],
+    (total, next): (usize, Option<String>),
+    period: Option<&Period>,
+) -> Vec<u8> {
+    let nothing = Sums::default();
+    let of_period: Option<HashMap<DeviceId, &Sums>> =
+        period.map(|period| period.devices.iter().map(|(id, sums)| (*id, sums)).collect());
+    let sums_of =
+        |device: &Device| of_period.as_ref().map(|sums| sums.get(&device.id).copied().unwrap_or(&nothing));
     let shape = PageShape {
         taken: Time(fleet.overview.taken_us),
         since: Time(fleet.overview.since_us),
         period: period.map(|period| period.span.into()),
         total,
-        devices: found
+        devices: devices
             .iter()
-            .map(|(_, device)| {
+            .map(|device| {
                 let of_period = period.zip(sums_of(device)).map(|(period, sums)| (period.span, sums));
                 DeviceShape::of(device, fleet.has_answers_by_device, of_period)
             })
@@ -248,8 +319,10 @@ pub(in crate::http) async fn device(
 ) -> Answered<Response> {
     let params = Params::read(query.as_deref(), &["from", "to"])?;
     let period = period_of(&served, &params).await?;
-    let fleet: SharedFleet = Arc::clone(&served.view.fleet().await?);
-    let device = fleet.device(&name).ok_or(Unanswered::Unknown("device"))?;
+    let unknown = || Unanswered::Unknown("device");
+    let id = served.view.names().await?.device(&name).ok_or_else(unknown)?;
+    let fleet = served.view.some(vec![id]).await?;
+    let device = fleet.devices.first().ok_or_else(unknown)?;
     let nothing = Sums::default();
     let of_period = period.as_ref().map(|period| {
         let sums = period.devices.iter().find(|(id, _)| *id == device.id);

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use accounting::{AckSums, AnswerSums, EnergySums, Level, PowerSource, RejectReason, ShareSums, Sums};
+use accounting::{
+    AckSums, AnswerSums, DeviceMark, EnergySums, Level, PowerSource, RejectReason, ShareSums, Sums,
+};
 use stratum::{DeviceId, Work};
 
 use super::{
-    Answer, AtStart, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point,
+    Answer, AtStart, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Names, Overview, Period, Point,
     PowerOf, PowerReading, Protocol, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
 };
 
@@ -32,7 +34,7 @@ impl FakeView {
         let fleet = self.now();
         let (known, kind) = match subject {
             Subject::Fleet => (true, "fleet"),
-            Subject::Device(name) => (fleet.device(name).is_some(), "device"),
+            Subject::Device(name) => (fleet.devices.iter().any(|device| *device.name == **name), "device"),
             Subject::Group(name) => {
                 (fleet.overview.groups.iter().any(|group| *group.name == **name), "group")
             }
@@ -156,6 +158,25 @@ impl View for FakeView {
 
     fn fleet(&self) -> Answer<'_, Arc<Fleet>> {
         Box::pin(async { Ok(self.now()) })
+    }
+
+    fn names(&self) -> Answer<'_, Arc<Names>> {
+        let devices = self.now().devices.iter().map(|device| (device.id, Arc::clone(&device.name))).collect();
+        Box::pin(async { Ok(Arc::new(Names::new(devices))) })
+    }
+
+    fn some(&self, devices: Vec<DeviceId>) -> Answer<'_, Fleet> {
+        let mut fleet = Fleet::clone(&self.now());
+        let all = std::mem::take(&mut fleet.devices);
+        let of = |id: DeviceId| all.iter().find(|device| device.id == id).cloned();
+        fleet.devices = devices.into_iter().filter_map(of).collect();
+        Box::pin(async { Ok(fleet) })
+    }
+
+    fn marks(&self) -> Answer<'_, Arc<Vec<(DeviceId, DeviceMark)>>> {
+        let mark = |device: &Device| DeviceMark(device.sums.shares.submitted as u32, device.last_seen_us);
+        let marks = self.now().devices.iter().map(|device| (device.id, mark(device))).collect();
+        Box::pin(async { Ok(Arc::new(marks)) })
     }
 
     fn period(&self, span: Span) -> Answer<'_, Period> {

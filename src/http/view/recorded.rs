@@ -2,18 +2,17 @@
 //!
 //! The sink is asked at most once a second, and less often for a great fleet, however many ask here.
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use accounting::cost::sats_per_hash;
 use accounting::entry::PowerEntry;
-use accounting::{BlockRow, EventRow, Level, RatePair, Sums};
+use accounting::{BlockRow, DeviceMark, EventRow, Level, RatePair, Sums};
 use stratum::{DeviceId, Now, UpstreamId};
 use tokio::sync::Mutex;
 
 use super::{
-    Answer, AtStart, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Overview, Period, Point,
+    Answer, AtStart, Block, Device, Event, Fleet, Group, Job, Known, Ledger, Names, Overview, Period, Point,
     PowerOf, PowerReading, Protocol, Rate, Rates, Span, Subject, Unanswered, Upstream, View,
 };
 use crate::clock::Clock;
@@ -38,6 +37,9 @@ pub struct RecordedView {
     /// The latest answers. The lock is held while the sink is asked, so that all who come meanwhile share one answer.
     overview: Mutex<Cached<Overview>>,
     fleet: Mutex<Cached<Fleet>>,
+    marks: Mutex<Cached<Vec<(DeviceId, DeviceMark)>>>,
+    /// The names, and the version that they were when they were taken.
+    names: Mutex<Option<(u64, Arc<Names>)>>,
     /// Made when it is first asked for: names of upstreams come with the first look at them.
     at_start: OnceLock<Arc<AtStart>>,
 }
@@ -54,6 +56,8 @@ impl RecordedView {
             started,
             overview: Mutex::default(),
             fleet: Mutex::default(),
+            marks: Mutex::default(),
+            names: Mutex::default(),
             at_start: OnceLock::new(),
         }
     }
@@ -79,6 +83,7 @@ impl RecordedView {
                 acks: acks.remove(&id).unwrap_or_default(),
             }
         });
+        let group_names = groups.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
         let groups = groups.into_iter().map(|(_, name, devices, view)| {
             let rates = rates(&view.rates);
             Group { name, devices, sums: view.sums, rates }
@@ -96,6 +101,7 @@ impl RecordedView {
             power_w: power_milliwatts.map(|milliwatts| milliwatts as f64 / 1e3),
             rates: rates(&fleet.rates),
             devices,
+            group_names,
             groups: groups.collect(),
             sats_per_terahash: worth.map(|sats| sats * 1e12),
         }
@@ -117,18 +123,48 @@ impl RecordedView {
         Ok(Fleet { overview: self.overview_of(overview, now), devices, has_answers_by_device: true })
     }
 
+    /// The names, taken again only when one of them is new.
+    async fn ask_names(&self) -> Result<Arc<Names>, Unanswered> {
+        let mut names = self.names.lock().await;
+        let version = self.sources.sink.names_version().await?;
+        if let Some((known, names)) = &*names
+            && *known == version
+        {
+            return Ok(Arc::clone(names));
+        }
+        let taken = self.sources.sink.names().await?;
+        let taken = move || {
+            let named = |id: DeviceId, name: Option<Arc<str>>| (id, name_of(id, name));
+            Names::new(taken.into_iter().map(|(id, name)| named(id, name)).collect())
+        };
+        let taken = tokio::task::spawn_blocking(taken).await.map_err(|_| Unanswered::Closed)?;
+        let taken = Arc::new(taken);
+        // What came to be new meanwhile is in the next version.
+        *names = Some((version, Arc::clone(&taken)));
+        Ok(taken)
+    }
+
+    async fn ask_some(&self, devices: Vec<DeviceId>) -> Result<Fleet, Unanswered> {
+        let now = self.sources.clock.now();
+        let views = self.sources.sink.devices(now, &devices).await?;
+        let overview = self.overview().await?;
+        let groups: Vec<Arc<str>> = overview.group_names.clone();
+        let devices = views.into_iter().map(|view| device(view, &groups)).collect();
+        let overview = Overview { taken_us: micros(now), ..Overview::clone(&overview) };
+        Ok(Fleet { overview, devices, has_answers_by_device: true })
+    }
+
     /// The subject of this name, as the ledger knows it.
     async fn subject(&self, subject: &Subject) -> Result<accounting::Subject, Unanswered> {
         if *subject == Subject::Fleet {
             return Ok(accounting::Subject::Fleet);
         }
         let now = self.sources.clock.now();
-        let fleet = self.fleet().await?;
         match subject {
             Subject::Fleet => Ok(accounting::Subject::Fleet),
             Subject::Device(name) => {
-                let device = fleet.device(name).ok_or(Unanswered::Unknown("device"))?;
-                Ok(accounting::Subject::Device(device.id))
+                let device = self.names().await?.device(name).ok_or(Unanswered::Unknown("device"))?;
+                Ok(accounting::Subject::Device(device))
             }
             Subject::Group(name) => {
                 let overview = self.sources.sink.overview(now).await?;
@@ -136,7 +172,8 @@ impl RecordedView {
                 group.map(|(id, ..)| accounting::Subject::Group(*id)).ok_or(Unanswered::Unknown("group"))
             }
             Subject::Upstream(name) => {
-                let place = fleet.overview.upstreams.iter().position(|known| *known.name == **name);
+                let overview = self.overview().await?;
+                let place = overview.upstreams.iter().position(|known| *known.name == **name);
                 let id = place.and_then(|place| u16::try_from(place).ok());
                 let id = id.ok_or(Unanswered::Unknown("upstream"))?;
                 Ok(accounting::Subject::Upstream(stratum::UpstreamId(id)))
@@ -190,8 +227,8 @@ fn latest<T>(mut rows: Vec<T>, limit: usize, key: impl Fn(&T) -> (u64, u64)) -> 
     (rows, has_first)
 }
 
-fn block(row: BlockRow, fleet: &Fleet, names: &HashMap<DeviceId, &Arc<str>>) -> Block {
-    let upstream = row.upstream.and_then(|id| fleet.overview.upstreams.get(usize::from(id.0)));
+fn block(row: BlockRow, overview: &Overview, names: &Names) -> Block {
+    let upstream = row.upstream.and_then(|id| overview.upstreams.get(usize::from(id.0)));
     let hash = row.hash.map(|mut hash| {
         hash.reverse();
         hex::encode(hash)
@@ -199,7 +236,7 @@ fn block(row: BlockRow, fleet: &Fleet, names: &HashMap<DeviceId, &Arc<str>>) -> 
     Block {
         number: row.number,
         found_us: row.found_us,
-        device: row.device.and_then(|id| names.get(&id)).map(|name| Arc::clone(name)),
+        device: row.device.and_then(|id| names.of(id)).cloned(),
         upstream: upstream.map(|upstream| Arc::clone(&upstream.name)),
         hash,
         height: row.height,
@@ -226,10 +263,22 @@ impl View for RecordedView {
         Box::pin(cached(&self.fleet, self.sources.clock, async || self.ask_fleet().await))
     }
 
+    fn names(&self) -> Answer<'_, Arc<Names>> {
+        Box::pin(self.ask_names())
+    }
+
+    fn some(&self, devices: Vec<DeviceId>) -> Answer<'_, Fleet> {
+        Box::pin(self.ask_some(devices))
+    }
+
+    fn marks(&self) -> Answer<'_, Arc<Vec<(DeviceId, DeviceMark)>>> {
+        Box::pin(cached(&self.marks, self.sources.clock, async || Ok(self.sources.sink.marks().await?)))
+    }
+
     fn period(&self, span: Span) -> Answer<'_, Period> {
         Box::pin(async move {
             let history = self.sources.history.as_ref().ok_or(Unanswered::NoLedger)?;
-            let devices = self.fleet().await?.devices.iter().map(|device| device.id).collect();
+            let devices = self.names().await?.iter().map(|(id, _)| id).collect();
             history.period(devices, span).await
         })
     }
@@ -256,10 +305,9 @@ impl View for RecordedView {
     fn blocks(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Block>> {
         Box::pin(async move {
             let (rows, has_first) = self.ask_blocks(limit, before_us).await?;
-            let fleet = self.fleet().await?;
-            let names = fleet.devices.iter().map(|device| (device.id, &device.name)).collect();
-            let is_complete = has_first || (rows.is_empty() && fleet.overview.totals.shares.blocks == 0);
-            let items = rows.into_iter().map(|row| block(row, &fleet, &names)).collect();
+            let (overview, names) = (self.overview().await?, self.names().await?);
+            let is_complete = has_first || (rows.is_empty() && overview.totals.shares.blocks == 0);
+            let items = rows.into_iter().map(|row| block(row, &overview, &names)).collect();
             Ok(Known { items, is_complete })
         })
     }
@@ -267,13 +315,12 @@ impl View for RecordedView {
     fn events(&self, limit: usize, before_us: Option<u64>) -> Answer<'_, Known<Event>> {
         Box::pin(async move {
             let (rows, is_complete) = self.ask_events(limit, before_us).await?;
-            let fleet = self.fleet().await?;
-            let name = |id: DeviceId| fleet.devices.iter().find(|device| device.id == id);
+            let names = self.names().await?;
             let items = rows.into_iter().map(|EventRow { number, event }| Event {
                 number,
                 at_us: event.at_us,
                 kind: event.kind.name(),
-                subject: event.device.and_then(name).map(|device| Arc::clone(&device.name)),
+                subject: event.device.and_then(|id| names.of(id)).cloned(),
                 text: event.text,
             });
             Ok(Known { items: items.collect(), is_complete })
@@ -351,10 +398,15 @@ fn age_after(cost: Duration) -> Duration {
     (cost * AGE_OF_COST).clamp(MAX_AGE, LONGEST_AGE)
 }
 
+/// A device's name, or what stands for it.
+fn name_of(id: DeviceId, name: Option<Arc<str>>) -> Arc<str> {
+    name.unwrap_or_else(|| format!("(device {})", id.0).into())
+}
+
 fn device(view: DeviceView, groups: &[Arc<str>]) -> Device {
     let names = view.groups.iter().filter_map(|id| groups.get(usize::from(id.0)).cloned());
     let known = |text: Arc<str>| Some(text).filter(|text| !text.is_empty());
-    let name = view.name.unwrap_or_else(|| format!("(device {})", view.id.0).into());
+    let name = name_of(view.id, view.name);
     Device {
         id: view.id,
         worker_name: known(view.worker_name).unwrap_or_else(|| Arc::clone(&name)),

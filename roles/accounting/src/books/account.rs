@@ -18,6 +18,8 @@ pub(super) struct Account {
     /// among them, because it can be looked at before it is over.
     growing: [(u64, Vec<u8>); Level::ALL.len()],
     pub(super) rates: Rates,
+    /// Counts what was added, round and round, for those who look for changes.
+    pub(super) changes: u32,
     /// Whether the next rollup has to tell of it.
     pub(super) is_changed: bool,
 }

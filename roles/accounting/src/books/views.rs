@@ -53,6 +53,10 @@ pub struct DeviceView {
     pub power: Option<(u64, PowerSource)>,
 }
 
+/// What differs whenever something was counted for a device, or it was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMark(pub u32, pub u64);
+
 /// A group, an upstream or the fleet at one moment.
 #[derive(Clone, Debug)]
 pub struct SubjectView {
@@ -90,6 +94,23 @@ impl Books {
             sums: device.account.total(),
             rates: rates_of(&device.account, now_us),
             power: self.power(Subject::Device(id), now_us),
+        })
+    }
+
+    /// The names of the devices from the number `first` on, in their order; `None` for those that none was said of.
+    pub fn device_names(&self, first: usize) -> impl Iterator<Item = (DeviceId, Option<Arc<str>>)> {
+        (first..self.devices.len()).filter_map(|index| {
+            let device = self.devices[index].as_ref()?;
+            Some((DeviceId(index as u32), device.name.clone()))
+        })
+    }
+
+    /// What differs whenever something was counted for a device, or it was seen: of those from the number `first` on, in
+    /// their order.
+    pub fn device_marks(&self, first: usize) -> impl Iterator<Item = (DeviceId, DeviceMark)> {
+        (first..self.devices.len()).filter_map(|index| {
+            let device = self.devices[index].as_ref()?;
+            Some((DeviceId(index as u32), DeviceMark(device.account.changes, device.last_seen_us)))
         })
     }
 
