@@ -82,9 +82,11 @@ impl DeclarationServerConfig {
             let what = "cannot stand beside listen: the server is in the pool, or a process of its own";
             findings.problem(section.place_of(findings, "control_socket"), what);
         }
-        if has_socket && section.has("modes") {
-            let what = "is not used: the modes are those of the server behind control_socket";
-            findings.note(section.place_of(findings, "modes"), what);
+        for key in ["modes", "max_connections"] {
+            if has_socket && section.has(key) {
+                let what = "is not used: the server behind control_socket has its own";
+                findings.note(section.place_of(findings, key), what);
+            }
         }
         let modes = read_modes(&mut section, findings);
         let max_connections = read_max_connections(&mut section, findings);

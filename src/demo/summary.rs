@@ -163,7 +163,10 @@ impl Summary {
         writeln!(f, "  blocks pushed to it   {}", tally.solutions_pushed)?;
         writeln!(f, "  shares that waited    {} sent, {} dropped", tally.released, tally.dropped)?;
         if let Some((height, hash)) = &self.tip {
-            writeln!(f, "Both nodes, the farm's and the pool's, end on block {height}, {hash}")?;
+            writeln!(
+                f,
+                "The chain that the farm's and the pool's node share ends on block {height}, {hash}"
+            )?;
         }
         Ok(())
     }

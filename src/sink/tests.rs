@@ -53,6 +53,7 @@ fn release(device: u32, fate: ReleaseFate) -> HeldRelease {
         upstream_channel: UpstreamChannelId(7),
         number: HoldNumber::new(1),
         fate,
+        held_work: Work(5000),
         work: Work(5000),
     }
 }

@@ -47,6 +47,7 @@ fn hold(records: &mut RecordWriter, now: Now) {
         upstream_channel: CHANNEL,
         number: HoldNumber::new(number),
         fate,
+        held_work: Work(9),
         work: Work(9),
     };
     let last = SequenceNumber(1);

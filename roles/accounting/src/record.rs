@@ -212,7 +212,10 @@ pub struct HeldRelease {
     pub number: HoldNumber,
     /// What became of it.
     pub fate: ReleaseFate,
-    /// What the share is worth at the upstream's target.
+    /// What the share was worth at the upstream's target when it was held, as its record says.
+    pub held_work: Work,
+    /// What it is worth to the upstream now: a target that came while it waited may be for its job, too. Never more than
+    /// when it was held, so that the sums hold; 0 when it is below the target.
     pub work: Work,
 }
 
@@ -223,6 +226,8 @@ pub enum ReleaseFate {
     Forwarded(SequenceNumber),
     /// Not sent.
     Dropped(DropReason),
+    /// Not worth sending: the upstream's target had become harder when it took the job.
+    BelowUpstreamTarget,
 }
 
 impl ReleaseFate {
@@ -231,6 +236,7 @@ impl ReleaseFate {
         match self {
             ReleaseFate::Forwarded(_) => Fate::Forwarded,
             ReleaseFate::Dropped(reason) => Fate::Dropped(reason),
+            ReleaseFate::BelowUpstreamTarget => Fate::BelowUpstreamTarget,
         }
     }
 
@@ -238,7 +244,7 @@ impl ReleaseFate {
     pub fn sequence_number(self) -> Option<SequenceNumber> {
         match self {
             ReleaseFate::Forwarded(number) => Some(number),
-            ReleaseFate::Dropped(_) => None,
+            ReleaseFate::Dropped(_) | ReleaseFate::BelowUpstreamTarget => None,
         }
     }
 }

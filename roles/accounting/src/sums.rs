@@ -46,7 +46,7 @@ pub struct ShareSums {
     pub kept: u64,
     /// Accepted ones that had to wait for the upstream's answer to their job, whatever became of them.
     pub held: u64,
-    /// Held ones that were forwarded or dropped since: they are in those sums too. So for any span of time accepted +
+    /// Held ones of which it is known since what became of them: they are in the sums of that, too. So for any span of time accepted +
     /// released = below the upstream's target + forwarded + dropped + kept + held.
     pub released: u64,
     /// What the devices claimed, good or not: `credited` and all of `rejected_work`.
@@ -63,7 +63,7 @@ pub struct ShareSums {
     pub dropped_work: [Work; DropReason::ALL.len()],
     /// What the held ones were worth.
     pub held_work: Work,
-    /// What the released ones of them were worth.
+    /// What the released ones of them were worth when they were held.
     pub released_work: Work,
 }
 
@@ -106,14 +106,15 @@ impl ShareSums {
 
     /// Adds what became of a share that was held.
     pub fn add_release(&mut self, release: &HeldRelease) {
-        self.add_released(release.fate, 1, release.work);
+        self.add_released(release.fate, 1, release.held_work, release.work);
     }
 
-    /// Adds what became of so many held shares that were worth so much.
-    pub(crate) fn add_released(&mut self, fate: ReleaseFate, count: u64, work: Work) {
+    /// Adds what became of so many held shares, which were worth `held_work` then and are worth `work` now.
+    pub(crate) fn add_released(&mut self, fate: ReleaseFate, count: u64, held_work: Work, work: Work) {
         self.released += count;
-        self.released_work += work;
+        self.released_work += held_work;
         match fate {
+            ReleaseFate::BelowUpstreamTarget => self.below_upstream_target += count,
             ReleaseFate::Forwarded(_) => {
                 self.forwarded += count;
                 self.forwarded_work += work;

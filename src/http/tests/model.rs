@@ -29,7 +29,8 @@ const CODES: [&str; 3] = ["stale-share", "invalid-job-id", "difficulty-too-low"]
 /// A share with its latest fate, and what became of it once it was forwarded.
 struct Seen {
     share: ShareRecord,
-    was_held: bool,
+    /// What it was worth when it was recorded as held; `None` when it never was.
+    held_work: Option<Work>,
     answer: Option<Said>,
 }
 
@@ -99,8 +100,18 @@ impl World {
         let fate = if self.random.gen_bool(0.7) {
             self.sent[usize::from(upstream.0)] += 1;
             ReleaseFate::Forwarded(SequenceNumber(self.sent[usize::from(upstream.0)]))
-        } else {
+        } else if self.random.gen_bool(0.7) {
             ReleaseFate::Dropped(DropReason::ALL[self.random.gen_range(0..DropReason::ALL.len())])
+        } else {
+            ReleaseFate::BelowUpstreamTarget
+        };
+        let held_work = seen.share.upstream_work;
+        // The target may have changed meanwhile.
+        let left = self.random.gen_range(1..=4);
+        seen.share.upstream_work = match fate {
+            ReleaseFate::BelowUpstreamTarget => Work(0),
+            ReleaseFate::Dropped(_) => held_work,
+            ReleaseFate::Forwarded(_) => Work(held_work.0 / left),
         };
         let release = HeldRelease {
             released: now,
@@ -109,6 +120,7 @@ impl World {
             upstream_channel: UpstreamChannelId(7),
             number,
             fate,
+            held_work,
             work: seen.share.upstream_work,
         };
         (seen.share.fate, seen.share.sequence_number) = (fate.of_share(), fate.sequence_number());
@@ -162,9 +174,9 @@ impl World {
 /// How many there are, and their work.
 type Sum = (u64, u64);
 
-fn sum(seen: &[&Seen], work: fn(&ShareRecord) -> Work, wanted: impl Fn(&Seen) -> bool) -> Sum {
+fn sum(seen: &[&Seen], work: fn(&Seen) -> Work, wanted: impl Fn(&Seen) -> bool) -> Sum {
     let wanted: Vec<&&Seen> = seen.iter().filter(|seen| wanted(seen)).collect();
-    (wanted.len() as u64, wanted.iter().map(|seen| work(&seen.share).0 as u64).sum())
+    (wanted.len() as u64, wanted.iter().map(|seen| work(seen).0 as u64).sum())
 }
 
 fn by_name(sums: impl Iterator<Item = (&'static str, Sum)>) -> (Value, Value) {
@@ -178,8 +190,11 @@ fn by_name(sums: impl Iterator<Item = (&'static str, Sum)>) -> (Value, Value) {
 
 /// What the API must say of these shares, as `shares` and as `work`.
 fn expected(seen: &[&Seen]) -> (Value, Value) {
-    let device = |wanted: &dyn Fn(&Seen) -> bool| sum(seen, |share| share.submitted, wanted);
-    let upstream = |wanted: &dyn Fn(&Seen) -> bool| sum(seen, |share| share.upstream_work, wanted);
+    let device = |wanted: &dyn Fn(&Seen) -> bool| sum(seen, |seen| seen.share.submitted, wanted);
+    let upstream = |wanted: &dyn Fn(&Seen) -> bool| sum(seen, |seen| seen.share.upstream_work, wanted);
+    let recorded = |wanted: &dyn Fn(&Seen) -> bool| {
+        sum(seen, |seen| seen.held_work.unwrap_or(seen.share.upstream_work), wanted)
+    };
     let accepted = |seen: &Seen| !matches!(seen.share.verdict, Verdict::Rejected(_));
     let forwarded = |seen: &Seen| seen.share.fate == Fate::Forwarded;
     let rejected = RejectReason::ALL
@@ -194,8 +209,9 @@ fn expected(seen: &[&Seen]) -> (Value, Value) {
         .into_iter()
         .map(|reason| (reason.name(), upstream(&|seen| seen.answer == Some(Said::Lost(reason)))));
     let (lost, lost_work) = by_name(lost);
-    let held = upstream(&|seen| seen.was_held);
-    let released = upstream(&|seen| seen.was_held && !matches!(seen.share.fate, Fate::Held(_)));
+    let held = recorded(&|seen| seen.held_work.is_some());
+    let is_released = |seen: &Seen| seen.held_work.is_some() && !matches!(seen.share.fate, Fate::Held(_));
+    let released = recorded(&is_released);
     let taken = upstream(&|seen| seen.answer == Some(Said::Taken));
     let refused = upstream(&|seen| matches!(seen.answer, Some(Said::Refused(_))));
     let pending = upstream(&|seen| forwarded(seen) && seen.answer.is_none());
@@ -222,7 +238,7 @@ fn expected(seen: &[&Seen]) -> (Value, Value) {
             "rejected_hashes": rejected_work,
         },
         "upstream_target": {
-            "accepted_hashes": upstream(&|_| true).1,
+            "accepted_hashes": recorded(&|_| true).1,
             "forwarded_hashes": upstream(&forwarded).1,
             "dropped_hashes": dropped_work,
             "held_hashes": held.1,
@@ -259,8 +275,8 @@ async fn play(running: &Running, seed: u64) -> World {
     for _ in 0..SHARES {
         let share = world.share(now);
         writer.share(share.clone());
-        let was_held = matches!(share.fate, Fate::Held(_));
-        world.seen.push(Seen { share, was_held, answer: None });
+        let held_work = matches!(share.fate, Fate::Held(_)).then_some(share.upstream_work);
+        world.seen.push(Seen { share, held_work, answer: None });
         if world.random.gen_bool(0.1)
             && let Some(release) = world.release(now)
         {

@@ -35,7 +35,7 @@ impl Books {
         if of_fleet == (0, Work(0)) {
             return;
         }
-        self.totals.shares.add_released(FATE, of_fleet.0, of_fleet.1);
+        self.totals.shares.add_released(FATE, of_fleet.0, of_fleet.1, of_fleet.1);
         self.drop_of(Subject::Fleet, of_fleet);
         let upstreams: Vec<UpstreamId> = self.upstreams.keys().copied().collect();
         upstreams.into_iter().for_each(|id| self.drop_all_of(Subject::Upstream(id)));
@@ -59,7 +59,9 @@ impl Books {
 
     fn drop_of(&mut self, subject: Subject, (count, work): (u64, Work)) {
         if (count, work) != (0, Work(0)) {
-            self.touch(subject, &mut |account| account.minute_mut().shares.add_released(FATE, count, work));
+            let add =
+                |account: &mut Account| account.minute_mut().shares.add_released(FATE, count, work, work);
+            self.touch(subject, &mut { add });
         }
     }
 

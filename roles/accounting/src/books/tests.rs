@@ -105,8 +105,9 @@ struct World {
     /// By upstream, oldest first.
     held: BTreeMap<u16, Vec<Holding>>,
     last_hold: u16,
-    /// When a held share was released, whose it was, at which upstream, what became of it, and the work.
-    releases: Vec<(u64, Option<u32>, u16, Fate, u128)>,
+    /// When a held share was released, whose it was, at which upstream, what became of it, and the work when it was held
+    /// and now.
+    releases: Vec<(u64, Option<u32>, u16, Fate, [u128; 2])>,
     /// What became of forwarded shares by device: acknowledged, refused, lost, each with the time.
     fates: Vec<FateOfShare>,
     /// How long each answer took, by upstream.
@@ -173,11 +174,19 @@ impl World {
         if held.is_empty() {
             return;
         }
-        let (number, device, channel, work) = held.remove(0);
-        let fate = if is_forwarded {
-            ReleaseFate::Forwarded(self.forward(device, upstream, channel, work))
-        } else {
-            ReleaseFate::Dropped(DropReason::EpochEnded)
+        let (number, device, channel, held_work) = held.remove(0);
+        // The target changed while every third of them waited.
+        let has_changed = number % 3 == 0;
+        let (fate, work) = match (is_forwarded, has_changed) {
+            (true, false) => {
+                (ReleaseFate::Forwarded(self.forward(device, upstream, channel, held_work)), held_work)
+            }
+            (true, true) => {
+                let work = held_work / 3;
+                (ReleaseFate::Forwarded(self.forward(device, upstream, channel, work)), work)
+            }
+            (false, false) => (ReleaseFate::Dropped(DropReason::EpochEnded), held_work),
+            (false, true) => (ReleaseFate::BelowUpstreamTarget, 0),
         };
         self.entries.push(Entry::Release(HeldRelease {
             released: at(self.seconds),
@@ -186,9 +195,10 @@ impl World {
             upstream_channel: UpstreamChannelId(channel),
             number: HoldNumber::new(number),
             fate,
+            held_work: Work(held_work),
             work: Work(work),
         }));
-        self.releases.push((self.seconds, device, upstream, fate.of_share(), work));
+        self.releases.push((self.seconds, device, upstream, fate.of_share(), [held_work, work]));
     }
 
     fn answer(&mut self, upstream: u16, channel: u32, verdict: UpstreamVerdict) {
@@ -248,7 +258,7 @@ impl World {
         for (upstream, shares) in std::mem::take(&mut self.held) {
             for (_, device, _, work) in shares {
                 let fate = Fate::Dropped(DropReason::ProcessEnded);
-                self.releases.push((self.seconds, device, upstream, fate, work));
+                self.releases.push((self.seconds, device, upstream, fate, [work, work]));
             }
         }
         self.next.clear();
@@ -271,20 +281,24 @@ impl World {
                 sums.answers.forwarded_work += share.upstream_work;
             }
         }
-        for (time, device, upstream, fate, work) in &self.releases {
+        for (time, device, upstream, fate, [held_work, work]) in &self.releases {
             if !wanted(*time, *device, *upstream) {
                 continue;
             }
             sums.shares.released += 1;
-            sums.shares.released_work += Work(*work);
-            if let Fate::Dropped(reason) = *fate {
-                sums.shares.dropped[reason as usize] += 1;
-                sums.shares.dropped_work[reason as usize] += Work(*work);
-            } else {
-                sums.shares.forwarded += 1;
-                sums.shares.forwarded_work += Work(*work);
-                sums.answers.forwarded += 1;
-                sums.answers.forwarded_work += Work(*work);
+            sums.shares.released_work += Work(*held_work);
+            match *fate {
+                Fate::Dropped(reason) => {
+                    sums.shares.dropped[reason as usize] += 1;
+                    sums.shares.dropped_work[reason as usize] += Work(*work);
+                }
+                Fate::BelowUpstreamTarget => sums.shares.below_upstream_target += 1,
+                _ => {
+                    sums.shares.forwarded += 1;
+                    sums.shares.forwarded_work += Work(*work);
+                    sums.answers.forwarded += 1;
+                    sums.answers.forwarded_work += Work(*work);
+                }
             }
         }
         for (time, device, upstream, fate, work) in &self.fates {
@@ -655,7 +669,7 @@ fn a_release_in_a_gap_is_not_counted_again_when_the_process_ends() {
     let mut books = Books::default();
     world.entries.iter().for_each(|entry| books.apply(entry));
     let mut shares = ShareSums::default();
-    shares.add_released(ReleaseFate::Dropped(DropReason::QueueFull), 1, Work(24));
+    shares.add_released(ReleaseFate::Dropped(DropReason::QueueFull), 1, Work(24), Work(24));
     let devices = vec![(None, Sums { shares: shares.clone(), ..Sums::default() })];
     let upstreams = vec![(UpstreamId(0), Sums { shares, ..Sums::default() })];
     let time = START * 1_000_000;

@@ -275,12 +275,15 @@ pub(super) fn write_release(out: &mut Vec<u8>, release: &HeldRelease) {
             write_number(out, number.0);
         }
         ReleaseFate::Dropped(reason) => out.extend_from_slice(&[RELEASED_DROPPED, reason as u8]),
+        ReleaseFate::BelowUpstreamTarget => out.push(RELEASED_BELOW_TARGET),
     }
+    write_number(out, release.held_work.0);
     write_number(out, release.work.0);
 }
 
 const RELEASED_FORWARDED: u8 = 0;
 const RELEASED_DROPPED: u8 = 1;
+const RELEASED_BELOW_TARGET: u8 = 2;
 
 pub(super) fn read_release(from: &mut Reader<'_>) -> Result<HeldRelease, CodecError> {
     let released = time(u64::from_le_bytes(from.array()?));
@@ -294,8 +297,10 @@ pub(super) fn read_release(from: &mut Reader<'_>) -> Result<HeldRelease, CodecEr
             ReleaseFate::Forwarded(SequenceNumber(from.number("a released share's number")?))
         }
         RELEASED_DROPPED => ReleaseFate::Dropped(one_of(from, &DropReason::ALL, "a release's reason")?),
+        RELEASED_BELOW_TARGET => ReleaseFate::BelowUpstreamTarget,
         _ => return Err(CodecError::Field("a release's fate")),
     };
+    let held_work = Work(from.number("a release's work when it was held")?);
     let work = Work(from.number("a release's work")?);
-    Ok(HeldRelease { released, device, upstream, upstream_channel, number, fate, work })
+    Ok(HeldRelease { released, device, upstream, upstream_channel, number, fate, held_work, work })
 }

@@ -51,7 +51,8 @@ fn release(fate: ReleaseFate) -> HeldRelease {
         upstream_channel: UpstreamChannelId(7),
         number: HoldNumber::new(129),
         fate,
-        work: Work(1 << 50),
+        held_work: Work(1 << 50),
+        work: Work(300),
     }
 }
 
@@ -69,6 +70,7 @@ fn one_of_each() -> Vec<Entry> {
         Entry::Share(held()),
         Entry::Release(release(ReleaseFate::Forwarded(last))),
         Entry::Release(HeldRelease { device: None, ..release(ReleaseFate::Dropped(DropReason::QueueFull)) }),
+        Entry::Release(release(ReleaseFate::BelowUpstreamTarget)),
         Entry::Answer(answer(UpstreamVerdict::Acknowledged {
             last,
             count: 3,
@@ -208,11 +210,37 @@ fn a_held_share_and_its_release_are_laid_out_for_ever() {
     );
     assert_eq!(
         text(&payload(&[Entry::Release(release(ReleaseFate::Forwarded(SequenceNumber(9))))])),
-        concat!("02", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "0009", "8080808080808002")
+        concat!(
+            "02",
+            "0b",
+            "0039c23521610600",
+            "ad02",
+            "00",
+            "07",
+            "8101",
+            "0009",
+            "8080808080808002",
+            "ac02"
+        )
     );
     assert_eq!(
         text(&payload(&[Entry::Release(release(ReleaseFate::Dropped(DropReason::ProcessEnded)))])),
-        concat!("02", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "0103", "8080808080808002")
+        concat!(
+            "02",
+            "0b",
+            "0039c23521610600",
+            "ad02",
+            "00",
+            "07",
+            "8101",
+            "0103",
+            "8080808080808002",
+            "ac02"
+        )
+    );
+    assert_eq!(
+        text(&payload(&[Entry::Release(release(ReleaseFate::BelowUpstreamTarget))])),
+        concat!("02", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "02", "8080808080808002", "ac02")
     );
 }
 

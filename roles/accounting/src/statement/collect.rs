@@ -220,7 +220,7 @@ impl Counting {
         let held = std::mem::take(&mut self.held).into_values().flatten();
         for work in held.filter(|_| is_in_time) {
             let fate = ReleaseFate::Dropped(DropReason::ProcessEnded);
-            self.counted.shares.add_released(fate, 1, work);
+            self.counted.shares.add_released(fate, 1, work, work);
         }
     }
 }

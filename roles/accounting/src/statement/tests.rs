@@ -577,6 +577,7 @@ fn a_held_share_counts_as_forwarded_only_once_it_was_released() {
             upstream_channel: UpstreamChannelId(3),
             number: HoldNumber::new(number as u16 + 1),
             fate,
+            held_work: Work(UPSTREAM),
             work: Work(UPSTREAM),
         })
     };

@@ -133,12 +133,15 @@ impl Declaring {
     }
 
     /// Values a share of a job that the pool took by the target that the job has there. False when it is worth nothing
-    /// to the pool; a block is sent whatever it is worth.
+    /// to the pool; a block is sent whatever it is worth. One that was held is never worth more than its record says.
     fn appraise(&self, job: UpstreamJobId, event: &mut ShareEvent) -> bool {
         let taken = self.targets.iter().rev().find(|(taken, _)| *taken == job);
         let (Some((_, target)), Some(forward)) = (taken, &event.forward) else { return true };
         let is_met = target.is_met_by(&forward.hash);
-        event.record.upstream_work = if is_met { target.work() } else { Work(0) };
+        let work = if is_met { target.work() } else { Work(0) };
+        let record = &mut event.record;
+        let is_held = matches!(record.fate, Fate::Held(_));
+        record.upstream_work = if is_held { work.min(record.upstream_work) } else { work };
         is_met || forward.is_block
     }
 
@@ -325,15 +328,16 @@ impl Upstream {
         }
         out.declaration_bytes.extend_from_slice(&done.bytes);
         for Released { job, mut share } in done.released {
-            if declaring.appraise(job, &mut share) {
-                self.forward_as(share, JobId(job.0), now, out);
-            } else {
-                share.record.fate = Fate::BelowUpstreamTarget;
-                out.records.push(share.record);
-            }
+            let held_work = share.record.upstream_work;
+            let fate = match declaring.appraise(job, &mut share) {
+                true => self.forward_as(&share, JobId(job.0), now, out),
+                false => ReleaseFate::BelowUpstreamTarget,
+            };
+            self.record(share, held_work, fate, now, out);
         }
         for Dropped { share, reason } in done.dropped {
-            self.record(share, ReleaseFate::Dropped(drop_reason(reason)), now, out);
+            let held_work = share.record.upstream_work;
+            self.record(share, held_work, ReleaseFate::Dropped(drop_reason(reason)), now, out);
         }
         if let Some(trouble) = done.trouble.last() {
             declaring.trouble = Some(switch_reason(trouble));
@@ -363,19 +367,31 @@ impl Upstream {
         }
     }
 
-    /// Sends a share under the number that the pool has for its job.
-    fn forward_as(&mut self, event: ShareEvent, job: JobId, now: Now, out: &mut UpstreamOutput) {
-        let Some(share) = &event.forward else { return out.records.push(event.record) };
-        let fate = match self.forward(&event.record, share, job, now, out) {
+    /// Sends a share under the number that the pool has for its job. Returns what became of it.
+    fn forward_as(
+        &mut self,
+        event: &ShareEvent,
+        job: JobId,
+        now: Now,
+        out: &mut UpstreamOutput,
+    ) -> ReleaseFate {
+        let share = event.forward.as_ref().expect("only what is worth forwarding came here");
+        match self.forward(&event.record, share, job, now, out) {
             Ok(sequence_number) => ReleaseFate::Forwarded(sequence_number),
             Err(reason) => ReleaseFate::Dropped(reason),
-        };
-        self.record(event, fate, now, out);
+        }
     }
 
-    /// Writes down what became of a share: in its record, or if that is written already, because the share was held, in one of
-    /// its own.
-    fn record(&mut self, event: ShareEvent, fate: ReleaseFate, now: Now, out: &mut UpstreamOutput) {
+    /// Writes down what became of a share: in its record, or if that is written already, because the share was held when
+    /// it was worth `held_work`, in one of its own.
+    fn record(
+        &mut self,
+        event: ShareEvent,
+        held_work: Work,
+        fate: ReleaseFate,
+        now: Now,
+        out: &mut UpstreamOutput,
+    ) {
         let ShareEvent { mut record, forward } = event;
         let origin = forward.as_ref().map(|forward| &forward.origin);
         if let (Fate::Held(number), Some(origin)) = (record.fate, origin) {
@@ -390,6 +406,7 @@ impl Upstream {
                 upstream_channel: origin.channel,
                 number,
                 fate,
+                held_work,
                 work: record.upstream_work,
             });
             return;

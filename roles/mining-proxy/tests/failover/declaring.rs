@@ -1,12 +1,14 @@
 //! A pool that takes jobs of ours, and another one behind it, in virtual time.
 
+use accounting::Totals;
 use mining_proxy::upstream::OLDEST_TEMPLATE;
 use mining_proxy::{Feed, Standing, SwitchReason};
 use mining_server::record::{HoldNumber, ReleaseFate};
 use mining_server::{DropReason, Fate};
-use stratum::Target;
 use stratum::sv2::messages::SetTarget;
+use stratum::{Target, Work};
 
+use crate::rig;
 use crate::stage::{Manner, Stage};
 
 /// Miners on a declared job that the pool has taken.
@@ -61,7 +63,7 @@ fn shares_wait_for_the_pool_and_a_block_for_nobody() {
     let forwarded = [1, 2].map(|number| (HoldNumber::new(number), Fate::Forwarded));
     assert_eq!((&released[..], stage.pools[0].shares), (&forwarded[..], 2));
     for (record, release) in stage.records.iter().zip(&stage.releases) {
-        assert_eq!((release.device, release.work), (record.device, record.upstream_work));
+        assert_eq!((release.device, release.held_work), (record.device, record.upstream_work));
         assert_eq!((release.upstream, release.upstream_channel), (job.origin.upstream, job.origin.channel));
     }
     assert_eq!(stage.submit(&job, 3, false), Fate::Forwarded, "what comes later does not wait");
@@ -72,20 +74,63 @@ fn shares_wait_for_the_pool_and_a_block_for_nobody() {
 fn a_target_that_comes_before_the_pool_takes_a_job_is_for_its_shares() {
     let mut stage = mining();
     let before = stage.job(Feed::Shared);
-    assert_eq!(stage.submit(&before, 1, false), Some(Fate::Forwarded));
+    assert_eq!(stage.submit(&before, 1, false), Fate::Forwarded);
     stage.pools[0].manner = Manner::Mute;
     stage.template(2, 2);
     let job = stage.job(Feed::Shared);
     assert_ne!(job.number, before.number);
-    assert_eq!(stage.submit(&job, 1, false), None);
+    assert_eq!(stage.submit(&job, 1, false), Fate::Held(HoldNumber::new(1)));
+    assert_eq!(stage.submit(&job, 4, true), Fate::Held(HoldNumber::new(2)));
     let custom = stage.waiting.pop().expect("the pool was told");
     let maximum_target = Target::HARDEST;
     stage.receive(0, SetTarget { channel_id: custom.channel_id, maximum_target });
     stage.take_custom_job(0, &custom);
-    assert_eq!(stage.submit(&job, 2, false), Some(Fate::BelowUpstreamTarget));
-    let fates: Vec<Fate> = stage.records[1..].iter().map(|record| record.fate).collect();
-    assert_eq!((fates, stage.pools[0].shares), (vec![Fate::BelowUpstreamTarget; 2], 1));
-    assert_eq!(stage.submit(&job, 3, true), Some(Fate::Forwarded), "a block goes out in any case");
+    assert_eq!(stage.submit(&job, 2, false), Fate::BelowUpstreamTarget);
+    let released: Vec<_> =
+        stage.releases.iter().map(|release| (release.fate.of_share(), release.work)).collect();
+    let nothing = Work(0);
+    let expected = [(Fate::BelowUpstreamTarget, nothing), (Fate::Forwarded, nothing)];
+    assert_eq!(released, expected, "a block goes out in any case");
+    assert_eq!(stage.submit(&job, 3, true), Fate::Forwarded);
+    assert_eq!((stage.records.len(), stage.pools[0].shares), (5, 3), "each share has one record");
+    let mut totals = Totals::default();
+    stage.records.iter().for_each(|record| totals.add_share(record));
+    stage.releases.iter().for_each(|release| totals.add_release(release));
+    assert_eq!(totals.violation(), None);
+    assert_eq!((totals.shares.waiting(), totals.shares.waiting_work()), (0, nothing));
+}
+
+/// A share that meets a harder target, too, is worth no more than what is written of it already.
+#[test]
+fn a_share_that_waited_is_never_worth_more_than_its_record_says() {
+    let mut stage = mining();
+    stage.pools[0].manner = Manner::Mute;
+    stage.template(2, 2);
+    let job = stage.job(Feed::Shared);
+    let now = stage.now;
+    let with_target = |nonce| {
+        let mut share = rig::share(&job, nonce, false, now);
+        // As under the easiest of targets.
+        share.record.upstream_work = Work(1);
+        let target = Target::from_le_bytes(share.forward.as_ref().expect("it is worth forwarding").hash);
+        (share, target)
+    };
+    // Half of all hashes meet a target of more work than that.
+    let nonce = (1..).find(|nonce| with_target(*nonce).1.work() > Work(1)).expect("half of them are");
+    let (share, harder) = with_target(nonce);
+    assert_eq!(stage.submit_share(share), Fate::Held(HoldNumber::new(1)));
+    let custom = stage.waiting.pop().expect("the pool was told");
+    stage.receive(0, SetTarget { channel_id: custom.channel_id, maximum_target: harder });
+    stage.take_custom_job(0, &custom);
+    let release = &stage.releases[0];
+    assert!(matches!(release.fate, ReleaseFate::Forwarded(_)), "{release:?}");
+    assert_eq!((release.held_work, release.work), (Work(1), Work(1)));
+    assert_eq!(stage.submit_share(with_target(nonce).0), Fate::Forwarded);
+    assert_eq!(
+        stage.records[1].upstream_work,
+        harder.work(),
+        "what did not wait is worth what the pool counts"
+    );
 }
 
 #[test]

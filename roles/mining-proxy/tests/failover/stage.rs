@@ -11,7 +11,7 @@ use mining_proxy::{
     DownstreamKey, Endpoint, Feed, LinkState, Patience, Standing, UpstreamConfig, UpstreamOutput, Upstreams,
 };
 use mining_server::record::{HeldRelease, ReleaseFate};
-use mining_server::{Fate, ShareRecord, UpstreamAnswer, UpstreamVerdict, Work};
+use mining_server::{Fate, ShareEvent, ShareRecord, UpstreamAnswer, UpstreamVerdict, Work};
 use stratum::sv2::frame::HEADER_SIZE;
 use stratum::sv2::messages::*;
 use stratum::sv2::{FrameHeader, Message};
@@ -219,9 +219,13 @@ impl Stage {
 
     /// A share that may have to wait.
     pub(crate) fn submit(&mut self, job: &Job, nonce: u32, is_block: bool) -> Fate {
+        self.submit_share(rig::share(job, nonce, is_block, self.now))
+    }
+
+    /// The same with a share that is made already.
+    pub(crate) fn submit_share(&mut self, share: ShareEvent) -> Fate {
         let before = self.records.len();
         self.submitted += 1;
-        let share = rig::share(job, nonce, is_block, self.now);
         self.upstreams.handle_share(share, self.now, &mut self.outs);
         self.settle();
         self.records[before].fate

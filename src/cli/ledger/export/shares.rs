@@ -165,7 +165,7 @@ impl Joined {
                 let key = (release.upstream, release.upstream_channel);
                 self.await_answer(key, Waiting { number, judged_us: released_us, ..share });
             }
-            ReleaseFate::Dropped(_) => self.settle(&share, None),
+            ReleaseFate::Dropped(_) | ReleaseFate::BelowUpstreamTarget => self.settle(&share, None),
         }
     }
 
