@@ -105,13 +105,22 @@ struct World {
     /// By upstream, oldest first.
     held: BTreeMap<u16, Vec<Holding>>,
     last_hold: u16,
-    /// When a held share was released, whose it was, at which upstream, what became of it, and the work when it was held
-    /// and now.
-    releases: Vec<(u64, Option<u32>, u16, Fate, [u128; 2])>,
+    releases: Vec<Released>,
     /// What became of forwarded shares by device: acknowledged, refused, lost, each with the time.
     fates: Vec<FateOfShare>,
     /// How long each answer took, by upstream.
     latencies: Vec<(u16, u64)>,
+}
+
+/// A held share of which it is known what became of it: when, whose, at which upstream, and its work when it was held and
+/// now.
+struct Released {
+    seconds: u64,
+    device: Option<u32>,
+    upstream: u16,
+    fate: Fate,
+    held_work: Work,
+    work: Work,
 }
 
 impl World {
@@ -198,7 +207,14 @@ impl World {
             held_work: Work(held_work),
             work: Work(work),
         }));
-        self.releases.push((self.seconds, device, upstream, fate.of_share(), [held_work, work]));
+        self.releases.push(Released {
+            seconds: self.seconds,
+            device,
+            upstream,
+            fate: fate.of_share(),
+            held_work: Work(held_work),
+            work: Work(work),
+        });
     }
 
     fn answer(&mut self, upstream: u16, channel: u32, verdict: UpstreamVerdict) {
@@ -258,7 +274,8 @@ impl World {
         for (upstream, shares) in std::mem::take(&mut self.held) {
             for (_, device, _, work) in shares {
                 let fate = Fate::Dropped(DropReason::ProcessEnded);
-                self.releases.push((self.seconds, device, upstream, fate, [work, work]));
+                let (seconds, work) = (self.seconds, Work(work));
+                self.releases.push(Released { seconds, device, upstream, fate, held_work: work, work });
             }
         }
         self.next.clear();
@@ -281,23 +298,23 @@ impl World {
                 sums.answers.forwarded_work += share.upstream_work;
             }
         }
-        for (time, device, upstream, fate, [held_work, work]) in &self.releases {
-            if !wanted(*time, *device, *upstream) {
+        for &Released { seconds, device, upstream, fate, held_work, work } in &self.releases {
+            if !wanted(seconds, device, upstream) {
                 continue;
             }
             sums.shares.released += 1;
-            sums.shares.released_work += Work(*held_work);
-            match *fate {
+            sums.shares.released_work += held_work;
+            match fate {
                 Fate::Dropped(reason) => {
                     sums.shares.dropped[reason as usize] += 1;
-                    sums.shares.dropped_work[reason as usize] += Work(*work);
+                    sums.shares.dropped_work[reason as usize] += work;
                 }
                 Fate::BelowUpstreamTarget => sums.shares.below_upstream_target += 1,
                 _ => {
                     sums.shares.forwarded += 1;
-                    sums.shares.forwarded_work += Work(*work);
+                    sums.shares.forwarded_work += work;
                     sums.answers.forwarded += 1;
-                    sums.answers.forwarded_work += Work(*work);
+                    sums.answers.forwarded_work += work;
                 }
             }
         }
