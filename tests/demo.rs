@@ -132,7 +132,13 @@ async fn people_are_told_in_words_what_became_of_declared_jobs() {
         .await
         .expect("the binary was built with the test");
     let text = String::from_utf8(output.stdout).expect("words");
-    for words in ["declared to the pool ", "taken by it ", "refused ", "blocks pushed to it ", "Both nodes"] {
+    for words in [
+        "declared to the pool ",
+        "taken by it ",
+        "refused ",
+        "blocks pushed to it ",
+        "node share ends on block",
+    ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
 }
