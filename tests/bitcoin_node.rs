@@ -10,7 +10,7 @@ use std::time::Duration;
 use bitcoin::consensus::{deserialize, serialize};
 use bitcoin::hashes::Hash as _;
 use bitcoin::{Amount, Block, BlockHash, CompactTarget, OutPoint, ScriptBuf, TxMerkleNode, Witness};
-use bitcoin_node::{FEE, RegtestNode, WitnessSpend};
+use bitcoin_node::{FEE, RegtestNode, WitnessSpend, block, with_nonce};
 use checkweigh::clock::Clock;
 use checkweigh::dev_chain::validator::{ChainContext, validate, validate_proposal};
 use checkweigh::node::{
@@ -19,9 +19,9 @@ use checkweigh::node::{
 };
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use stratum::TemplateId;
-use stratum::hash::{merkle_root, sha256d};
+use stratum::hash::sha256d;
+use template::BlockTemplate;
 use template::block_template::displayed;
-use template::{BlockTemplate, CoinbaseRules, assemble_block, payout_script};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -38,26 +38,6 @@ async fn newest_template(node: &RegtestNode) -> BlockTemplate {
         .expect("the node gives templates")
 }
 
-/// A block on `template` that pays to a P2WPKH address of regtest and needs a nonce still.
-fn block(template: &BlockTemplate, extranonce: u8) -> Vec<u8> {
-    let payout = payout_script("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", bitcoin::Network::Regtest);
-    let rules = CoinbaseRules::new(payout.expect("an address"), b"/checkweigh/".to_vec(), 16).expect("fits");
-    let coinbase = rules.parts(template).expect("fits").with_extranonce(&[extranonce; 16]);
-    let root = merkle_root(sha256d(&coinbase), &template.merkle_path);
-    let header = template.header(template.version, &root, template.current_time, 0);
-    assemble_block(template, &coinbase, &header)
-}
-
-fn solved(mut block: Vec<u8>, template: &BlockTemplate) -> Vec<u8> {
-    for nonce in 0u32.. {
-        block[76..80].copy_from_slice(&nonce.to_le_bytes());
-        if template.network_target().is_met_by(&sha256d(&block[..80])) {
-            break;
-        }
-    }
-    block
-}
-
 #[tokio::test]
 async fn a_block_with_witnesses_becomes_the_tip() {
     let mut node = RegtestNode::start().await;
@@ -71,7 +51,7 @@ async fn a_block_with_witnesses_becomes_the_tip() {
         template.transactions.iter().any(|transaction| transaction.txid == txid)
     }));
 
-    let block = solved(block(&template, 1), &template);
+    let block = with_nonce(block(&template, 1), &template, true);
     let client = node.client();
     assert_eq!(client.submit_block(&block).await.expect("answers"), SubmitAnswer::Accepted);
     assert_eq!(node.tip().await, displayed(&sha256d(&block[..80])));
@@ -86,7 +66,7 @@ async fn the_first_blocks_of_a_chain_are_taken() {
     for height in 1..=18 {
         let template = newest_template(&node).await;
         assert_eq!(template.height, height);
-        let block = solved(block(&template, 1), &template);
+        let block = with_nonce(block(&template, 1), &template, true);
         assert_eq!(node.client().submit_block(&block).await.expect("answers"), SubmitAnswer::Accepted);
     }
     assert_eq!(node.height().await, 18);
@@ -158,7 +138,7 @@ async fn a_restarted_node_is_found_again() {
     let last = source.templates.borrow().clone().expect("the last template stays");
     assert!(last.same_tip(&before));
     // Found while the node is away: it is submitted until the node is back.
-    let block = solved(block(&before, 3), &before);
+    let block = with_nonce(block(&before, 3), &before, true);
     let hash = displayed(&sha256d(&block[..80]));
     let submission = {
         let (source, block) = (source.source.clone(), block.clone());
@@ -245,7 +225,7 @@ async fn a_block_on_an_empty_first_template_is_taken() {
 
     let mut source = Source::start_with(node.client(), settings);
     source.template_of_height(full.height).await;
-    let sound = solved(block(&empty, 1), &empty);
+    let sound = with_nonce(block(&empty, 1), &empty, true);
     assert_eq!(client.submit_block(&sound).await.expect("answers"), SubmitAnswer::Accepted);
     announce.send_replace(Some(sha256d(&sound[..80])));
     source.template_of_height(full.height + 1).await;
@@ -355,7 +335,7 @@ async fn our_validator_and_bitcoin_core_agree() {
         let theirs = client.propose_block(&broken).await.expect("answers");
         assert_eq!((ours, theirs.as_deref()), (reason, Some(reason)), "as a proposal");
 
-        let broken = solved(broken, &template);
+        let broken = with_nonce(broken, &template, true);
         assert_eq!(validate(&broken, &context, coin).expect_err(reason).reason, reason);
         let submitted = client.submit_block(&broken).await.expect("answers");
         if reason != "inconclusive-not-best-prevblk" {
@@ -375,7 +355,7 @@ async fn our_validator_and_bitcoin_core_agree() {
     let refused = SubmitAnswer::Rejected("high-hash".to_owned());
     assert_eq!(client.submit_block(&unsolved).await.expect("answers"), refused);
 
-    let sound = solved(block(&template, 99), &template);
+    let sound = with_nonce(block(&template, 99), &template, true);
     let valid = validate(&sound, &context, coin).expect("is valid");
     assert_eq!(valid.transactions.len(), 5);
     assert_eq!(client.submit_block(&sound).await.expect("answers"), SubmitAnswer::Accepted);

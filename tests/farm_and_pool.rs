@@ -22,7 +22,7 @@ use std::time::Duration;
 use bitcoin::{Address, Amount, Network, ScriptBuf, Txid};
 use bitcoin_node::{FEE, RegtestNode, block_of_height, two_nodes_with, wait_for_height};
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
-use process::{Checkweigh, terminate};
+use process::{Checkweigh, make_key, pool_and_farm, terminate};
 use readme::shown;
 use serde_json::Value;
 use sv1_miner::{Miner, MinerOptions};
@@ -52,20 +52,6 @@ const SHOWN_NODE: &str = "rpc_url = \"http://127.0.0.1:8332\"\ncookie_file = \"/
 const VARDIFF: &str = "[vardiff]\nenabled = false\nminimum_difficulty = 0.00000095367431640625\n\
                        initial_difficulty = 0.00000095367431640625\n";
 
-fn node_keys(node: &RegtestNode) -> String {
-    let cookie = Value::from(node.cookie_file().display().to_string());
-    format!("rpc_url = \"{}\"\ncookie_file = {cookie}\nnetwork = \"regtest\"\n", node.url())
-}
-
-fn make_key(folder: &Path) {
-    let keygen = Command::new(env!("CARGO_BIN_EXE_checkweigh"))
-        .args(["keygen", "--out"])
-        .arg(folder.join("authority.key"))
-        .output()
-        .expect("the binary was built with the test");
-    assert!(keygen.status.success(), "{keygen:?}");
-}
-
 /// Where a farm's templates come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Templates {
@@ -92,7 +78,7 @@ fn pool_config(node: &RegtestNode) -> String {
     let shown = shown(
         "pool.toml",
         &[
-            (SHOWN_NODE, &node_keys(node)),
+            (SHOWN_NODE, &node.config_keys()),
             ("0.0.0.0:3336", "127.0.0.1:0"),
             ("0.0.0.0:3337", "127.0.0.1:0"),
             ("bc1q...", &payout().to_string()),
@@ -105,7 +91,7 @@ fn provider_config(node: &RegtestNode) -> String {
     format!(
         "[template_provider]\nlisten = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
          [node]\n{}",
-        node_keys(node)
+        node.config_keys()
     )
 }
 
@@ -119,7 +105,7 @@ fn proxy_config(
     let shown = shown(
         "mining-proxy.toml",
         &[
-            (SHOWN_NODE, &node_keys(node)),
+            (SHOWN_NODE, &node.config_keys()),
             ("0.0.0.0:3333", "127.0.0.1:0"),
             ("pool.example:3336/POOL_KEY", &format!("{mining}/{key}")),
             ("pool.example:3337/POOL_KEY", &format!("{declaration}/{key}")),
@@ -157,11 +143,7 @@ async fn blocks_of_the_farm_pay_the_pool(mode: &str, templates: Templates) {
     let wanted = farm.fill_mempool(TRANSACTIONS).await;
     let start = farm.height().await;
     wait_for_height(&pool_node, start).await;
-    let folder = tempfile::tempdir().expect("a folder for the test");
-    let (of_pool, of_farm) = (folder.path().join("pool"), folder.path().join("farm"));
-    std::fs::create_dir(&of_pool).expect("the folder is ours");
-    std::fs::create_dir(&of_farm).expect("the folder is ours");
-    make_key(&of_pool);
+    let (folder, of_pool, of_farm) = pool_and_farm();
 
     let of_ipc = |section: &str, node: &RegtestNode| match templates.are_over_ipc() {
         true => over_ipc(section, node),
@@ -233,7 +215,7 @@ fn apart_pool_config(node: &RegtestNode, mining: &str) -> String {
 }
 
 fn server_config(node: &RegtestNode, listen: &str) -> String {
-    shown("jd-server.toml", &[(SHOWN_NODE, &node_keys(node)), ("0.0.0.0:3337", listen)])
+    shown("jd-server.toml", &[(SHOWN_NODE, &node.config_keys()), ("0.0.0.0:3337", listen)])
 }
 
 fn start_miner(server: SocketAddr) -> (Miner, ShutdownTrigger) {
@@ -256,11 +238,7 @@ async fn a_farm_declares_to_a_server_of_its_own_and_each_process_may_restart() {
     let wanted = farm.fill_mempool(TRANSACTIONS).await;
     let start = farm.height().await;
     wait_for_height(&pool_node, start).await;
-    let folder = tempfile::tempdir().expect("a folder for the test");
-    let (of_pool, of_farm) = (folder.path().join("pool"), folder.path().join("farm"));
-    std::fs::create_dir(&of_pool).expect("the folder is ours");
-    std::fs::create_dir(&of_farm).expect("the folder is ours");
-    make_key(&of_pool);
+    let (folder, of_pool, of_farm) = pool_and_farm();
 
     // The server is there first, and waits for its pool.
     let mut server = Checkweigh::start("jd-server", &server_config(&pool_node, "127.0.0.1:0"), &of_pool);

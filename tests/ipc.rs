@@ -6,7 +6,7 @@ mod bitcoin_node;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitcoin_node::{FEE, RegtestNode};
+use bitcoin_node::{FEE, RegtestNode, block, with_nonce};
 use checkweigh::clock::Clock;
 use checkweigh::node::ipc::{IpcSourceSettings, start_ipc_node, start_ipc_source};
 use checkweigh::node::judge::OTHER_TIP;
@@ -17,11 +17,9 @@ use checkweigh::node::{
 };
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
 use stratum::TemplateId;
-use stratum::hash::{merkle_root, sha256d};
+use stratum::hash::sha256d;
 use template::block_template::displayed;
-use template::{
-    BlockTemplate, CoinbaseConstraints, CoinbaseRules, PublishPolicy, assemble_block, payout_script,
-};
+use template::{BlockTemplate, CoinbaseConstraints, PublishPolicy};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -41,27 +39,6 @@ async fn node() -> RegtestNode {
 async fn template_over_rpc(node: &RegtestNode) -> BlockTemplate {
     let template = node.client().block_template(TemplateId(1), None, &Clock::start()).await;
     template.expect("the node gives templates")
-}
-
-/// A block on `template` that pays to a P2WPKH address of regtest and needs a nonce still.
-fn block(template: &BlockTemplate, extranonce: u8) -> Vec<u8> {
-    let payout = payout_script("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", bitcoin::Network::Regtest);
-    let rules = CoinbaseRules::new(payout.expect("an address"), b"/checkweigh/".to_vec(), 16).expect("fits");
-    let coinbase = rules.parts(template).expect("fits").with_extranonce(&[extranonce; 16]);
-    let root = merkle_root(sha256d(&coinbase), &template.merkle_path);
-    let header = template.header(template.version, &root, template.current_time, 0);
-    assemble_block(template, &coinbase, &header)
-}
-
-/// The same block with a nonce that makes it one, or with one that does not.
-fn with_nonce(mut block: Vec<u8>, template: &BlockTemplate, solves: bool) -> Vec<u8> {
-    for nonce in 0u32.. {
-        block[76..80].copy_from_slice(&nonce.to_le_bytes());
-        if template.network_target().is_met_by(&sha256d(&block[..80])) == solves {
-            break;
-        }
-    }
-    block
 }
 
 /// A source that has nothing but the socket.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use bitcoin::Amount;
 use bitcoin_node::{RegtestNode, block_of_height, two_nodes, wait_for_height};
 use held_miner::HeldMiner;
-use process::{Checkweigh, terminate};
+use process::{Checkweigh, pool_and_farm, terminate};
 use serde_json::{Value, json};
 use stratum::sv1::client::Notify;
 use tempfile::TempDir;
@@ -44,17 +44,12 @@ const JOB_NOT_FOUND: i64 = 21;
 const VARDIFF: &str = "[vardiff]\nenabled = false\nminimum_difficulty = 0.00000095367431640625\n\
                        initial_difficulty = 0.00000095367431640625\n";
 
-fn node_keys(node: &RegtestNode) -> String {
-    let cookie = Value::from(node.cookie_file().display().to_string());
-    format!("rpc_url = \"{}\"\ncookie_file = {cookie}\nnetwork = \"regtest\"\n", node.url())
-}
-
 fn pool_config(node: &RegtestNode) -> String {
     format!(
         "[downstream]\nsv2_listen = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
          [node]\n{}[pool]\ncoinbase_script = \"{PAYOUT}\"\n\
          [job_declaration]\nlisten = \"127.0.0.1:0\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n{VARDIFF}",
-        node_keys(node)
+        node.config_keys()
     )
 }
 
@@ -69,7 +64,7 @@ fn proxy_config(
          job_declaration_url = \"stratum2+tcp://{declaration}/{key}\"\n\
          [job_declaration]\nmode = \"{mode}\"\npool_templates = false\n\
          [job_declaration.node]\n{}[metrics]\nlisten = \"127.0.0.1:0\"\n{VARDIFF}",
-        node_keys(node)
+        node.config_keys()
     )
 }
 
@@ -122,11 +117,7 @@ impl Stage {
         farm.fill_mempool(TRANSACTIONS).await;
         let start = farm.height().await;
         wait_for_height(&pool_node, start).await;
-        let folder = tempfile::tempdir().expect("a folder for the test");
-        let (of_pool, of_farm) = (folder.path().join("pool"), folder.path().join("farm"));
-        std::fs::create_dir(&of_pool).expect("the folder is ours");
-        std::fs::create_dir(&of_farm).expect("the folder is ours");
-        make_key(&of_pool);
+        let (folder, of_pool, of_farm) = pool_and_farm();
 
         let mut pool = Checkweigh::start("pool", &pool_config(&pool_node), &of_pool);
         let line = pool.line("job declaration clients may connect").await;
@@ -205,15 +196,6 @@ impl Stage {
             assert_eq!(status.code(), Some(0), "SIGTERM ends it in order");
         }
     }
-}
-
-fn make_key(folder: &Path) {
-    let keygen = Command::new(env!("CARGO_BIN_EXE_checkweigh"))
-        .args(["keygen", "--out"])
-        .arg(folder.join("authority.key"))
-        .output()
-        .expect("the binary was built with the test");
-    assert!(keygen.status.success(), "{keygen:?}");
 }
 
 /// Both nodes have the new tip before the solution comes: the farm itself refuses it.

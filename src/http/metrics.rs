@@ -155,7 +155,7 @@ fn render_shares(page: &mut Page, overview: &Overview) {
         "Accepted shares that had to wait for the upstream's answer to their job, whatever became of them.";
     page.counter("checkweigh_shares_held_total", help);
     page.value(shares.held);
-    let help = "Held shares that were forwarded or dropped since; they are counted there too.";
+    let help = "Held shares of which it is known what became of them; they are counted there too.";
     page.counter("checkweigh_shares_released_total", help);
     page.value(shares.released);
     let help = "Records whose detail was lost to a full queue; their sums are in all the other counters.";

@@ -9,7 +9,7 @@ use checkweigh::shutdown::shutdown;
 use tokio::process::Child;
 
 use crate::bitcoin_node::wait_for_height;
-use crate::farm::{Nodes, PAYOUT, SlowMiner, VARDIFF, counts, end, key, node_keys, start_provider};
+use crate::farm::{Nodes, PAYOUT, SlowMiner, VARDIFF, counts, end, key, start_provider};
 use crate::peer::{Peer, private_address};
 use crate::translator::{DIFFICULTY_OF_THE_POOL, Translator, mine};
 
@@ -32,7 +32,7 @@ impl OurPool {
             "[downstream]\nsv2_listen = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
              [node]\n{}[pool]\ncoinbase_script = \"{PAYOUT}\"\nshare_batch_size = 1\n\
              [job_declaration]\nlisten = \"127.0.0.1:0\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n{EASIEST_SHARES}",
-            node_keys(&nodes.pool)
+            nodes.pool.config_keys()
         );
         let mut pool = nodes.run("pool", &config);
         let declaration = pool.address("job declaration clients may connect").await;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use crate::bitcoin_node::wait_for_height;
-use crate::farm::{Nodes, PAYOUT, SlowMiner, VARDIFF, counts, end, key, node_keys, start_provider};
+use crate::farm::{Nodes, PAYOUT, SlowMiner, VARDIFF, counts, end, key, start_provider};
 use crate::peer::{Peer, private_address};
 
 fn pool_config(mining: SocketAddr, templates: &str) -> String {
@@ -43,7 +43,7 @@ fn proxy_config(nodes: &Nodes, mining: SocketAddr, declaration: SocketAddr, mode
          [job_declaration]\n{mode}\ncoinbase_tag = \"/farm/\"\n\
          [job_declaration.node]\n{}[metrics]\nlisten = \"127.0.0.1:0\"\n\
          [failover]\nstart_grace_s = 0\n{VARDIFF}",
-        node_keys(&nodes.farm)
+        nodes.farm.config_keys()
     )
 }
 

@@ -119,18 +119,12 @@ fn protect(file: &Path) {
     assert!(status.success(), "the file is ours");
 }
 
-/// The keys of a section that names a node.
-pub(crate) fn node_keys(node: &RegtestNode) -> String {
-    let cookie = Value::from(node.cookie_file().display().to_string());
-    format!("rpc_url = \"{}\"\ncookie_file = {cookie}\nnetwork = \"regtest\"\n", node.url())
-}
-
 /// A template provider of ours on the farm's node, and how a program of the reference implementation is told of it.
 pub(crate) async fn start_provider(nodes: &Nodes) -> (Child, String) {
     let config = format!(
         "[template_provider]\nlisten = \"127.0.0.1:0\"\nauthority_secret_key_file = \"authority.key\"\n\
          [node]\n{}[templates]\nmin_interval_seconds = 0\nmin_fee_gain_sats = 1\npoll_seconds = 1\n",
-        node_keys(&nodes.farm)
+        nodes.farm.config_keys()
     );
     let mut provider = nodes.run("template-provider", &config);
     let address = provider.address("template clients may connect").await;

@@ -14,7 +14,9 @@ use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid, Witness};
 use checkweigh::node::{NodeAuth, NodeClient, NodeClientSettings};
 use serde_json::{Value, json};
+use stratum::hash::{merkle_root, sha256d};
 use tempfile::TempDir;
+use template::{BlockTemplate, CoinbaseRules, assemble_block, payout_script};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, timeout};
 
@@ -84,6 +86,12 @@ impl RegtestNode {
     /// The file with its credentials; new at every start of the node.
     pub(crate) fn cookie_file(&self) -> PathBuf {
         self.directory.path().join("regtest").join(".cookie")
+    }
+
+    /// The keys of a section of our configuration that names it.
+    pub(crate) fn config_keys(&self) -> String {
+        let cookie = Value::from(self.cookie_file().display().to_string());
+        format!("rpc_url = \"{}\"\ncookie_file = {cookie}\nnetwork = \"regtest\"\n", self.url())
     }
 
     /// Its data folder. With `-ipcbind=unix` its socket is `regtest/node.sock` there.
@@ -310,4 +318,25 @@ pub(crate) async fn block_of_height(node: &RegtestNode, height: u32) -> bitcoin:
     let hex = node.call("getblock", json!([hash, 0])).await;
     let bytes = hex::decode(hex.as_str().expect("a block is text")).expect("hexadecimal");
     bitcoin::consensus::deserialize(&bytes).expect("a block")
+}
+
+/// A block on `template` that pays to a P2WPKH address of regtest and needs a nonce still.
+pub(crate) fn block(template: &BlockTemplate, extranonce: u8) -> Vec<u8> {
+    let payout = payout_script("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", bitcoin::Network::Regtest);
+    let rules = CoinbaseRules::new(payout.expect("an address"), b"/checkweigh/".to_vec(), 16).expect("fits");
+    let coinbase = rules.parts(template).expect("fits").with_extranonce(&[extranonce; 16]);
+    let root = merkle_root(sha256d(&coinbase), &template.merkle_path);
+    let header = template.header(template.version, &root, template.current_time, 0);
+    assemble_block(template, &coinbase, &header)
+}
+
+/// The same block with a nonce that makes it one, or with one that does not.
+pub(crate) fn with_nonce(mut block: Vec<u8>, template: &BlockTemplate, solves: bool) -> Vec<u8> {
+    for nonce in 0u32.. {
+        block[76..80].copy_from_slice(&nonce.to_le_bytes());
+        if template.network_target().is_met_by(&sha256d(&block[..80])) == solves {
+            break;
+        }
+    }
+    block
 }

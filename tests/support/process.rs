@@ -2,11 +2,12 @@
 #![expect(dead_code, reason = "each test program uses its own part of this file")]
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
@@ -16,6 +17,26 @@ const LINE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Never called, so that the expectation above holds where everything else is used.
 fn unused() {}
+
+/// Makes an authority key in `folder`, as its user would.
+pub(crate) fn make_key(folder: &Path) {
+    let keygen = std::process::Command::new(env!("CARGO_BIN_EXE_checkweigh"))
+        .args(["keygen", "--out"])
+        .arg(folder.join("authority.key"))
+        .output()
+        .expect("the binary was built with the test");
+    assert!(keygen.status.success(), "{keygen:?}");
+}
+
+/// A folder with one for a pool, which has a key, and one for a farm.
+pub(crate) fn pool_and_farm() -> (TempDir, PathBuf, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (of_pool, of_farm) = (folder.path().join("pool"), folder.path().join("farm"));
+    std::fs::create_dir(&of_pool).expect("the folder is ours");
+    std::fs::create_dir(&of_farm).expect("the folder is ours");
+    make_key(&of_pool);
+    (folder, of_pool, of_farm)
+}
 
 /// A running `checkweigh`; killed when dropped.
 pub(crate) struct Checkweigh {

@@ -30,7 +30,7 @@ pub struct StatedSums {
     pub dropped: Vec<ForReason>,
     /// Accepted ones that had to wait for the upstream's answer to their job, whatever became of them.
     pub held: Amount,
-    /// Held ones that were forwarded or dropped in time: they are in those sums too. The others of them still waited.
+    /// Held ones of which it was known in time what became of them: they are in the sums of that, too. The others of them still waited.
     pub released: Amount,
     /// Accepted ones that were sent upstream.
     pub forwarded: Amount,
