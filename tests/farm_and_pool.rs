@@ -16,7 +16,6 @@ mod sv1_miner;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use bitcoin::{Address, Amount, Network, ScriptBuf, Txid};
@@ -238,7 +237,7 @@ async fn a_farm_declares_to_a_server_of_its_own_and_each_process_may_restart() {
     let wanted = farm.fill_mempool(TRANSACTIONS).await;
     let start = farm.height().await;
     wait_for_height(&pool_node, start).await;
-    let (folder, of_pool, of_farm) = pool_and_farm();
+    let (_folder, of_pool, of_farm) = pool_and_farm();
 
     // The server is there first, and waits for its pool.
     let mut server = Checkweigh::start("jd-server", &server_config(&pool_node, "127.0.0.1:0"), &of_pool);

@@ -12,15 +12,13 @@ mod held_miner;
 mod process;
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use bitcoin::Amount;
 use bitcoin_node::{RegtestNode, block_of_height, two_nodes, wait_for_height};
 use held_miner::HeldMiner;
 use process::{Checkweigh, pool_and_farm, terminate};
-use serde_json::{Value, json};
+use serde_json::json;
 use stratum::sv1::client::Notify;
 use tempfile::TempDir;
 use template::block_template::displayed;

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bitcoin::{Amount, Txid};
 use checkweigh::shutdown::{ShutdownTrigger, shutdown};
-use serde_json::Value;
 use stratum::sv2::AuthoritySecretKey;
 use tempfile::TempDir;
 use tokio::process::Child;
