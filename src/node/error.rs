@@ -71,7 +71,7 @@ pub enum NodeError {
     },
     /// The node does not know a call: its version is another than those that we know.
     #[error(
-        "the node does not know `{method}`: its interprocess interface is not that of Bitcoin Core 31 or later"
+        "the node does not know `{method}`: its interprocess interface is not that of Bitcoin Core 30 or later"
     )]
     Unknown {
         /// What was called.

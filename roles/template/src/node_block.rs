@@ -3,9 +3,9 @@
 //!
 //! This module never hashes the witness commitment again and never judges a transaction: the node has done that.
 
-use bitcoin::Block;
 use bitcoin::consensus::{deserialize, serialize};
 use bitcoin::hashes::Hash as _;
+use bitcoin::{Block, Transaction};
 use stratum::hash::Hash;
 use stratum::{Now, TemplateId};
 
@@ -105,6 +105,30 @@ impl BlockTemplate {
 }
 
 impl NodeCoinbase {
+    /// What a whole coinbase asks for: Bitcoin Core 30 gives one as an example (`mining.capnp` of that version,
+    /// `getCoinbaseTx`). Its first output takes the whole reward, the others have to be there, and its script is to be
+    /// gone on with after the height, where it has a zero of its own.
+    pub fn of_example(coinbase: &[u8]) -> Result<Self, TemplateError> {
+        let example: Transaction = deserialize(coinbase)
+            .map_err(|error| TemplateError::Unreadable(format!("its coinbase is no transaction: {error}")))?;
+        let ([input], [reward, required @ ..]) = (example.input.as_slice(), example.output.as_slice()) else {
+            return wrong("coinbase", "has no reward, or more than one input".to_owned());
+        };
+        let Some(script_start) = input.script_sig.as_bytes().strip_suffix(&[0]) else {
+            return wrong("coinbase", "has a script that does not end as Bitcoin Core 30's".to_owned());
+        };
+        let Ok(value) = i64::try_from(reward.value.to_sat()) else {
+            return wrong("coinbase", "pays more than there is".to_owned());
+        };
+        Ok(NodeCoinbase {
+            script_start: script_start.to_vec(),
+            sequence: input.sequence.to_consensus_u32(),
+            lock_time: example.lock_time.to_consensus_u32(),
+            value,
+            outputs: required.iter().map(serialize).collect(),
+        })
+    }
+
     /// The height that it names, once its form is known to be that of our coinbases.
     fn height(&self) -> Result<u32, TemplateError> {
         let height = pushed_height(&self.script_start).filter(|height| *height <= i32::MAX as u32);
@@ -225,6 +249,44 @@ mod tests {
         }
     }
 
+    /// The coinbase that Bitcoin Core 30 makes, for what its successors say of it.
+    fn example(of: &NodeCoinbase) -> Vec<u8> {
+        let mut script = of.script_start.clone();
+        script.push(0);
+        let mut example = [&2u32.to_le_bytes()[..], &[0, 1, 1], &[0; 32], &[0xff; 4]].concat();
+        example.push(script.len() as u8);
+        example.extend(&script);
+        example.extend(of.sequence.to_le_bytes());
+        example.push(1 + of.outputs.len() as u8);
+        example.extend(of.value.to_le_bytes());
+        example.extend([1, 0x51]);
+        example.extend(of.outputs.concat());
+        example.extend([&[1, 32][..], &[0; 32]].concat());
+        example.extend(of.lock_time.to_le_bytes());
+        example
+    }
+
+    #[test]
+    fn an_example_of_a_coinbase_says_all_of_it() {
+        // The second height's push ends with a zero of its own.
+        for height in [900_000, 0x8000] {
+            let of = NodeCoinbase {
+                script_start: height_push(height),
+                lock_time: height - 1,
+                ..of_node(2).2.coinbase
+            };
+            assert_eq!(NodeCoinbase::of_example(&example(&of)), Ok(of.clone()));
+            let mut bare = example(&of);
+            // Its script begins after the version, marker, flag, count, outpoint and its own length.
+            let end = 44 + of.script_start.len();
+            bare[43] -= 1;
+            bare.remove(end);
+            bare[end - 1] = 1;
+            assert!(NodeCoinbase::of_example(&bare).is_err());
+        }
+        assert!(NodeCoinbase::of_example(&[]).is_err());
+    }
+
     #[test]
     fn a_chain_without_witnesses_has_no_commitment() {
         let (mut template, block, mut of) = of_node(0);
@@ -244,6 +306,16 @@ mod tests {
             let _ = BlockTemplate::of_node_block(&block, of.clone());
             block.truncate(length % block.len());
             let _ = BlockTemplate::of_node_block(&block, of);
+        }
+
+        #[test]
+        fn broken_examples_never_panic(place in any::<usize>(), byte in any::<u8>(), length in any::<usize>()) {
+            let mut example = example(&of_node(3).2.coinbase);
+            let place = place % example.len();
+            example[place] = byte;
+            let _ = NodeCoinbase::of_example(&example);
+            example.truncate(length % example.len());
+            let _ = NodeCoinbase::of_example(&example);
         }
     }
 }

@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
+use super::core30;
 use super::node::Transactions;
 use crate::clock::Clock;
 use crate::node::client::{SubmitAnswer, submit_answer};
@@ -44,19 +45,22 @@ const MAX_RESERVED_WEIGHT: u64 = 4_000_000;
 pub(super) struct Connection {
     threads: thread_map::Client,
     mining: mining::Client,
+    is_core_30: bool,
     running: AbortHandle,
 }
 
 /// Makes calls, one at a time, on a thread of the node. Cheap to clone; clones share the thread.
 #[derive(Clone)]
 pub(super) struct Caller {
-    mining: mining::Client,
-    thread: thread::Client,
+    pub(super) mining: mining::Client,
+    pub(super) thread: thread::Client,
+    /// Whether some methods are in the places and of the shapes that they have in Bitcoin Core 30.
+    is_core_30: bool,
 }
 
 /// A template that the node keeps for us as long as we keep this.
 #[derive(Clone)]
-pub(super) struct NodeTemplate(block_template::Client);
+pub(super) struct NodeTemplate(pub(super) block_template::Client);
 
 impl Connection {
     /// Dials the node at this socket. To be called within a [`tokio::task::LocalSet`].
@@ -76,15 +80,16 @@ impl Connection {
             let threads = answer.get().and_then(|answer| answer.get_thread_map());
             let threads = threads.map_err(|error| bad("construct", &error))?;
             let thread = make_thread(&threads).await?;
-            let mut request = init.make_mining_request();
-            context("makeMining", request.get().get_context(), &thread)?;
-            let answer = named("makeMining", request.send().promise).await?;
-            let mining = answer.get().and_then(|answer| answer.get_result());
-            Ok((threads, mining.map_err(|error| bad("makeMining", &error))?))
+            match make_mining(&init, &thread).await {
+                Err(NodeError::Unknown { .. }) => {
+                    Ok((threads, core30::make_mining(&init, &thread).await?, true))
+                }
+                mining => Ok((threads, mining?, false)),
+            }
         };
         let greeted = tokio::time::timeout(GREETING_DEADLINE, greeted).await;
         match greeted.unwrap_or_else(|_| Err(NodeError::Timeout { method: "makeMining".to_owned() })) {
-            Ok((threads, mining)) => Ok(Connection { threads, mining, running }),
+            Ok((threads, mining, is_core_30)) => Ok(Connection { threads, mining, is_core_30, running }),
             Err(error) => {
                 running.abort();
                 Err(error)
@@ -100,7 +105,7 @@ impl Connection {
     /// A thread of the node that makes calls for us.
     pub(super) async fn caller(&self) -> Result<Caller, NodeError> {
         let thread = in_time("makeThread", make_thread(&self.threads)).await?;
-        Ok(Caller { mining: self.mining.clone(), thread })
+        Ok(Caller { mining: self.mining.clone(), thread, is_core_30: self.is_core_30 })
     }
 }
 
@@ -160,6 +165,10 @@ impl Caller {
     ) -> Result<NodeTemplate, NodeError> {
         const METHOD: &str = "createNewBlock";
         let reserved = room.reserved_weight().clamp(MIN_RESERVED_WEIGHT, MAX_RESERVED_WEIGHT);
+        if self.is_core_30 {
+            let sigops = room.max_additional_sigops.into();
+            return core30::new_template(self, has_transactions, (reserved, sigops), cooldown).await;
+        }
         let mut request = request!(self, "createNewBlock", self.mining.create_new_block_request());
         request.get().set_cooldown(cooldown);
         let mut options = request.get().init_options();
@@ -186,11 +195,15 @@ impl Caller {
         gain: u64,
     ) -> Result<Option<NodeTemplate>, NodeError> {
         const METHOD: &str = "waitNext";
+        // With all the money there is the node would not look at fees.
+        let gain = gain.clamp(1, MAX_MONEY - 1) as i64;
+        if self.is_core_30 {
+            return core30::better_template(self, base, gain).await;
+        }
         let mut request = request!(self, "waitNext", base.0.wait_next_request());
         let mut options = request.get().init_options();
         options.set_timeout(0.0);
-        // With all the money there is the node would not look at fees.
-        options.set_fee_threshold(gain.clamp(1, MAX_MONEY - 1) as i64);
+        options.set_fee_threshold(gain);
         let answer = timely(METHOD, request.send().promise).await?;
         let answer = answer.get().map_err(|error| bad(METHOD, &error))?;
         if !answer.has_result() {
@@ -214,7 +227,10 @@ impl Caller {
         let answer = timely("getTxSigops", request.send().promise).await?;
         let sigops = answer.get().and_then(|answer| answer.get_result());
         let sigops = sigops.map_err(|error| bad("getTxSigops", &error))?.iter().collect();
-        let coinbase = self.coinbase(template).await?;
+        let coinbase = match self.is_core_30 {
+            true => core30::coinbase(self, template).await?,
+            false => self.coinbase(template).await?,
+        };
         let request = request!(self, "getBlock", template.0.get_block_request());
         let answer = timely("getBlock", request.send().promise).await?;
         let received = clock.now();
@@ -255,7 +271,7 @@ impl Caller {
         Ok(submit_answer(Some(text(METHOD, answer.get_reason())?)))
     }
 
-    /// Submits the solution of a template, as Bitcoin Core 31 takes blocks. True when the node has looked at it, which
+    /// Submits the solution of a template, as Bitcoin Core 30 and 31 take blocks. True when the node has looked at it, which
     /// does not mean that it is valid.
     pub(super) async fn submit_solution(
         &self,
@@ -263,6 +279,9 @@ impl Caller {
         solution: &SolvedBlock,
     ) -> Result<bool, NodeError> {
         const METHOD: &str = "submitSolution";
+        if self.is_core_30 {
+            return core30::submit_solution(self, template, solution).await;
+        }
         let mut request = request!(self, "submitSolution", template.0.submit_solution_old7_request());
         request.get().set_version(solution.version);
         request.get().set_timestamp(solution.time);
@@ -301,6 +320,9 @@ impl Caller {
     /// What the node has against a block, proof of work aside; `None` when it is valid on the tip.
     pub(super) async fn check_block(&self, block: &[u8]) -> Result<Option<Rejection>, NodeError> {
         const METHOD: &str = "checkBlock";
+        if self.is_core_30 {
+            return core30::check_block(self, block).await;
+        }
         let mut request = request!(self, "checkBlock", self.mining.check_block_request());
         request.get().set_block(block);
         let mut options = request.get().init_options();
@@ -316,6 +338,15 @@ impl Caller {
         let (reason, details) = (text(METHOD, answer.get_reason())?, text(METHOD, answer.get_debug())?);
         Ok(Some(Rejection { reason, details }))
     }
+}
+
+async fn make_mining(init: &init::Client, thread: &thread::Client) -> Result<mining::Client, NodeError> {
+    const METHOD: &str = "makeMining";
+    let mut request = init.make_mining_request();
+    context(METHOD, request.get().get_context(), thread)?;
+    let answer = named(METHOD, request.send().promise).await?;
+    let mining = answer.get().and_then(|answer| answer.get_result());
+    mining.map_err(|error| bad(METHOD, &error))
 }
 
 async fn make_thread(threads: &thread_map::Client) -> Result<thread::Client, NodeError> {
@@ -335,13 +366,16 @@ fn context(
     Ok(())
 }
 
-fn text(method: &'static str, text: capnp::Result<capnp::text::Reader<'_>>) -> Result<String, NodeError> {
+pub(super) fn text(
+    method: &'static str,
+    text: capnp::Result<capnp::text::Reader<'_>>,
+) -> Result<String, NodeError> {
     let text = text.map_err(|error| bad(method, &error))?;
     Ok(String::from_utf8_lossy(text.as_bytes()).into_owned())
 }
 
 /// An answer, or why there is none.
-async fn named<T>(
+pub(super) async fn named<T>(
     method: &'static str,
     answer: impl Future<Output = capnp::Result<T>>,
 ) -> Result<T, NodeError> {
@@ -356,7 +390,7 @@ async fn in_time<T>(
     timeout.unwrap_or_else(|_| Err(NodeError::Timeout { method: method.to_owned() }))
 }
 
-async fn timely<T>(
+pub(super) async fn timely<T>(
     method: &'static str,
     answer: impl Future<Output = capnp::Result<T>>,
 ) -> Result<T, NodeError> {
@@ -373,6 +407,6 @@ fn failure(method: &'static str, error: capnp::Error) -> NodeError {
     }
 }
 
-fn bad(method: &'static str, error: &capnp::Error) -> NodeError {
+pub(super) fn bad(method: &'static str, error: &capnp::Error) -> NodeError {
     NodeError::BadAnswer { method: method.to_owned(), reason: error.to_string() }
 }

@@ -4,6 +4,7 @@
 //! channels with bounds to everybody else. Nothing here decides which template is published or which block is valid.
 
 mod connection;
+mod core30;
 mod node;
 mod source;
 

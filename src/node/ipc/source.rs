@@ -39,7 +39,7 @@ const TIP_WAIT: Duration = Duration::from_secs(20);
 const SHORTEST_FEE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// While the node catches up with the chain it is asked this often how far it is.
-const CATCH_UP_INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const CATCH_UP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Templates that the node keeps for us, so that solutions of them can be submitted: the miners' last and some before.
 const KEPT_TEMPLATES: usize = 8;

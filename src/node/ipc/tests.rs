@@ -29,6 +29,9 @@ use crate::node::source::{SourceKind, default_policy, template_source};
 use crate::node::submitter::{SourceBlock, SourceVerdict};
 use crate::shutdown::shutdown;
 
+#[path = "tests/core30.rs"]
+mod core30;
+
 type Reply = Result<(), capnp::Error>;
 
 /// How a played node differs from a sound one.
@@ -36,6 +39,10 @@ type Reply = Result<(), capnp::Error>;
 enum Quirk {
     /// It is of Bitcoin Core 31, which takes no whole blocks, and does what it is told to with solutions.
     TakesSolutions(bool),
+    /// It is of Bitcoin Core 30.
+    IsCore30,
+    /// It is, and catches up with the chain for ever, and says so as a solution.
+    IsCore30CatchingUp,
     /// Its interface is older than that.
     IsOlder,
     /// It says nothing of the fees.
@@ -50,6 +57,13 @@ struct PlayedNode {
     quirk: Quirk,
     template: BlockTemplate,
     solutions: mpsc::UnboundedSender<Vec<u8>>,
+}
+
+impl PlayedNode {
+    fn say(&self, what: &[u8]) {
+        // A test that does not listen wants to know nothing.
+        let _ = self.solutions.send(what.to_vec());
+    }
 }
 
 struct PlayedThreads;
@@ -237,8 +251,11 @@ fn play(folder: &Path, quirk: Quirk) -> (PathBuf, mpsc::UnboundedReceiver<Vec<u8
         let (stream, _) = listener.accept().await.expect("somebody comes");
         let (reader, writer) = stream.into_split();
         let network = VatNetwork::new(reader.compat(), writer.compat_write(), Side::Server, <_>::default());
-        let init: init::Client = new_client(PlayedInit(node));
-        drop(RpcSystem::new(Box::new(network), Some(init.client)).await);
+        let init = match quirk {
+            Quirk::IsCore30 | Quirk::IsCore30CatchingUp => core30::init(node),
+            _ => new_client::<init::Client, _>(PlayedInit(node)).client,
+        };
+        drop(RpcSystem::new(Box::new(network), Some(init)).await);
     })
     .expect("a thread starts");
     is_ready.recv().expect("it listens");
@@ -265,7 +282,7 @@ async fn a_template_is_read_and_nonsense_is_none() {
     for (quirk, said) in [
         (
             Quirk::IsOlder,
-            "does not know `makeMining`: its interprocess interface is not that of Bitcoin Core 31",
+            "does not know `makeMining`: its interprocess interface is not that of Bitcoin Core 30",
         ),
         (Quirk::HasNoFees, "3 transactions, 0 fees"),
         (Quirk::TalksNonsense, "it is no block"),
@@ -288,10 +305,10 @@ async fn a_node_that_is_ending_has_no_tip() {
     assert!(failure.to_string().contains("it is stopping"), "{failure}");
 }
 
-/// What a source on Bitcoin Core 31 says of blocks, and what the node is sent.
-async fn submitted(is_taken: bool) {
+/// What a source on Bitcoin Core 30 or 31 says of blocks, and what the node is sent.
+async fn submitted(quirk: Quirk) {
     let folder = tempfile::tempdir_in("/tmp").expect("a folder for the test");
-    let (socket, mut at_node) = play(folder.path(), Quirk::TakesSolutions(is_taken));
+    let (socket, mut at_node) = play(folder.path(), quirk);
     let (outlet, source) = template_source(SourceKind::Ipc, default_policy(), Clock::start());
     let (_trigger, end) = shutdown();
     let (queue, blocks) = mpsc::channel(8);
@@ -307,10 +324,10 @@ async fn submitted(is_taken: bool) {
         verdict.await.expect("it answers")
     };
     let found = block(&template);
-    let expected = match is_taken {
-        // Core 31 says no more than that it has looked: the next template tells.
-        true => SourceVerdict::Sent,
-        false => SourceVerdict::Judged(SubmitAnswer::Rejected("the node gives no reason".to_owned())),
+    let expected = match quirk {
+        // They say no more than that they have looked: the next template tells.
+        Quirk::TakesSolutions(true) | Quirk::IsCore30 => SourceVerdict::Sent,
+        _ => SourceVerdict::Judged(SubmitAnswer::Rejected("the node gives no reason".to_owned())),
     };
     assert_eq!(submit(found.clone()).await, expected);
     let sent = at_node.recv().await.expect("it was sent");
@@ -323,6 +340,7 @@ async fn submitted(is_taken: bool) {
 
 #[tokio::test]
 async fn a_node_that_takes_no_whole_blocks_gets_the_solution() {
-    submitted(true).await;
-    submitted(false).await;
+    for quirk in [Quirk::TakesSolutions(true), Quirk::TakesSolutions(false), Quirk::IsCore30] {
+        submitted(quirk).await;
+    }
 }
