@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bitcoin::Transaction;
 use bitcoin::consensus::{deserialize, serialize};
-use bitcoin_capnp_types::capnp::{self, capability};
+use bitcoin_capnp_types::capnp::capability;
 use bitcoin_capnp_types::capnp_rpc::new_client;
 use bitcoin_capnp_types_30::init_capnp::init;
 use bitcoin_capnp_types_30::mining_capnp::{block_template, mining};
