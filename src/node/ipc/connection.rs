@@ -271,8 +271,8 @@ impl Caller {
         Ok(submit_answer(Some(text(METHOD, answer.get_reason())?)))
     }
 
-    /// Submits the solution of a template, as Bitcoin Core 30 and 31 take blocks. True when the node has looked at it, which
-    /// does not mean that it is valid.
+    /// Submits the solution of a template, as Bitcoin Core 30 and 31 take blocks. True when the node has looked at it,
+    /// which does not mean that it is valid.
     pub(super) async fn submit_solution(
         &self,
         template: &NodeTemplate,
@@ -332,12 +332,21 @@ impl Caller {
         options.set_check_pow(false);
         let answer = timely(METHOD, request.send().promise).await?;
         let answer = answer.get().map_err(|error| bad(METHOD, &error))?;
-        if answer.get_result() {
-            return Ok(None);
-        }
-        let (reason, details) = (text(METHOD, answer.get_reason())?, text(METHOD, answer.get_debug())?);
-        Ok(Some(Rejection { reason, details }))
+        judged(METHOD, answer.get_result(), answer.get_reason(), answer.get_debug())
     }
+}
+
+/// What a node has against a block, from its answer to `method`.
+pub(super) fn judged(
+    method: &'static str,
+    is_valid: bool,
+    reason: capnp::Result<capnp::text::Reader<'_>>,
+    details: capnp::Result<capnp::text::Reader<'_>>,
+) -> Result<Option<Rejection>, NodeError> {
+    if is_valid {
+        return Ok(None);
+    }
+    Ok(Some(Rejection { reason: text(method, reason)?, details: text(method, details)? }))
 }
 
 async fn make_mining(init: &init::Client, thread: &thread::Client) -> Result<mining::Client, NodeError> {
@@ -366,10 +375,7 @@ fn context(
     Ok(())
 }
 
-pub(super) fn text(
-    method: &'static str,
-    text: capnp::Result<capnp::text::Reader<'_>>,
-) -> Result<String, NodeError> {
+fn text(method: &'static str, text: capnp::Result<capnp::text::Reader<'_>>) -> Result<String, NodeError> {
     let text = text.map_err(|error| bad(method, &error))?;
     Ok(String::from_utf8_lossy(text.as_bytes()).into_owned())
 }

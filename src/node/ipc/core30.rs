@@ -1,7 +1,8 @@
 //! The calls that Bitcoin Core 30 has in other places or of other shapes than its successors.
 //!
 //! A capability is the same whatever schema it is called by, so these are calls by the schema of that version
-//! (`mining.capnp` of v30) on the objects of [`super::connection`]. Nothing here is called on a node of another version.
+//! (`mining.capnp` of v30) on the objects of [`super::connection`]. Nothing here but [`make_mining`] is called on a
+//! node of another version.
 
 use bitcoin_capnp_types::init_capnp::init;
 use bitcoin_capnp_types::mining_capnp::{block_template, mining};
@@ -11,7 +12,7 @@ use bitcoin_capnp_types_30::mining_capnp::{block_template as block_template_30, 
 use bitcoin_capnp_types_30::proxy_capnp::{context, thread as thread_30};
 use template::{NodeCoinbase, SolvedBlock};
 
-use super::connection::{Caller, NodeTemplate, bad, named, text, timely};
+use super::connection::{Caller, NodeTemplate, bad, judged, named, timely};
 use super::source::CATCH_UP_INTERVAL;
 use crate::node::error::NodeError;
 use crate::node::judge::Rejection;
@@ -113,11 +114,7 @@ pub(super) async fn check_block(caller: &Caller, block: &[u8]) -> Result<Option<
     options.set_check_pow(false);
     let answer = timely(METHOD, request.send().promise).await?;
     let answer = answer.get().map_err(|error| bad(METHOD, &error))?;
-    if answer.get_result() {
-        return Ok(None);
-    }
-    let (reason, details) = (text(METHOD, answer.get_reason())?, text(METHOD, answer.get_debug())?);
-    Ok(Some(Rejection { reason, details }))
+    judged(METHOD, answer.get_result(), answer.get_reason(), answer.get_debug())
 }
 
 fn mining_of(caller: &Caller) -> mining_30::Client {

@@ -60,6 +60,19 @@ struct PlayedNode {
 }
 
 impl PlayedNode {
+    fn fees(&self) -> Vec<i64> {
+        self.template.transactions.iter().map(|transaction| transaction.fee as i64).collect()
+    }
+
+    fn sigops(&self) -> Vec<i64> {
+        self.template.transactions.iter().map(|transaction| transaction.sigops as i64).collect()
+    }
+
+    /// Takes version, time and nonce, and a coinbase.
+    fn take_solution(&self, header: [u32; 3], coinbase: &[u8]) {
+        self.say(&[&header.map(u32::to_le_bytes).concat(), coinbase].concat());
+    }
+
     fn say(&self, what: &[u8]) {
         // A test that does not listen wants to know nothing.
         let _ = self.solutions.send(what.to_vec());
@@ -173,8 +186,7 @@ impl block_template::Server for PlayedTemplate {
         mut results: block_template::GetTxFeesResults,
     ) -> Reply {
         if self.0.quirk != Quirk::HasNoFees {
-            let fees: Vec<i64> = self.0.template.transactions.iter().map(|one| one.fee as i64).collect();
-            results.get().set_result(&fees[..])?;
+            results.get().set_result(&self.0.fees()[..])?;
         }
         Ok(())
     }
@@ -184,8 +196,7 @@ impl block_template::Server for PlayedTemplate {
         _: block_template::GetTxSigopsParams,
         mut results: block_template::GetTxSigopsResults,
     ) -> Reply {
-        let costs: Vec<i64> = self.0.template.transactions.iter().map(|one| one.sigops as i64).collect();
-        results.get().set_result(&costs[..])
+        results.get().set_result(&self.0.sigops()[..])
     }
 
     async fn get_coinbase_tx(
@@ -211,13 +222,8 @@ impl block_template::Server for PlayedTemplate {
         mut results: block_template::SubmitSolutionOld7Results,
     ) -> Reply {
         let params = params.get()?;
-        let solution = [
-            &params.get_version().to_le_bytes()[..],
-            &params.get_timestamp().to_le_bytes(),
-            &params.get_nonce().to_le_bytes(),
-            params.get_coinbase()?,
-        ];
-        self.0.solutions.send(solution.concat()).expect("the test listens");
+        let header = [params.get_version(), params.get_timestamp(), params.get_nonce()];
+        self.0.take_solution(header, params.get_coinbase()?);
         results.get().set_result(self.0.quirk == Quirk::TakesSolutions(true));
         Ok(())
     }

@@ -141,8 +141,7 @@ impl block_template::Server for Template {
         _: block_template::GetTxFeesParams,
         mut results: block_template::GetTxFeesResults,
     ) -> Reply {
-        let fees: Vec<i64> = self.0.template.transactions.iter().map(|one| one.fee as i64).collect();
-        results.get().set_result(&fees[..])
+        results.get().set_result(&self.0.fees()[..])
     }
 
     async fn get_tx_sigops(
@@ -150,8 +149,7 @@ impl block_template::Server for Template {
         _: block_template::GetTxSigopsParams,
         mut results: block_template::GetTxSigopsResults,
     ) -> Reply {
-        let costs: Vec<i64> = self.0.template.transactions.iter().map(|one| one.sigops as i64).collect();
-        results.get().set_result(&costs[..])
+        results.get().set_result(&self.0.sigops()[..])
     }
 
     /// An example: the whole reward to anybody, and after the height a zero.
@@ -175,13 +173,8 @@ impl block_template::Server for Template {
         mut results: block_template::SubmitSolutionResults,
     ) -> Reply {
         let params = params.get()?;
-        let solution = [
-            &params.get_version().to_le_bytes()[..],
-            &params.get_timestamp().to_le_bytes(),
-            &params.get_nonce().to_le_bytes(),
-            params.get_coinbase()?,
-        ];
-        self.0.say(&solution.concat());
+        let header = [params.get_version(), params.get_timestamp(), params.get_nonce()];
+        self.0.take_solution(header, params.get_coinbase()?);
         results.get().set_result(true);
         Ok(())
     }
