@@ -373,9 +373,12 @@ impl<S> Client<S> {
     fn advance(&mut self, now: Now, out: &mut ClientOutput<S>) {
         self.start_newest(now, out);
         let mut place = 0;
-        while place < self.jobs.len() {
+        while let Some(id) = self.jobs.get(place).map(|job| job.id) {
             self.advance_job(place, now, out);
-            place += 1;
+            // A job that starts over leaves its place to the next.
+            if self.jobs.get(place).is_some_and(|job| job.id == id) {
+                place += 1;
+            }
         }
         self.ask_for_tokens(now, out);
     }

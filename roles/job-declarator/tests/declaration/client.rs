@@ -411,6 +411,27 @@ fn a_pool_that_changes_its_outputs_gets_another_job() {
 }
 
 #[test]
+fn a_job_that_starts_over_keeps_no_other_from_its_turn() {
+    let mut rig = Rig::ready(Mode::CoinbaseOnly);
+    for id in [3, 4, 3] {
+        rig.template(&template(id));
+        rig.give_tokens();
+    }
+    rig.client.handle_disconnected(rig.now, &mut rig.out);
+    rig.outputs[0].script = vec![0x52];
+    rig.connect();
+    rig.give_tokens();
+    for custom_job in std::mem::take(&mut rig.out.custom_jobs) {
+        rig.refuse(&custom_job, "stale-chain-tip");
+    }
+    // Both are due at once, and the older is the newest template's: it starts over behind the other.
+    rig.wait(500);
+    assert_eq!(rig.out.jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [1, 2, 3]);
+    let next = rig.client.next_timeout();
+    assert!(next.is_none_or(|next| next > rig.now.monotonic), "{next:?} is due already");
+}
+
+#[test]
 fn outputs_that_are_of_no_use_are_trouble_and_not_asked_for_again_at_once() {
     let mut rig = Rig::new(Mode::FullTemplate);
     rig.outputs = vec![];

@@ -24,3 +24,10 @@ fn the_same_terms_are_the_same_channel() {
     let input = include_bytes!("../../../../fuzz/seeds/job_declarator/same_terms");
     run_client(&input[1..]);
 }
+
+/// A fuzzer found these: the pool changes its outputs while more than one job waits for a token.
+#[test]
+fn the_clock_goes_on_when_a_job_starts_over() {
+    let input = include_bytes!("../../../../fuzz/seeds/job_declarator/starts_over");
+    run_client(&input[1..]);
+}
