@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use accounting::{
-    BatchNumber, Books, Fate, Level, Point, RollUp, SealedBatch, ShareRecord, Subject, Verdict,
+    BatchNumber, Books, Fate, Level, PackedSums, Point, RollUp, SealedBatch, ShareRecord, Subject, Verdict,
 };
 use checkweigh::ledger::{Head, Reader, Retention, SqliteReader, SqliteStore, Store, Views};
 use checkweigh::sink::RecordSink;
@@ -85,39 +85,67 @@ fn hand_over() {
     println!("a record handed over: {each:.3} us, half of the rounds within");
 }
 
-/// What the sink does at once, while records wait in its queue: the end of a minute in which every device mined, and a
-/// piece of a copy of the fleet.
+/// What the sink does while records wait in its queue: the end of a minute in which every device mined, in pieces between
+/// which others have their turn, and a piece of a copy of the fleet.
 fn books(devices: u32) {
     let mut books = Books::default();
     let start = Duration::from_secs(year::YEAR);
     let minutes = 5;
-    let (mut checks, mut ends, mut roll_ups, mut pieces) =
-        <(Duration, Duration, Duration, Duration)>::default();
+    let (mut checks, mut parts, mut ends, mut roll_ups) = <(Laps, Laps, Laps, Laps)>::default();
+    let mut pieces = Duration::ZERO;
     for minute in 0..minutes {
         for second in 0..SHARES_A_MINUTE {
             let utc = start
                 + Duration::from_secs(60 * minute + u64::from(second) * 60 / u64::from(SHARES_A_MINUTE));
             (0..devices).for_each(|device| books.apply_share(&share(device, utc)));
         }
-        let mut watch = Instant::now();
-        let mut lap = |sum: &mut Duration| {
-            *sum = (*sum).max(watch.elapsed());
-            watch = Instant::now();
-        };
-        assert_eq!(books.violation(), None);
-        lap(&mut checks);
+        let mut check = books.begin_check().expect("the fleet's sums hold");
+        checks.measure(|| books.check_some(&mut check, 8 * PIECE));
+        assert_eq!(books.end_check(&check), None);
+        parts.measure(|| {
+            books.end_open_part();
+            false
+        });
+        ends.measure(|| books.close_some(PIECE));
         let now_us = (start + Duration::from_secs(60 * minute + 60)).as_micros() as u64;
         books.turn_to(now_us);
-        lap(&mut ends);
-        assert_eq!(books.roll_up(BatchNumber(minute)).devices.len(), devices as usize);
-        lap(&mut roll_ups);
+        let mut roll_up = books.begin_roll_up(BatchNumber(minute));
+        roll_ups.measure(|| books.roll_up_some(&mut roll_up, PIECE));
+        assert_eq!(roll_up.devices.len(), devices as usize);
+        let watch = Instant::now();
         assert!(books.device_views(0, now_us).take(PIECE).count() > 0);
-        lap(&mut pieces);
+        pieces = pieces.max(watch.elapsed());
     }
-    println!(
-        "a minute's end of {devices} devices, longest: check {checks:?}, points {ends:?}, rollup {roll_ups:?}; \
-         {PIECE} devices copied: {pieces:?}"
-    );
+    println!("a minute's end of {devices} devices, the longest of {minutes}, and the longest piece of any:");
+    for (name, laps) in
+        [("check", checks), ("energy without readings", parts), ("points", ends), ("rollup", roll_ups)]
+    {
+        println!("  {name}: {:?}, a piece {:?}", laps.whole, laps.piece);
+    }
+    println!("{PIECE} devices copied: {pieces:?}");
+}
+
+/// The longest whole, and the longest piece of any.
+#[derive(Default)]
+struct Laps {
+    whole: Duration,
+    piece: Duration,
+}
+
+impl Laps {
+    /// Measures one whole: pieces until there are no more.
+    fn measure(&mut self, mut piece: impl FnMut() -> bool) {
+        let began = Instant::now();
+        loop {
+            let watch = Instant::now();
+            let has_more = piece();
+            self.piece = self.piece.max(watch.elapsed());
+            if !has_more {
+                break;
+            }
+        }
+        self.whole = self.whole.max(began.elapsed());
+    }
 }
 
 fn share(device: u32, utc: Duration) -> ShareRecord {
@@ -187,7 +215,7 @@ fn roll_ups(folder: &Path, devices: u32) {
         let subjects = (0..devices).map(|id| Subject::Device(DeviceId(id)));
         let mut roll_up = RollUp { watermark: BatchNumber(1), ..RollUp::default() };
         for subject in subjects {
-            let sums = year::hour(minute);
+            let sums = PackedSums::from(year::hour(minute));
             for level in Level::ALL {
                 roll_up.points.push(Point { subject, level, start: level.start(now), sums: sums.clone() });
             }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use accounting::{
-    BatchHash, BatchNumber, BlockRow, DeviceRow, EventRow, Facts, GroupId, LedgerId, Level, NO_BATCH, Point,
-    RollUp, SealedBatch, Subject, Sums,
+    BatchHash, BatchNumber, BlockRow, DeviceRow, EventRow, Facts, GroupId, LedgerId, Level, NO_BATCH,
+    PackedSums, Point, RollUp, SealedBatch, Subject, Sums,
 };
 use stratum::UpstreamId;
 
@@ -40,7 +40,7 @@ pub struct Opening {
     /// The batch of the oldest share that waits for its answer: see [`RollUp::waiting_from`].
     pub waiting_from: BatchNumber,
     /// Sums since the ledger began.
-    pub sums: Vec<(Subject, Sums)>,
+    pub sums: Vec<(Subject, PackedSums)>,
     /// Devices, in the order of their numbers.
     pub devices: Vec<DeviceRow>,
     /// Groups, in the order of their numbers.
@@ -279,7 +279,7 @@ pub trait Reader: Send {
     fn blocks(&self, before_us: Option<u64>, limit: usize) -> Result<Vec<BlockRow>, StoreError>;
 
     /// Sums since the ledger began up to the watermark, in the order of the subjects.
-    fn sums(&self) -> Result<Vec<(Subject, Sums)>, StoreError>;
+    fn sums(&self) -> Result<Vec<(Subject, PackedSums)>, StoreError>;
 }
 
 /// Batches as they come from a store. After an error comes nothing more.

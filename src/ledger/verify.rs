@@ -8,7 +8,9 @@ mod points;
 use std::collections::BTreeMap;
 
 use accounting::sums::is_consistent;
-use accounting::{BatchNumber, BlockRow, Books, Entry, LedgerId, Level, SealedBatch, Subject, Sums, codec};
+use accounting::{
+    BatchNumber, BlockRow, Books, Entry, LedgerId, Level, PackedSums, SealedBatch, Subject, Sums, codec,
+};
 use stratum::UpstreamId;
 
 use self::points::PointCheck;
@@ -99,6 +101,7 @@ fn check_sums(reader: &dyn Reader, has_gaps: bool, findings: &mut Findings) -> R
     let stored = reader.sums()?;
     let mut parts = Sums::default();
     for (subject, sums) in &stored {
+        let sums = &sums.sums();
         findings.sums += 1;
         let name = subject_name(*subject);
         if let Some(violation) = sums.shares.violation() {
@@ -121,12 +124,12 @@ fn check_sums(reader: &dyn Reader, has_gaps: bool, findings: &mut Findings) -> R
             parts.add(sums);
         }
     }
-    let fleet = stored.iter().find(|(subject, _)| *subject == Subject::Fleet).map(|(_, sums)| sums);
+    let fleet = stored.iter().find(|(subject, _)| *subject == Subject::Fleet).map(|(_, sums)| sums.sums());
     // Where detail was lost, what upstreams answered is known of the fleet and not of each device.
-    if has_gaps && let Some(fleet) = fleet {
+    if has_gaps && let Some(fleet) = &fleet {
         parts.answers.clone_from(&fleet.answers);
     }
-    if !fleet.is_none_or(|fleet| is_same(&parts, fleet)) {
+    if !fleet.is_none_or(|fleet| is_same(&parts, &fleet)) {
         findings.fault(format!(
             "the devices do not add up to the fleet: {} shares of {} hashes",
             parts.shares.submitted, parts.shares.submitted_work.0
@@ -287,15 +290,14 @@ impl Recount {
         }
     }
 
-    fn compare(&self, counted: Vec<(Subject, Sums)>, opening: &Opening, findings: &mut Findings) {
-        let counted: BTreeMap<Subject, Sums> = counted.into_iter().collect();
-        let stored: BTreeMap<Subject, &Sums> =
+    fn compare(&self, counted: Vec<(Subject, PackedSums)>, opening: &Opening, findings: &mut Findings) {
+        let counted: BTreeMap<Subject, PackedSums> = counted.into_iter().collect();
+        let stored: BTreeMap<Subject, &PackedSums> =
             opening.sums.iter().map(|(subject, sums)| (*subject, sums)).collect();
-        let nothing = Sums::default();
         let subjects = counted.keys().chain(stored.keys().filter(|subject| !counted.contains_key(*subject)));
         for subject in subjects {
-            let counted = counted.get(subject).unwrap_or(&nothing);
-            let stored = stored.get(subject).copied().unwrap_or(&nothing);
+            let counted = counted.get(subject).map(PackedSums::sums).unwrap_or_default();
+            let stored = stored.get(subject).map(|stored| stored.sums()).unwrap_or_default();
             findings.sums += 1;
             // Whose share an answer in a gap was for is not in the stream, but was known when it was counted.
             let has_answers = !self.has_gaps || matches!(subject, Subject::Fleet | Subject::Upstream(_));

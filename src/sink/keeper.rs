@@ -12,6 +12,7 @@ use accounting::{
 };
 use stratum::Now;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 
 use super::fold::Fold;
 use super::scribe::Scribe;
@@ -22,6 +23,11 @@ use super::{
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
+
+/// Devices whose minute is closed, or whose sums are looked at, between two turns of the other tasks of the thread: each is
+/// less than half a millisecond's work.
+pub(super) const CLOSED_AT_ONCE: usize = 64;
+const CHECKED_AT_ONCE: usize = 512;
 
 /// How long the end waits for a ledger that has no room, and how often it looks.
 const FINISH_GRACE: Duration = Duration::from_secs(3);
@@ -79,19 +85,12 @@ impl Keeper {
                 Ok(0) => break,
                 Ok(_) => {
                     for message in batch.drain(..) {
-                        match message {
-                            Message::Finish(answer) => {
-                                self.finish().await;
-                                // An asker that has gone away in the meantime needs no answer.
-                                let _ = answer.send(());
-                            }
-                            other => self.handle(other),
-                        }
+                        self.handle(message).await;
                     }
                 }
                 Err(_) => {}
             }
-            self.hand_over_if_due();
+            self.hand_over_if_due().await;
             if let Some(violation) = self.books.totals().violation() {
                 panic!("the accounts do not add up: {violation}");
             }
@@ -106,42 +105,46 @@ impl Keeper {
         scribe.due().map_or(Duration::from_secs(1), |due| due.saturating_sub(now))
     }
 
-    fn hand_over_if_due(&mut self) {
+    async fn hand_over_if_due(&mut self) {
         let Some(scribe) = &mut self.scribe else { return };
         let now = scribe.clock.now();
         if scribe.due().is_some_and(|due| due <= now.monotonic) {
             let closed_gap = scribe.seal();
             self.books.begin_batch(scribe.open_batch());
             if closed_gap {
-                scribe.roll_up(&mut self.books);
+                scribe.roll_up(&mut self.books).await;
             }
         }
-        self.turn_to(microseconds(now.utc));
-        self.hand_over_if_ahead(now);
+        self.turn_to(microseconds(now.utc)).await;
+        self.hand_over_if_ahead(now).await;
     }
 
-    fn hand_over_if_ahead(&mut self, now: Now) {
+    async fn hand_over_if_ahead(&mut self, now: Now) {
         if !is_due_while_ahead(self.books.open_minute(), now, &mut self.ahead_since) {
             return;
         }
         if let Some(scribe) = &mut self.scribe {
             scribe.seal();
             self.books.begin_batch(scribe.open_batch());
-            scribe.roll_up(&mut self.books);
+            scribe.roll_up(&mut self.books).await;
         }
     }
 
-    /// Closes the minute if `at_us` is in a later one: all before it is handed over, and its rollup with it.
-    fn turn_to(&mut self, at_us: u64) {
+    /// Closes the minute if `at_us` is in a later one: all before it is handed over, and its rollup with it. A few devices at
+    /// a time, so that a great fleet keeps no other task of its thread waiting; records wait meanwhile.
+    async fn turn_to(&mut self, at_us: u64) {
         if !self.books.is_in_later_minute(at_us) {
             return;
         }
-        if let Some(violation) = self.books.violation() {
-            panic!("the accounts of devices do not add up: {violation}");
+        self.check_devices().await;
+        let minute = self.books.minute_to_end();
+        self.books.end_open_part();
+        while self.books.close_some(CLOSED_AT_ONCE) {
+            yield_now().await;
         }
         if let Some(scribe) = &mut self.scribe {
             // The stream says where the minute ends, so that whoever reads it counts as was counted here.
-            if let Some(minute) = self.books.minute_to_end() {
+            if let Some(minute) = minute {
                 let ended = Entry::MinuteEnded(minute);
                 self.books.apply(&ended);
                 scribe.entry(&ended);
@@ -149,26 +152,46 @@ impl Keeper {
             scribe.seal();
             self.books.begin_batch(scribe.open_batch());
             self.books.turn_to(at_us);
-            scribe.roll_up(&mut self.books);
+            scribe.roll_up(&mut self.books).await;
         } else {
             self.books.turn_to(at_us);
             // Nobody keeps it: the time before is in the sums.
-            drop(self.books.roll_up(accounting::BatchNumber(0)));
+            let mut roll_up = self.books.begin_roll_up(accounting::BatchNumber(0));
+            while self.books.roll_up_some(&mut roll_up, CLOSED_AT_ONCE) {
+                yield_now().await;
+            }
         }
     }
 
-    fn handle(&mut self, message: Message) {
+    async fn check_devices(&self) {
+        let check = async {
+            let mut check = self.books.begin_check()?;
+            while self.books.check_some(&mut check, CHECKED_AT_ONCE) {
+                yield_now().await;
+            }
+            self.books.end_check(&check).map_or(Ok(()), Err)
+        };
+        if let Err(violation) = check.await {
+            panic!("the accounts of devices do not add up: {violation}");
+        }
+    }
+
+    async fn handle(&mut self, message: Message) {
         match message {
-            Message::Record(record) => self.record(record),
+            Message::Record(record) => self.record(record).await,
             // Its room is free once all of them are in the books.
-            Message::Batch(records, _room) => records.into_iter().for_each(|record| self.record(record)),
-            Message::Device(entry) => self.device(entry),
-            Message::Connection(entry) => self.entry(&Entry::Connection(entry)),
-            Message::Entry(entry) => self.entry(&entry),
-            Message::Folded(fold) => self.fold(*fold),
+            Message::Batch(records, _room) => {
+                for record in records {
+                    self.record(record).await;
+                }
+            }
+            Message::Device(entry) => self.device(entry).await,
+            Message::Connection(entry) => self.entry(&Entry::Connection(entry)).await,
+            Message::Entry(entry) => self.entry(&entry).await,
+            Message::Folded(fold) => self.fold(*fold).await,
             // An asker that has gone away in the meantime needs no answer.
-            Message::Overview(now, answer) => drop(answer.send(self.overview(now))),
-            Message::Devices(now, first, answer) => drop(answer.send(self.devices(now, first))),
+            Message::Overview(now, answer) => drop(answer.send(self.overview(now).await)),
+            Message::Devices(now, first, answer) => drop(answer.send(self.devices(now, first).await)),
             Message::Some(now, ids, answer) => {
                 let now_us = microseconds(now.utc);
                 let views = ids.into_iter().filter_map(|id| self.books.device_view(id, now_us));
@@ -186,21 +209,24 @@ impl Keeper {
                 let blocks = self.books.blocks().cloned().collect();
                 drop(answer.send(Happened { events, blocks }));
             }
-            Message::Finish(_) => unreachable!("the caller sees to it"),
+            Message::Finish(answer) => {
+                self.finish().await;
+                let _ = answer.send(());
+            }
         }
     }
 
-    fn record(&mut self, record: Record) {
+    async fn record(&mut self, record: Record) {
         match record {
-            Record::Share(share) => self.share(&share),
-            Record::Release(release) => self.entry(&Entry::Release(release)),
-            Record::Answer(answer) => self.entry(&Entry::Answer(answer)),
+            Record::Share(share) => self.share(&share).await,
+            Record::Release(release) => self.entry(&Entry::Release(release)).await,
+            Record::Answer(answer) => self.entry(&Entry::Answer(answer)).await,
         }
     }
 
-    fn share(&mut self, share: &ShareRecord) {
+    async fn share(&mut self, share: &ShareRecord) {
         let at_us = microseconds(share.judged.utc);
-        self.turn_to(at_us);
+        self.turn_to(at_us).await;
         self.tell_minute(at_us);
         self.books.apply_share(share);
         if let Some(scribe) = &mut self.scribe {
@@ -209,13 +235,13 @@ impl Keeper {
         if share.verdict == Verdict::BlockFound {
             let text = self.books.blocks().next_back().map(words_of).unwrap_or_default();
             let (kind, device) = (EventKind::BlockFound, share.device);
-            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
+            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text })).await;
         }
         self.seal_if_full();
     }
 
     /// A device that authorises as it did before is no news for the ledger.
-    fn device(&mut self, mut entry: DeviceEntry) {
+    async fn device(&mut self, mut entry: DeviceEntry) {
         // Where several machines share a worker name, a pattern for it is for all of them.
         let fits = |pattern: &str| matches(pattern, &entry.name) || matches(pattern, &entry.worker_name);
         let belongs = |(_, pattern): &&(String, String)| fits(pattern);
@@ -225,22 +251,22 @@ impl Keeper {
         let nameplate = self.rules.nameplates.iter().find(|(pattern, _)| fits(pattern));
         let nameplate = nameplate.map(|(_, milliwatts)| *milliwatts);
         if !self.books.notes_device(&entry) {
-            self.entry(&Entry::Device(entry));
+            self.entry(&Entry::Device(entry)).await;
         }
         // What an earlier configuration said is in the stream: this one's word takes its place, also where it says nothing.
         if self.books.nameplate(id, at_us) != nameplate {
             let (subject, source) = (Subject::Device(id), PowerSource::Nameplate);
             let valid_for_s = if nameplate.is_some() { u32::MAX } else { 0 };
             let milliwatts = nameplate.unwrap_or(0);
-            self.entry(&Entry::Power(PowerEntry { subject, at_us, valid_for_s, milliwatts, source }));
+            self.entry(&Entry::Power(PowerEntry { subject, at_us, valid_for_s, milliwatts, source })).await;
         }
     }
 
-    fn entry(&mut self, entry: &Entry) {
+    async fn entry(&mut self, entry: &Entry) {
         if matches!(entry, Entry::Event(event) if event.kind == EventKind::Started) {
-            return self.begin_life(entry);
+            return self.begin_life(entry).await;
         }
-        self.turn_to(entry.at_us());
+        self.turn_to(entry.at_us()).await;
         self.tell_minute(entry.at_us());
         self.books.apply(entry);
         if let Some(scribe) = &mut self.scribe {
@@ -260,13 +286,13 @@ impl Keeper {
     }
 
     /// The minute that an earlier process left open did not end as others do: the books see to it.
-    fn begin_life(&mut self, started: &Entry) {
+    async fn begin_life(&mut self, started: &Entry) {
         self.books.apply(started);
         if let Some(scribe) = &mut self.scribe {
             scribe.entry(started);
             scribe.seal();
             self.books.begin_batch(scribe.open_batch());
-            scribe.roll_up(&mut self.books);
+            scribe.roll_up(&mut self.books).await;
         }
     }
 
@@ -279,32 +305,32 @@ impl Keeper {
         }
     }
 
-    fn fold(&mut self, fold: Fold) {
+    async fn fold(&mut self, fold: Fold) {
         for entry in fold.into_entries() {
             match entry {
-                Entry::Device(device) => self.device(device),
-                other => self.entry(&other),
+                Entry::Device(device) => self.device(device).await,
+                other => self.entry(&other).await,
             }
         }
     }
 
-    fn adopt_orphans(&mut self) {
+    async fn adopt_orphans(&mut self) {
         let orphans = std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
         if !orphans.is_empty() {
-            self.fold(orphans);
+            self.fold(orphans).await;
         }
     }
 
     /// Hands over everything, sums included, because the program ends. Waits a moment for a ledger that has no room:
     /// what is not handed over by then is lost.
     async fn finish(&mut self) {
-        self.adopt_orphans();
+        self.adopt_orphans().await;
         if let Some(scribe) = &self.scribe
             && !std::mem::replace(&mut self.has_ended, true)
         {
             let at_us = microseconds(scribe.clock.now().utc);
             let (kind, device, text) = (EventKind::Ended, None, String::new());
-            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text }));
+            self.entry(&Entry::Event(EventEntry { at_us, kind, device, text })).await;
         }
         let Some(scribe) = &mut self.scribe else { return };
         let give_up = scribe.clock.now().monotonic + FINISH_GRACE;
@@ -317,11 +343,11 @@ impl Keeper {
             tracing::error!("the last records are lost: the ledger's disk took nothing in time");
         }
         self.books.begin_batch(scribe.open_batch());
-        scribe.roll_up(&mut self.books);
+        scribe.roll_up(&mut self.books).await;
     }
 
-    fn overview(&mut self, now: Now) -> (Overview, Sums) {
-        self.adopt_orphans();
+    async fn overview(&mut self, now: Now) -> (Overview, Sums) {
+        self.adopt_orphans().await;
         self.overview_at(microseconds(now.utc))
     }
 
@@ -358,14 +384,15 @@ impl Keeper {
     }
 
     /// The next devices from a number on, and the rest of a copy when these are the last.
-    fn devices(&mut self, now: Now, first: usize) -> Piece {
+    async fn devices(&mut self, now: Now, first: usize) -> Piece {
         if first == 0 {
-            self.adopt_orphans();
+            self.adopt_orphans().await;
         }
         let views = self.books.device_views(first, microseconds(now.utc));
         let devices: Vec<DeviceView> = views.take(DEVICES_AT_ONCE).collect();
         let is_last = devices.len() < DEVICES_AT_ONCE;
-        Piece { rest: is_last.then(|| self.overview(now)), devices }
+        let rest = if is_last { Some(self.overview(now).await) } else { None };
+        Piece { rest, devices }
     }
 
     fn view(&self, subject: Subject, now_us: u64) -> SubjectView {

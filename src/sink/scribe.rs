@@ -8,10 +8,13 @@ use std::time::Duration;
 use accounting::books::MAX_DEVICES;
 use accounting::codec::{self, write_entry, write_share};
 use accounting::entry::Entry;
+use tokio::task::yield_now;
+
 use accounting::{BatchNumber, Books, LedgerId, Level, SealedBatch, ShareRecord};
 
 use super::Record;
 use super::fold::Fold;
+use super::keeper::CLOSED_AT_ONCE;
 use crate::clock::Clock;
 use crate::ledger::{Head, LedgerWriter, Outgoing};
 
@@ -139,11 +142,17 @@ impl Scribe {
 
     /// Hands a rollup over of everything that was handed over so far. While there is something that was not, the books
     /// hold more than any batch does, and a rollup of them would be counted twice after a restart: it waits.
-    pub(super) fn roll_up(&mut self, books: &mut Books) {
+    pub(super) async fn roll_up(&mut self, books: &mut Books) {
         if self.gap.is_some() || self.count > 0 {
             return books.shed_points();
         }
-        let roll_up = Box::new(books.roll_up(self.head.number));
+        while books.close_some(CLOSED_AT_ONCE) {
+            yield_now().await;
+        }
+        let mut roll_up = Box::new(books.begin_roll_up(self.head.number));
+        while books.roll_up_some(&mut roll_up, CLOSED_AT_ONCE) {
+            yield_now().await;
+        }
         drop(self.writer.send(Outgoing::RollUp(roll_up)));
     }
 

@@ -178,6 +178,33 @@ async fn an_answer_to_a_share_that_was_never_sent_is_a_bug() {
     assert!(task.await.expect_err("the sums do not hold").is_panic());
 }
 
+/// The sink shares its thread with the upstream's task, which waits for as long as nothing is awaited.
+#[tokio::test(flavor = "current_thread")]
+async fn the_end_of_a_great_fleets_minute_keeps_nobody_waiting() {
+    let (sink, _task) = RecordSink::start();
+    let mut writer = sink.writer();
+    let devices = 2000;
+    for device in 0..devices {
+        writer.share(share(device, Verdict::Accepted, Fate::Forwarded));
+    }
+    let before = sink.overview(at(101)).await.expect("alive");
+    assert_eq!(before.devices, devices as usize);
+    writer.share(ShareRecord { judged: at(200), ..share(1, Verdict::Accepted, Fate::Forwarded) });
+    let after = sink.overview(at(200));
+    tokio::pin!(after);
+    let mut turns = 0;
+    let after = loop {
+        tokio::select! {
+            biased;
+            after = &mut after => break after.expect("alive"),
+            () = tokio::task::yield_now() => turns += 1,
+        }
+    };
+    assert_eq!(after.totals.shares.submitted, u64::from(devices) + 1);
+    // Its points, and its rollup.
+    assert!(turns >= 2 * devices as usize / keeper::CLOSED_AT_ONCE, "others had {turns} turns");
+}
+
 /// The sink's task does not run while this test does not wait: the queue is full after [`QUEUE`] records.
 #[tokio::test(flavor = "current_thread")]
 async fn a_full_queue_costs_detail_and_no_totals() {

@@ -95,10 +95,11 @@ pub(crate) fn roll_up(watermark: BatchNumber) -> RollUp {
         let start = level.start(second(watermark));
         let first = watermark.0 - (second(watermark) - start).min(watermark.0 * STEP - STEP) / STEP;
         let number = watermark.0 - first + 1;
-        let point = |subject| Point { subject, level, start, sums: count(number * devices_in(subject)) };
+        let point =
+            |subject| Point { subject, level, start, sums: count(number * devices_in(subject)).into() };
         points.extend(subjects.iter().copied().map(point));
     }
-    let sums = |subject| (subject, count(watermark.0 * devices_in(subject)));
+    let sums = |subject| (subject, count(watermark.0 * devices_in(subject)).into());
     let sums = subjects.into_iter().map(sums).collect();
     RollUp { watermark, waiting_from: watermark.next(), points, sums, ..RollUp::default() }
 }
@@ -116,7 +117,7 @@ pub(crate) fn check(reader: &SqliteReader) -> Opening {
     assert_eq!(opening.head, head);
     assert!(opening.watermark <= head.number, "no sum is ahead of the batches");
     for (subject, sums) in &opening.sums {
-        assert_eq!(sums.shares.submitted, opening.watermark.0 * devices_in(*subject), "{subject:?}");
+        assert_eq!(sums.sums().shares.submitted, opening.watermark.0 * devices_in(*subject), "{subject:?}");
     }
     let device = Subject::Device(DeviceId(DEVICES - 1));
     for level in [Level::Hour, Level::Day] {

@@ -103,19 +103,24 @@ fn example(folder: &Path) -> (SqliteStore, SqliteViews) {
             subject: subject(id),
             level: Level::Day,
             start: Level::Day.start(TEN),
-            sums: whole.clone(),
+            sums: whole.clone().into(),
         });
         fleet.add(&whole);
-        roll_up.sums.push((subject(id), whole));
+        roll_up.sums.push((subject(id), whole.into()));
         for hour in 0..2 {
             let start = TEN + hour * 3600;
-            let sums = sums(10, 3_600_000_000_000_000);
+            let sums = sums(10, 3_600_000_000_000_000).into();
             roll_up.points.push(Point { subject: subject(id), level: Level::Hour, start, sums });
         }
     }
     let start = Level::Day.start(TEN);
-    roll_up.points.push(Point { subject: Subject::Fleet, level: Level::Day, start, sums: fleet.clone() });
-    roll_up.sums.push((Subject::Fleet, fleet));
+    roll_up.points.push(Point {
+        subject: Subject::Fleet,
+        level: Level::Day,
+        start,
+        sums: fleet.clone().into(),
+    });
+    roll_up.sums.push((Subject::Fleet, fleet.into()));
     views.roll_up(&roll_up).expect("it is kept");
     (store, views)
 }

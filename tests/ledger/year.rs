@@ -1,6 +1,6 @@
 //! A year of a fleet: one device with every hour of it, and others around it.
 
-use accounting::{BatchNumber, Level, Point, RollUp, SealedBatch, Subject, Sums};
+use accounting::{BatchNumber, Level, PackedSums, Point, RollUp, SealedBatch, Subject, Sums};
 use checkweigh::ledger::{Head, SqliteStore, SqliteViews, Store, Views};
 use stratum::{DeviceId, Work};
 
@@ -41,7 +41,7 @@ pub(crate) fn write(store: &mut SqliteStore, views: &mut SqliteViews, devices: u
         let mut roll_up = RollUp { watermark: BatchNumber(1), ..RollUp::default() };
         for number in day * 24..(day + 1) * 24 {
             let start = YEAR + number * 3600;
-            let sums = hour(number);
+            let sums = PackedSums::from(hour(number));
             let all = if number % step == 0 { 0..devices } else { WHOLE.0..WHOLE.0 + 1 };
             roll_up.points.extend(all.map(|id| Point {
                 subject: Subject::Device(DeviceId(id)),
@@ -51,10 +51,10 @@ pub(crate) fn write(store: &mut SqliteStore, views: &mut SqliteViews, devices: u
             }));
         }
         // Minutes say what time it is.
-        let (start, sums) = (YEAR + (day * 24 + 23) * 3600, hour(day));
+        let (start, sums) = (YEAR + (day * 24 + 23) * 3600, hour(day).into());
         roll_up.points.push(Point { subject: Subject::Fleet, level: Level::Minute, start, sums });
         if day == 0 {
-            roll_up.sums = (0..devices).map(|id| (Subject::Device(DeviceId(id)), hour(0))).collect();
+            roll_up.sums = (0..devices).map(|id| (Subject::Device(DeviceId(id)), hour(0).into())).collect();
         }
         views.roll_up(&roll_up).expect("it is kept");
         while views.tidy().expect("it is packed") {}

@@ -9,6 +9,7 @@ mod answers;
 mod happened;
 mod held;
 mod identity;
+mod minute;
 mod power;
 mod restore;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use self::answers::Sender;
 use self::happened::Happened;
 pub use self::happened::{MAX_BLOCKS, MAX_EVENTS};
 use self::identity::Odd;
+pub use self::minute::DeviceCheck;
 pub use self::restore::Restored;
 pub use self::views::{DeviceMark, DeviceView, SubjectView};
 use crate::acks::AckSums;
@@ -33,7 +35,7 @@ use crate::cost::Worth;
 use crate::energy::Readings;
 use crate::entry::{DeviceEntry, Entry, EventEntry, EventKind, Gap, UpstreamEntry, microseconds};
 use crate::record::{Fate, ShareRecord, Verdict};
-use crate::rollup::{GroupId, Level, Point, RollUp, Subject};
+use crate::rollup::{GroupId, Level, Point, Subject};
 use crate::sums::{AnswerSums, Totals};
 use crate::waiting::WaitingShares;
 
@@ -241,8 +243,8 @@ impl Books {
         }
         // What comes late counts for the minute that is open: what was handed out stays true.
         if minute > self.minute {
-            self.end_part(end_of_minute(self.minute));
-            self.close_minute();
+            self.end_open_part();
+            while self.close_some(usize::MAX) {}
             self.minute = minute;
             self.part_from_us = minute.saturating_mul(1_000_000);
         }
@@ -260,32 +262,6 @@ impl Books {
         let points: BTreeMap<_, _> =
             points.map(|point| ((point.subject, point.level, point.start), point)).collect();
         self.points = points.into_values().collect();
-    }
-
-    /// What is to be kept of everything up to and with the batch `watermark`, which must be the last that was made of
-    /// the entries that were applied. Whole values of what changed since the last call.
-    pub fn roll_up(&mut self, watermark: BatchNumber) -> RollUp {
-        // A minute that goes on grows by what comes later.
-        self.close_minute();
-        let waiting_from = self.oldest_waiting().unwrap_or(watermark.next());
-        let points = std::mem::take(&mut self.points);
-        let facts = self.take_facts();
-        let mut roll_up = RollUp { watermark, waiting_from, points, facts, ..RollUp::default() };
-        for subject in std::mem::take(&mut self.changed) {
-            let Some(account) = self.account_mut(subject) else { continue };
-            account.is_changed = false;
-            roll_up.sums.push((subject, account.sums()));
-            match subject {
-                Subject::Device(id) => roll_up.devices.extend(self.device_row(id)),
-                Subject::Group(id) => roll_up.groups.push((id, self.groups[usize::from(id.0)].name.clone())),
-                Subject::Upstream(id) => {
-                    let upstream = &self.upstreams[&id];
-                    roll_up.upstreams.push((id, upstream.name.clone(), upstream.account_name.clone()));
-                }
-                Subject::Fleet | Subject::Untracked => {}
-            }
-        }
-        roll_up
     }
 
     /// The points of minutes that are over, for those who keep no rollups.
@@ -341,26 +317,6 @@ impl Books {
     /// The upstreams with name and account, in the order of their numbers.
     pub fn upstreams(&self) -> impl Iterator<Item = (UpstreamId, &Arc<str>, &Arc<str>)> {
         self.upstreams.iter().map(|(id, upstream)| (*id, &upstream.name, &upstream.account_name))
-    }
-
-    /// The first of the sums that must hold and does not. Looks at every device: not for every batch.
-    pub fn violation(&self) -> Option<String> {
-        if let Some(violation) = self.totals.violation() {
-            return Some(violation);
-        }
-        let fleet = self.fleet.total();
-        if fleet.shares != self.totals.shares || fleet.answers != self.totals.answers {
-            return Some(format!("the fleet's sums are not the totals: {fleet:?}, {:?}", self.totals));
-        }
-        let mut parts = self.untracked.total();
-        self.devices.iter().flatten().for_each(|device| parts.add(&device.account.total()));
-        if parts.shares != fleet.shares {
-            return Some(format!("the devices' shares are not the fleet's: {parts:?}, {fleet:?}"));
-        }
-        if parts.energy != fleet.energy || parts.answers != fleet.answers {
-            return Some(format!("the devices' answers are not the fleet's: {parts:?}, {fleet:?}"));
-        }
-        None
     }
 
     fn apply_device(&mut self, entry: &DeviceEntry) {
@@ -497,17 +453,6 @@ impl Books {
         }
         self.note_mined(id, share.credited().0);
         true
-    }
-
-    fn close_minute(&mut self) {
-        let minute = self.minute;
-        let mut points = std::mem::take(&mut self.points);
-        for subject in std::mem::take(&mut self.touched) {
-            let Some(account) = self.account_mut(subject) else { continue };
-            let closed = account.close(minute);
-            points.extend(closed.map(|(level, start, sums)| Point { subject, level, start, sums }));
-        }
-        self.points = points;
     }
 
     fn account(&self, subject: Subject) -> Option<&Account> {

@@ -6,6 +6,7 @@
 
 mod facts;
 mod fields;
+mod packed;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use stratum::{
 pub use self::facts::{decode_acks, decode_part, encode_acks, encode_part};
 use self::fields::{Reader, write_number, write_text};
 pub use self::fields::{decode_sums, encode_sums};
+pub use self::packed::PackedSums;
 pub use self::records::write_share;
 use crate::entry::{
     ConnectionEntry, DeviceEntry, Entry, EventEntry, EventKind, Gap, JobEntry, MAX_GAP_CODES,
@@ -28,7 +30,7 @@ use crate::power::PowerSource;
 use crate::rollup::{GroupId, Subject};
 
 /// The version of this form, the first byte of every payload.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The longest prefix or suffix of a coinbase in a job entry: what SV2 carries.
 pub(crate) const MAX_COINBASE: usize = 65_535;

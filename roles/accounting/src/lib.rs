@@ -36,7 +36,9 @@ mod waiting;
 pub use acks::{ACK_LIMITS_US, AckSums};
 pub use batch::{BatchHash, BatchNumber, LedgerId, NO_BATCH, SealedBatch};
 pub use books::{Books, DeviceMark, DeviceView, Restored, SubjectView};
-pub use codec::{CodecError, decode_acks, decode_part, decode_sums, encode_acks, encode_part, encode_sums};
+pub use codec::{
+    CodecError, PackedSums, decode_acks, decode_part, decode_sums, encode_acks, encode_part, encode_sums,
+};
 pub use cost::{Cause, Cost, Costs, Worth};
 pub use entry::Entry;
 pub use identity::{Identities, Introduction, Seat};

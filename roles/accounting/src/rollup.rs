@@ -10,10 +10,10 @@ use stratum::{DeviceId, JobNumber, UpstreamId, Work};
 
 use crate::acks::AckSums;
 use crate::batch::BatchNumber;
+use crate::codec::PackedSums;
 use crate::cost::Worth;
 use crate::entry::EventEntry;
 use crate::power::PowerSource;
-use crate::sums::Sums;
 
 /// The number of a group of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,7 +97,7 @@ pub struct Point {
     /// When it starts: unix seconds, a multiple of the level's length.
     pub start: u64,
     /// The sums. A later point of the same subject, level and start takes this one's place.
-    pub sums: Sums,
+    pub sums: PackedSums,
 }
 
 /// What is known of a device besides its sums.
@@ -223,7 +223,7 @@ pub struct RollUp {
     /// Points that changed, each whole.
     pub points: Vec<Point>,
     /// Sums since the ledger began of the subjects that changed, each whole.
-    pub sums: Vec<(Subject, Sums)>,
+    pub sums: Vec<(Subject, PackedSums)>,
     /// Devices that changed.
     pub devices: Vec<DeviceRow>,
     /// Groups that are new, with their names.

@@ -15,7 +15,7 @@ use crate::ledger::store::{Head, StoreError};
 use crate::ledger::times;
 
 /// The layout of the files that this version writes. A later one must be refused: it may mean something else.
-pub(super) const LAYOUT: u32 = 3;
+pub(super) const LAYOUT: u32 = 4;
 
 /// The file with everything but batches.
 pub(super) const LEDGER_FILE: &str = "ledger.db";

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use accounting::{
-    BatchNumber, BlockRow, DeviceRow, EventRow, GroupId, LedgerId, Level, Point, SealedBatch, Subject, Sums,
+    BatchNumber, BlockRow, DeviceRow, EventRow, GroupId, LedgerId, Level, PackedSums, Point, SealedBatch,
+    Subject, Sums,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use stratum::{DeviceId, UpstreamId};
@@ -53,6 +54,10 @@ impl SqliteReader {
         accounting::decode_sums(bytes).map_err(|error| StoreError::damaged(&self.path, error.to_string()))
     }
 
+    fn packed_sums(&self, bytes: &[u8]) -> Result<PackedSums, StoreError> {
+        PackedSums::read(bytes).map_err(|error| StoreError::damaged(&self.path, error.to_string()))
+    }
+
     fn rows<T>(
         &self,
         query: &str,
@@ -79,10 +84,11 @@ impl SqliteReader {
         found
     }
 
-    fn keyed_sums(&self, rows: Vec<(i64, Vec<u8>)>) -> Result<Vec<(Subject, Sums)>, StoreError> {
+    fn keyed_sums(&self, rows: Vec<(i64, Vec<u8>)>) -> Result<Vec<(Subject, PackedSums)>, StoreError> {
         let unknown = || StoreError::damaged(&self.path, "a subject is of an unknown kind");
-        let decode =
-            |(key, bytes): (i64, Vec<u8>)| Ok((subject_of(key).ok_or_else(unknown)?, self.sums_of(&bytes)?));
+        let decode = |(key, bytes): (i64, Vec<u8>)| {
+            Ok((subject_of(key).ok_or_else(unknown)?, self.packed_sums(&bytes)?))
+        };
         rows.into_iter().map(decode).collect()
     }
 
@@ -258,7 +264,7 @@ impl Reader for SqliteReader {
         let unknown = || StoreError::damaged(&self.path, "a subject is of an unknown kind");
         let point = |((subject, start), bytes): ((i64, u64), Vec<u8>)| {
             let subject = subject_of(subject).ok_or_else(unknown)?;
-            Ok(Point { subject, level, start, sums: self.sums_of(&bytes)? })
+            Ok(Point { subject, level, start, sums: self.packed_sums(&bytes)? })
         };
         encoded.into_iter().map(point).collect()
     }
@@ -297,7 +303,7 @@ impl Reader for SqliteReader {
         facts::blocks(&self.ledger, before_us, limit).map_err(self.failed("read blocks"))
     }
 
-    fn sums(&self) -> Result<Vec<(Subject, Sums)>, StoreError> {
+    fn sums(&self) -> Result<Vec<(Subject, PackedSums)>, StoreError> {
         let rows = self.rows("SELECT subject, sums FROM sums ORDER BY subject", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;

@@ -142,7 +142,6 @@ fn head_at(folder: &Path, ledger: &Connection, roll_up: &RollUp) -> Result<Head,
 }
 
 fn write_sums(transaction: &Transaction<'_>, roll_up: &RollUp) -> rusqlite::Result<()> {
-    let mut bytes = Vec::new();
     // In the order of the table: neighbours are on one page of the file.
     let mut points: Vec<_> = roll_up.points.iter().collect();
     points.sort_by_key(|point| (point.level, point.start, subject_key(point.subject)));
@@ -150,17 +149,13 @@ fn write_sums(transaction: &Transaction<'_>, roll_up: &RollUp) -> rusqlite::Resu
         "INSERT OR REPLACE INTO point (level, start, subject, sums) VALUES (?1, ?2, ?3, ?4)",
     )?;
     for point in points {
-        bytes.clear();
-        accounting::encode_sums(&point.sums, &mut bytes);
         let key = subject_key(point.subject);
-        insert.execute(params![point.level as i64, point.start as i64, key, bytes])?;
+        insert.execute(params![point.level as i64, point.start as i64, key, point.sums.bytes()])?;
     }
     let mut insert =
         transaction.prepare_cached("INSERT OR REPLACE INTO sums (subject, sums) VALUES (?1, ?2)")?;
     for (subject, sums) in &roll_up.sums {
-        bytes.clear();
-        accounting::encode_sums(sums, &mut bytes);
-        insert.execute(params![subject_key(*subject), bytes])?;
+        insert.execute(params![subject_key(*subject), sums.bytes()])?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use accounting::entry::Gap;
-use accounting::{Level, Point, Subject, Sums};
+use accounting::{Level, PackedSums, Point, Subject, Sums};
 
 use super::{Findings, MAX_FAULTS, Opening, is_same, subject_name};
 use crate::ledger::store::{Reader, StoreError};
@@ -38,7 +38,7 @@ struct Counted {
     level: Level,
     /// When the stretch that is compared next starts, in unix seconds.
     from: u64,
-    points: BTreeMap<(Subject, u64), Sums>,
+    points: BTreeMap<(Subject, u64), PackedSums>,
 }
 
 impl PointCheck {
@@ -126,7 +126,7 @@ impl PointCheck {
         &mut self,
         level: Level,
         (from, to): (u64, u64),
-        counted: BTreeMap<(Subject, u64), Sums>,
+        counted: BTreeMap<(Subject, u64), PackedSums>,
         reader: &dyn Reader,
         open: &[&Point],
     ) -> Result<(), StoreError> {
@@ -139,7 +139,9 @@ impl PointCheck {
         let stored: BTreeMap<_, _> = stored.map(|point| ((point.subject, point.start), point.sums)).collect();
         let keys: BTreeSet<(Subject, u64)> = stored.keys().chain(counted.keys()).copied().collect();
         for key @ (subject, start) in keys {
-            self.compare_one(level, subject, start, counted.get(&key), stored.get(&key));
+            let (counted, stored) = (counted.get(&key), stored.get(&key));
+            let (counted, stored) = (counted.map(PackedSums::sums), stored.map(PackedSums::sums));
+            self.compare_one(level, subject, start, counted, stored);
         }
         Ok(())
     }
@@ -149,8 +151,8 @@ impl PointCheck {
         level: Level,
         subject: Subject,
         start: u64,
-        counted: Option<&Sums>,
-        stored: Option<&Sums>,
+        counted: Option<Sums>,
+        stored: Option<Sums>,
     ) {
         let end = start + level.seconds();
         let mut overlapping = self.gaps.iter().filter(|(from, to)| *from < end && *to >= start);
@@ -161,7 +163,6 @@ impl PointCheck {
         if is_cut || is_unknown || self.whole_from.is_none_or(|whole_from| start < whole_from) {
             return;
         }
-        let nothing = Sums::default();
         let (stored, counted) = match (stored, counted) {
             (None, Some(_)) if level == Level::Minute => {
                 self.missing_minutes += 1;
@@ -169,7 +170,7 @@ impl PointCheck {
             }
             // Old points are removed: what comes before the first that is found was one of those.
             (None, _) if !self.found.contains(&(level, subject)) => return,
-            (stored, counted) => (stored.unwrap_or(&nothing), counted.unwrap_or(&nothing)),
+            (stored, counted) => (stored.unwrap_or_default(), counted.unwrap_or_default()),
         };
         self.found.insert((level, subject));
         self.compared += 1;
@@ -182,7 +183,7 @@ impl PointCheck {
         if self.has_shares_only || has_gap {
             expected.energy.clone_from(&stored.energy);
         }
-        if is_same(&expected, stored) {
+        if is_same(&expected, &stored) {
             return;
         }
         self.faults_total += 1;

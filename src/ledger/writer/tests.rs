@@ -106,7 +106,7 @@ impl Rig {
             subject: Subject::Fleet,
             level: Level::Minute,
             start: *start,
-            sums: Sums { squared_work: watermark as f64, ..Sums::default() },
+            sums: Sums { squared_work: watermark as f64, ..Sums::default() }.into(),
         };
         let points = starts.iter().map(point).collect();
         let roll_up = RollUp { watermark: BatchNumber(watermark), points, ..RollUp::default() };
@@ -168,7 +168,7 @@ fn a_full_disk_is_waited_for_with_bounded_memory() {
     assert_eq!(disk.appended, (1..=number).collect::<Vec<u64>>(), "each once, in order");
     let [roll_up] = disk.rolled_up.as_slice() else { panic!("one: {:?}", disk.rolled_up) };
     let mut points: Vec<(u64, f64)> =
-        roll_up.points.iter().map(|point| (point.start, point.sums.squared_work)).collect();
+        roll_up.points.iter().map(|point| (point.start, point.sums.sums().squared_work)).collect();
     points.sort_by_key(|(start, _)| *start);
     assert_eq!(points, [(60, 1.0), (120, 2.0), (180, 2.0)]);
     assert!(!status.is_failing.load(Ordering::Relaxed) && status.last_error().is_none());

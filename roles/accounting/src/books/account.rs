@@ -2,21 +2,20 @@
 //!
 //! An account never knows whose it is.
 
-use crate::codec::{decode_sums, encode_sums};
+use crate::codec::PackedSums;
 use crate::rates::Rates;
 use crate::rollup::Level;
 use crate::sums::Sums;
 
 #[derive(Debug, Default)]
 pub(super) struct Account {
-    /// The sums since the ledger began, but for the open minute: as bytes, which take a tenth of the room. Empty while
-    /// they are nothing.
-    sums: Vec<u8>,
+    /// The sums since the ledger began, but for the open minute.
+    sums: PackedSums,
     /// What the open minute has since it was looked at last; `None` while that is nothing.
     pub(super) minute: Option<Box<Sums>>,
-    /// The latest point of each level: its start, and its sums as bytes. A minute is
-    /// among them, because it can be looked at before it is over.
-    growing: [(u64, Vec<u8>); Level::ALL.len()],
+    /// The latest point of each level: its start, and its sums. A minute is among them, because it can be looked at before
+    /// it is over.
+    growing: [(u64, PackedSums); Level::ALL.len()],
     pub(super) rates: Rates,
     /// Counts what was added, round and round, for those who look for changes.
     pub(super) changes: u32,
@@ -30,55 +29,55 @@ impl Account {
     }
 
     /// Everything since the ledger began, but for the open minute.
-    pub(super) fn sums(&self) -> Sums {
-        decoded(&self.sums)
+    pub(super) fn packed_sums(&self) -> PackedSums {
+        self.sums.clone()
     }
 
-    /// Sets what [`Account::sums`] gives.
-    pub(super) fn set_sums(&mut self, sums: &Sums) {
-        self.sums.clear();
-        encode_sums(sums, &mut self.sums);
-        self.sums.shrink_to_fit();
+    /// Sets what [`Account::packed_sums`] gives.
+    pub(super) fn set_sums(&mut self, sums: PackedSums) {
+        self.sums = sums;
     }
 
     /// Everything since the ledger began.
     pub(super) fn total(&self) -> Sums {
-        let mut total = self.sums();
-        if let Some(minute) = &self.minute {
-            total.add(minute);
-        }
+        let mut total = Sums::default();
+        self.add_total_to(&mut total);
         total
     }
 
-    /// Takes what the minute that starts at `minute` has into sums and points, and returns the points, each whole.
-    pub(super) fn close(&mut self, minute: u64) -> impl Iterator<Item = (Level, u64, Sums)> {
+    /// Adds [`Account::total`] to other sums.
+    pub(super) fn add_total_to(&self, sums: &mut Sums) {
+        self.sums.add_to(sums);
+        if let Some(minute) = &self.minute {
+            sums.add(minute);
+        }
+    }
+
+    /// Takes what the minute that starts at `minute` has into sums and points, and returns the points, each whole. `room` is
+    /// to work in.
+    pub(super) fn close<'a>(
+        &'a mut self,
+        minute: u64,
+        room: &'a mut Vec<u8>,
+    ) -> impl Iterator<Item = (Level, u64, PackedSums)> + use<'a> {
         let news = self.minute.take().unwrap_or_default();
-        let mut all = self.sums();
-        all.add(&news);
-        self.set_sums(&all);
+        let mut all = (*news).clone();
+        self.sums.add_to(&mut all);
+        self.sums = PackedSums::of_with(&all, room);
         let growing = self.growing.iter_mut().zip(Level::ALL);
-        growing.map(move |((start, bytes), level)| {
-            let mut sums = Sums::default();
+        growing.map(move |((start, grown), level)| {
+            let mut sums = (*news).clone();
             if *start == level.start(minute) {
-                sums = decoded(bytes);
+                grown.add_to(&mut sums);
             }
-            sums.add(&news);
             *start = level.start(minute);
-            bytes.clear();
-            encode_sums(&sums, bytes);
-            (level, *start, sums)
+            *grown = PackedSums::of_with(&sums, room);
+            (level, *start, grown.clone())
         })
     }
 
     /// Puts a point back that may go on growing.
-    pub(super) fn restore_point(&mut self, level: Level, start: u64, sums: &Sums) {
-        let (own_start, bytes) = &mut self.growing[level as usize];
-        *own_start = start;
-        bytes.clear();
-        encode_sums(sums, bytes);
+    pub(super) fn restore_point(&mut self, level: Level, start: u64, sums: PackedSums) {
+        self.growing[level as usize] = (start, sums);
     }
-}
-
-fn decoded(bytes: &[u8]) -> Sums {
-    if bytes.is_empty() { Sums::default() } else { decode_sums(bytes).expect("they were encoded here") }
 }

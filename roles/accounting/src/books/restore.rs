@@ -8,14 +8,14 @@ use stratum::UpstreamId;
 
 use super::identity::Odd;
 use super::{Books, Device, Group, MAX_DEVICES, MAX_GROUPS};
+use crate::codec::PackedSums;
 use crate::rollup::{DeviceRow, Facts, GroupId, Level, Point, Subject};
-use crate::sums::Sums;
 
 /// What a store kept of the rollups.
 #[derive(Clone, Copy, Debug)]
 pub struct Restored<'a> {
     /// Sums since the ledger began.
-    pub sums: &'a [(Subject, Sums)],
+    pub sums: &'a [(Subject, PackedSums)],
     /// Devices.
     pub devices: &'a [DeviceRow],
     /// Groups, in the order of their numbers.
@@ -45,21 +45,21 @@ impl Books {
         from.devices.iter().for_each(|row| books.restore_device(row));
         for (subject, sums) in from.sums {
             if let Some(account) = books.account_mut(*subject) {
-                account.set_sums(sums);
+                account.set_sums(sums.clone());
             }
         }
-        let fleet = books.fleet.sums();
+        let fleet = books.fleet.packed_sums().sums();
         books.totals.shares = fleet.shares;
         books.totals.answers = fleet.answers;
         for (id, upstream) in &books.upstreams {
-            books.totals.upstreams.insert(*id, upstream.account.sums().answers);
+            books.totals.upstreams.insert(*id, upstream.account.packed_sums().sums().answers);
         }
         for point in from.open_points {
             if point.level == Level::Minute {
                 books.minute = books.minute.max(point.start);
             }
             if let Some(account) = books.account_mut(point.subject) {
-                account.restore_point(point.level, point.start, &point.sums);
+                account.restore_point(point.level, point.start, point.sums.clone());
             }
         }
         books.restore_facts(from.facts);

@@ -1,14 +1,20 @@
 //! Numbers, texts and sums, the parts that entries are made of.
 
-use stratum::Work;
-
 use super::CodecError;
 use crate::entry::MAX_TEXT;
+use crate::power::PowerSource;
+use crate::record::{DropReason, LossReason, RejectReason};
 use crate::sums::Sums;
 
 /// Appends a number, seven bits to a byte, lowest first.
 pub(super) fn write_number(out: &mut Vec<u8>, number: impl Into<u128>) {
-    let mut rest: u128 = number.into();
+    let mut wide: u128 = number.into();
+    while wide > u128::from(u64::MAX) {
+        out.push(wide as u8 | 0x80);
+        wide >>= 7;
+    }
+    // The rest of all but the largest: a processor has no registers for more.
+    let mut rest = wide as u64;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
@@ -48,6 +54,10 @@ impl<'a> Reader<'a> {
 
     /// A number that must fit its type, and is written in no more bytes than it needs.
     pub(super) fn number<T: TryFrom<u128>>(&mut self, what: &'static str) -> Result<T, CodecError> {
+        let narrow = self.narrow_number(what)?;
+        if let Some(number) = narrow {
+            return T::try_from(u128::from(number)).map_err(|_| CodecError::Field(what));
+        }
         let mut number = 0_u128;
         for shift in (0..128).step_by(7) {
             let byte = self.byte()?;
@@ -61,6 +71,22 @@ impl<'a> Reader<'a> {
             }
         }
         Err(CodecError::Field(what))
+    }
+
+    /// A number of at most eight bytes, as almost all are; `None`, and nothing read, when the next one is longer.
+    fn narrow_number(&mut self, what: &'static str) -> Result<Option<u64>, CodecError> {
+        let mut number = 0_u64;
+        for (place, byte) in self.0.iter().take(8).enumerate() {
+            number |= u64::from(byte & 0x7f) << (7 * place);
+            if byte & 0x80 == 0 {
+                if *byte == 0 && place > 0 {
+                    return Err(CodecError::Field(what));
+                }
+                self.0 = &self.0[place + 1..];
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// A number of things that follow.
@@ -82,40 +108,92 @@ impl<'a> Reader<'a> {
 
     pub(super) fn sums(&mut self) -> Result<Sums, CodecError> {
         let mut sums = Sums::default();
+        self.add_to_sums(&mut sums)?;
+        Ok(sums)
+    }
+
+    /// Adds sums that follow to others, which are of no use after an error.
+    fn add_to_sums(&mut self, sums: &mut Sums) -> Result<(), CodecError> {
+        let mut given = u64::from_le_bytes(self.array()?);
+        if given >> NUMBERS != 0 {
+            return Err(CodecError::Field(SUM));
+        }
         let mut failure = None;
-        each(&mut sums, &mut |value| {
-            if failure.is_none() {
-                match self.number("a sum") {
-                    Ok(number) => *value = number,
-                    Err(error) => failure = Some(error),
-                }
+        each(sums, &mut |number| {
+            if given & 1 != 0 && failure.is_none() {
+                failure = self.add_to_number(number).err();
             }
+            given >>= 1;
         });
-        failure.map_or(Ok(sums), Err)
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn add_to_number(&mut self, number: Number<'_>) -> Result<(), CodecError> {
+        let more: u128 = self.number(SUM)?;
+        let narrow = || u64::try_from(more).map_err(|_| CodecError::Field(SUM));
+        match number {
+            Number::Count(count) => *count = count.saturating_add(narrow()?),
+            Number::Work(work) => *work = work.saturating_add(more),
+            Number::Float(float) => *float += f64::from_bits(narrow()?.swap_bytes()),
+        }
+        // One that is 0 is not written.
+        if more == 0 { Err(CodecError::Field(SUM)) } else { Ok(()) }
     }
 }
 
-/// Appends sums. What is 0, as most of them are, takes one byte.
+/// What the numbers of sums are called in errors.
+const SUM: &str = "a sum";
+
+/// How many numbers sums have: counts and works by reason, energy by source, and 22 single ones.
+const NUMBERS: usize = 22
+    + 2 * (RejectReason::ALL.len() + DropReason::ALL.len() + LossReason::ALL.len())
+    + PowerSource::ALL.len();
+
+/// Appends sums: eight bytes that say which of the numbers are not 0, as most of them are, and those numbers.
 pub fn encode_sums(sums: &Sums, out: &mut Vec<u8>) {
-    let mut sums = sums.clone();
-    each(&mut sums, &mut |value| write_number(out, *value));
+    let place = out.len();
+    out.extend_from_slice(&[0; 8]);
+    let (mut given, mut bit) = (0_u64, 1_u64);
+    each(&mut sums.clone(), &mut |number| {
+        let number = match number {
+            Number::Count(count) => u128::from(*count),
+            Number::Work(work) => *work,
+            // Turned round, because the low bits of a small float are zeros.
+            Number::Float(float) => u128::from(float.to_bits().swap_bytes()),
+        };
+        if number != 0 {
+            given |= bit;
+            write_number(out, number);
+        }
+        bit <<= 1;
+    });
+    out[place..place + 8].copy_from_slice(&given.to_le_bytes());
 }
 
 /// The sums that these bytes are, all of them.
 pub fn decode_sums(bytes: &[u8]) -> Result<Sums, CodecError> {
-    let mut from = Reader(bytes);
-    let sums = from.sums()?;
-    if from.0.is_empty() { Ok(sums) } else { Err(CodecError::Field("what follows sums")) }
+    let mut sums = Sums::default();
+    add_sums(bytes, &mut sums)?;
+    Ok(sums)
 }
 
-/// Shows every number of sums, in the order in which they are written.
-fn each(sums: &mut Sums, visit: &mut impl FnMut(&mut u128)) {
+/// Adds the sums that these bytes are, all of them, to others, which are of no use after an error.
+pub(super) fn add_sums(bytes: &[u8], sums: &mut Sums) -> Result<(), CodecError> {
+    let mut from = Reader(bytes);
+    from.add_to_sums(sums)?;
+    if from.0.is_empty() { Ok(()) } else { Err(CodecError::Field("what follows sums")) }
+}
+
+/// One number of sums.
+enum Number<'a> {
+    Count(&'a mut u64),
+    Work(&'a mut u128),
+    Float(&'a mut f64),
+}
+
+/// Shows every number of sums, in the order in which they are written: [`NUMBERS`] of them.
+fn each(sums: &mut Sums, visit: &mut impl FnMut(Number<'_>)) {
     let Sums { shares, answers, energy, squared_work } = sums;
-    let mut count = |count: &mut u64| {
-        let mut wide = u128::from(*count);
-        visit(&mut wide);
-        *count = u64::try_from(wide).unwrap_or(u64::MAX);
-    };
     let counts = [
         &mut shares.submitted,
         &mut shares.accepted,
@@ -129,15 +207,11 @@ fn each(sums: &mut Sums, visit: &mut impl FnMut(&mut u128)) {
         &mut answers.acknowledged,
         &mut answers.refused,
     ];
-    counts.into_iter().for_each(&mut count);
-    shares.rejected.iter_mut().for_each(&mut count);
-    shares.dropped.iter_mut().for_each(&mut count);
-    answers.lost.iter_mut().for_each(&mut count);
-    // Turned round, because the low bits of a small float are zeros.
-    let mut bits = squared_work.to_bits().swap_bytes();
-    count(&mut bits);
-    *squared_work = f64::from_bits(bits.swap_bytes());
-    let mut work = |work: &mut Work| visit(&mut work.0);
+    counts.into_iter().for_each(|count| visit(Number::Count(count)));
+    shares.rejected.iter_mut().for_each(|count| visit(Number::Count(count)));
+    shares.dropped.iter_mut().for_each(|count| visit(Number::Count(count)));
+    answers.lost.iter_mut().for_each(|count| visit(Number::Count(count)));
+    visit(Number::Float(squared_work));
     let works = [
         &mut shares.submitted_work,
         &mut shares.credited,
@@ -150,9 +224,9 @@ fn each(sums: &mut Sums, visit: &mut impl FnMut(&mut u128)) {
         &mut answers.refused_work,
         &mut energy.covered_work,
     ];
-    works.into_iter().for_each(&mut work);
-    shares.rejected_work.iter_mut().for_each(&mut work);
-    shares.dropped_work.iter_mut().for_each(&mut work);
-    answers.lost_work.iter_mut().for_each(&mut work);
-    energy.millijoules.iter_mut().for_each(visit);
+    works.into_iter().for_each(|work| visit(Number::Work(&mut work.0)));
+    shares.rejected_work.iter_mut().for_each(|work| visit(Number::Work(&mut work.0)));
+    shares.dropped_work.iter_mut().for_each(|work| visit(Number::Work(&mut work.0)));
+    answers.lost_work.iter_mut().for_each(|work| visit(Number::Work(&mut work.0)));
+    energy.millijoules.iter_mut().for_each(|millijoules| visit(Number::Work(millijoules)));
 }

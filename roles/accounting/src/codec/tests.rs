@@ -177,7 +177,7 @@ fn every_kind_of_entry_comes_back_as_it_was() {
 fn a_share_is_laid_out_for_ever() {
     let bytes = payload(&[Entry::Share(share())]);
     let expected = concat!(
-        "02",
+        "03",
         "01",
         "1f0002",
         "15efb93521610600",
@@ -206,12 +206,12 @@ fn a_held_share_and_its_release_are_laid_out_for_ever() {
                 0dc0b00e0002000000065efbeadde080102030405060708";
     assert_eq!(
         text(&payload(&[Entry::Share(held())])),
-        format!("020117000415efb93521610600ac02f0a2040000070807060504030201{}{rest}", "8101")
+        format!("030117000415efb93521610600ac02f0a2040000070807060504030201{}{rest}", "8101")
     );
     assert_eq!(
         text(&payload(&[Entry::Release(release(ReleaseFate::Forwarded(SequenceNumber(9))))])),
         concat!(
-            "02",
+            "03",
             "0b",
             "0039c23521610600",
             "ad02",
@@ -226,7 +226,7 @@ fn a_held_share_and_its_release_are_laid_out_for_ever() {
     assert_eq!(
         text(&payload(&[Entry::Release(release(ReleaseFate::Dropped(DropReason::ProcessEnded)))])),
         concat!(
-            "02",
+            "03",
             "0b",
             "0039c23521610600",
             "ad02",
@@ -240,7 +240,7 @@ fn a_held_share_and_its_release_are_laid_out_for_ever() {
     );
     assert_eq!(
         text(&payload(&[Entry::Release(release(ReleaseFate::BelowUpstreamTarget))])),
-        concat!("02", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "02", "8080808080808002", "ac02")
+        concat!("03", "0b", "0039c23521610600", "ad02", "00", "07", "8101", "02", "8080808080808002", "ac02")
     );
 }
 
@@ -260,14 +260,31 @@ fn what_is_cut_off_is_no_entry() {
 }
 
 #[test]
+fn sums_are_laid_out_for_ever() {
+    let mut sums = Sums { squared_work: 2.5, ..Sums::default() };
+    (sums.shares.submitted, sums.shares.submitted_work) = (300, Work(1 << 70));
+    sums.energy.millijoules[3] = 5;
+    let mut bytes = Vec::new();
+    encode_sums(&sums, &mut bytes);
+    let (given, numbers) = ("0100006000000020", ["ac02", "c008", "8080808080808080808001", "05"]);
+    assert_eq!(text(&bytes), given.to_owned() + &numbers.concat());
+    assert_eq!(decode_sums(&bytes), Ok(sums));
+    // A number that is 0 is not written, and there are no more than these.
+    assert!(decode_sums(&[1, 0, 0, 0, 0, 0, 0, 0, 0]).is_err());
+    assert!(decode_sums(&[0, 0, 0, 0, 0, 0, 0, 0x40, 1]).is_err());
+}
+
+#[test]
 fn a_later_form_is_refused_by_name() {
     assert_eq!(entries(&[9, 1, 2]).next(), Some(Err(CodecError::Version(9))));
 }
 
 fn any_sums() -> impl Strategy<Value = Sums> {
-    prop::collection::vec(prop_oneof![3 => Just(0_u64), 1 => any::<u64>()], 66).prop_map(|numbers| {
-        let mut bytes = Vec::new();
-        numbers.iter().for_each(|number| write_number(&mut bytes, *number));
+    prop::collection::vec(prop_oneof![3 => Just(0_u64), 1 => any::<u64>()], 62).prop_map(|numbers| {
+        let given = numbers.iter().enumerate().filter(|(_, number)| **number != 0);
+        let given = given.fold(0_u64, |given, (place, _)| given | 1 << place);
+        let mut bytes = given.to_le_bytes().to_vec();
+        numbers.iter().filter(|number| **number != 0).for_each(|number| write_number(&mut bytes, *number));
         Reader(&bytes).sums().expect("every number fits")
     })
 }
