@@ -19,7 +19,7 @@ fn call(line: &str) -> Call<'_> {
 
 fn rolling(mask: u32, min_bit_count: Option<u32>) -> Call<'static> {
     let version_rolling = Some(VersionRolling { mask, min_bit_count });
-    Call::Configure(Configure { version_rolling, ..Configure::default() })
+    Call::Configure(Box::new(Configure { version_rolling, ..Configure::default() }))
 }
 
 fn subscribe<'a>(user_agent: &'a str, session: Option<&'a str>) -> Call<'a> {
@@ -79,22 +79,22 @@ fn configure() {
         (
             "mining_device_sv1 2025-08",
             r#"{"id":1700000000,"method":"mining.configure","params":[[],{}]}"#,
-            Call::Configure(Configure::default()),
+            Call::Configure(Box::default()),
         ),
         (
             "NiceHash, every extension and one that nobody knows",
             r#"{"id":1,"method":"mining.configure","params":[["minimum-difficulty","version-rolling","subscribe-extranonce","info"],{"minimum-difficulty.value":2048,"version-rolling.mask":"ffffffff","info.sw-version":"1"}]}"#,
-            Call::Configure(Configure {
+            Call::Configure(Box::new(Configure {
                 version_rolling: Some(VersionRolling { mask: u32::MAX, min_bit_count: None }),
                 minimum_difficulty: Some(Some(2048.0)),
                 subscribe_extranonce: true,
                 others: ArrayVec::from_iter(["info".into()]),
-            }),
+            })),
         ),
         (
             "a minimum difficulty without a value",
             r#"{"id":1,"method":"mining.configure","params":[["minimum-difficulty"],{}]}"#,
-            Call::Configure(Configure { minimum_difficulty: Some(None), ..Configure::default() }),
+            Call::Configure(Box::new(Configure { minimum_difficulty: Some(None), ..Configure::default() })),
         ),
     ]);
     let line = r#"{"id":1,"method":"mining.configure","params":[["version-rolling"],{"version-rolling.mask":"zz"}]}"#;

@@ -13,27 +13,30 @@ use super::request::{Call, MAX_ID_BYTES, MAX_JOB_ID_BYTES, MAX_USER_BYTES, RawId
 /// The most digits of a number that is taken as an id: a 64-bit number has no more.
 const MAX_ID_DIGITS: usize = 20;
 
-/// The parameters of a submission: user, job, extranonce2, ntime, nonce, and the version bits where there are any.
-const MOST_PARAMETERS: usize = 6;
-
-const METHOD: &str = "mining.submit";
-
 /// The submission that a line is; `None` for every other line, and for a submission that is not plainly right.
+///
+/// Every byte is compared with what must be there, but for those of the three texts, which are looked at as a whole.
 pub(super) fn submit(line: &[u8]) -> Option<Request<'_>> {
-    if !is_plain(line) {
-        return None;
-    }
-    let mut scanner = Scanner { rest: str::from_utf8(line).ok()? };
+    let mut scanner = Scanner { text: str::from_utf8(line).ok()?, at: 0 };
     let (mut id, mut params, mut is_submit) = (None, None, false);
     scanner.take(b'{')?;
     loop {
-        let key = scanner.string()?;
-        scanner.take(b':')?;
-        match key {
-            "id" if id.is_none() => id = Some(scanner.id()?),
-            "method" if !is_submit && scanner.string()? == METHOD => is_submit = true,
-            "params" if params.is_none() => params = Some(scanner.params()?),
-            _ => return None,
+        scanner.blanks();
+        if scanner.skip(b"\"params\"") && params.is_none() {
+            scanner.take(b':')?;
+            params = Some(scanner.params()?);
+        } else if scanner.skip(b"\"method\"") && !is_submit {
+            scanner.take(b':')?;
+            scanner.blanks();
+            is_submit = scanner.skip(b"\"mining.submit\"");
+            if !is_submit {
+                return None;
+            }
+        } else if scanner.skip(b"\"id\"") && id.is_none() {
+            scanner.take(b':')?;
+            id = Some(scanner.id()?);
+        } else {
+            return None;
         }
         match scanner.next()? {
             b',' => (),
@@ -42,44 +45,40 @@ pub(super) fn submit(line: &[u8]) -> Option<Request<'_>> {
         }
     }
     scanner.blanks();
-    let is_whole = is_submit && scanner.rest.is_empty();
+    let is_whole = is_submit && scanner.at == line.len();
     is_whole.then_some(Request { id: id.unwrap_or(RawId::NONE), call: Call::Submit(params?) })
 }
 
-/// Whether a line is printable ASCII without a backslash, so that a string in it ends with the next quotation mark
-/// and says what it says. One pass over all of it, which the compiler turns into a few instructions for 16 bytes.
-fn is_plain(line: &[u8]) -> bool {
-    let is_odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(byte == b'\\');
-    line.iter().fold(0, |odd, byte| odd | is_odd(*byte)) == 0
-}
-
-/// Goes through a line that is plain.
+/// Goes through a line.
 struct Scanner<'a> {
-    rest: &'a str,
+    text: &'a str,
+    /// How much of it was read. A number and not the rest of the text, which would be written and read again in pieces of
+    /// other sizes, and that stalls a processor.
+    at: usize,
 }
 
 impl<'a> Scanner<'a> {
-    /// JSON has other white space too, which no plain line has.
+    /// What was not read yet.
     #[inline]
-    fn blanks(&mut self) {
-        while let Some(rest) = self.rest.strip_prefix(' ') {
-            self.rest = rest;
-        }
+    fn rest(&self) -> &'a [u8] {
+        self.text.as_bytes().get(self.at..).unwrap_or_default()
     }
 
-    /// Takes the first `length` bytes, which a plain line can be cut after wherever it is.
+    /// JSON has other white space too, which is left to the parser.
     #[inline]
-    fn cut(&mut self, length: usize) -> Option<&'a str> {
-        let (taken, rest) = self.rest.split_at_checked(length)?;
-        self.rest = rest;
-        Some(taken)
+    fn blanks(&mut self) {
+        while self.text.as_bytes().get(self.at) == Some(&b' ') {
+            self.at += 1;
+        }
     }
 
     /// The next character that is no blank.
     #[inline]
     fn next(&mut self) -> Option<u8> {
         self.blanks();
-        Some(self.cut(1)?.as_bytes()[0])
+        let next = *self.text.as_bytes().get(self.at)?;
+        self.at += 1;
+        Some(next)
     }
 
     #[inline]
@@ -87,27 +86,65 @@ impl<'a> Scanner<'a> {
         (self.next()? == wanted).then_some(())
     }
 
+    /// Takes what is wanted, if it is there.
+    #[inline]
+    fn skip(&mut self, wanted: &[u8]) -> bool {
+        let is_there = self.rest().starts_with(wanted);
+        self.at += if is_there { wanted.len() } else { 0 };
+        is_there
+    }
+
+    /// Takes the next `length` bytes.
+    #[inline]
+    fn text(&mut self, length: usize) -> Option<&'a str> {
+        let start = self.at;
+        self.at += length;
+        self.text.get(start..self.at)
+    }
+
     /// What a string says.
     #[inline]
     fn string(&mut self) -> Option<&'a str> {
         self.take(b'"')?;
-        let string = self.cut(quotation_mark(self.rest.as_bytes())?)?;
-        self.cut(1)?;
+        let string = self.text(length_of_string(self.rest())?)?;
+        self.at += 1;
         Some(string)
+    }
+
+    /// What a string of digits says, which others than digits are to be refused in.
+    #[inline]
+    fn digits(&mut self) -> Option<&'a [u8]> {
+        self.take(b'"')?;
+        let rest = self.rest();
+        let digits = &rest[..quotation_mark(rest)?];
+        self.at += digits.len() + 1;
+        Some(digits)
+    }
+
+    #[inline]
+    fn number(&mut self) -> Option<u32> {
+        self.blanks();
+        // As nearly all are written.
+        if let Some([b'"', digits @ .., b'"']) = self.rest().first_chunk::<10>()
+            && let Some(number) = hexadecimal::eight_digits(digits)
+        {
+            self.at += 10;
+            return Some(number);
+        }
+        hexadecimal::number(self.digits()?)
     }
 
     fn id(&mut self) -> Option<RawId<'a>> {
         self.blanks();
-        let bytes = self.rest.as_bytes();
-        let length = match bytes {
-            [b'n', b'u', b'l', b'l', ..] => {
-                self.cut(b"null".len())?;
-                return Some(RawId::NONE);
-            }
-            [b'"', string @ ..] => quotation_mark(string)? + 2,
+        if self.skip(b"null") {
+            return Some(RawId::NONE);
+        }
+        let rest = self.rest();
+        let length = match rest {
+            [b'"', string @ ..] => length_of_string(string)? + 2,
             [b'0', ..] => 1,
             [b'1'..=b'9', ..] => {
-                let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
                 if digits > MAX_ID_DIGITS {
                     return None;
                 }
@@ -116,38 +153,50 @@ impl<'a> Scanner<'a> {
             _ => return None,
         };
         // A number that goes on in another way is followed by no comma, brace or blank, which ends the scan.
-        if length > MAX_ID_BYTES { None } else { Some(RawId::from_token(self.cut(length)?)) }
+        if length > MAX_ID_BYTES { None } else { Some(RawId::from_token(self.text(length)?)) }
     }
 
     fn params(&mut self) -> Option<Submit<'a>> {
         self.take(b'[')?;
-        let mut strings = [""; MOST_PARAMETERS];
-        let mut count = 0;
-        loop {
-            *strings.get_mut(count)? = self.string()?;
-            count += 1;
-            match self.next()? {
-                b',' => (),
-                b']' => break,
-                _ => return None,
-            }
-        }
-        let [user, job_id, extranonce2, ntime, nonce, version_bits] = strings;
-        if count < MOST_PARAMETERS - 1 || user.len() > MAX_USER_BYTES || job_id.len() > MAX_JOB_ID_BYTES {
+        let user = self.string()?;
+        self.take(b',')?;
+        let job_id = self.string()?;
+        if user.len() > MAX_USER_BYTES || job_id.len() > MAX_JOB_ID_BYTES {
             return None;
         }
-        Some(Submit {
-            user: Cow::Borrowed(user),
-            job_id: Cow::Borrowed(job_id),
-            extranonce2: hexadecimal::bytes(hexadecimal::without_prefix(extranonce2.as_bytes()))?,
-            ntime: hexadecimal::number(ntime.as_bytes())?,
-            nonce: hexadecimal::number(nonce.as_bytes())?,
-            version_bits: match count {
-                MOST_PARAMETERS => Some(hexadecimal::number(version_bits.as_bytes())?),
-                _ => None,
-            },
-        })
+        self.take(b',')?;
+        let extranonce2 = hexadecimal::bytes(hexadecimal::without_prefix(self.digits()?))?;
+        self.take(b',')?;
+        let ntime = self.number()?;
+        self.take(b',')?;
+        let nonce = self.number()?;
+        let version_bits = match self.next()? {
+            b',' => {
+                let version_bits = self.number()?;
+                self.take(b']')?;
+                Some(version_bits)
+            }
+            b']' => None,
+            _ => return None,
+        };
+        let (user, job_id) = (Cow::Borrowed(user), Cow::Borrowed(job_id));
+        Some(Submit { user, job_id, extranonce2, ntime, nonce, version_bits })
     }
+}
+
+/// The length of a string that begins here, without its marks, if it says what is written: it is printable ASCII
+/// without a backslash.
+#[inline]
+fn length_of_string(bytes: &[u8]) -> Option<usize> {
+    let length = quotation_mark(bytes)?;
+    is_plain(&bytes[..length]).then_some(length)
+}
+
+/// Whether bytes are printable ASCII without a backslash. One pass over all of them, which the compiler turns into a few
+/// instructions for 16 bytes.
+fn is_plain(bytes: &[u8]) -> bool {
+    let is_odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(byte == b'\\');
+    bytes.iter().fold(0, |odd, byte| odd | is_odd(*byte)) == 0
 }
 
 /// Where the first quotation mark is. Looks at eight bytes at a time.
