@@ -209,13 +209,16 @@ impl Job {
 
     /// The merkle root for one value of the extranonce.
     pub fn merkle_root(&self, reserved: [u8; RESERVED_SIZE], extranonce: &[u8]) -> Hash {
-        let padding = self.rollable_size - RESERVED_SIZE - extranonce.len();
-        let mut coinbase = self.prefix_midstate;
-        coinbase.update(&reserved);
-        coinbase.update(extranonce);
-        coinbase.update(&[0; MAX_EXTRANONCE_SIZE][..padding]);
-        coinbase.update(&self.coinbase_suffix);
-        hash::merkle_root(coinbase.finish_double(), &self.merkle_path)
+        assert!(
+            RESERVED_SIZE + extranonce.len() <= self.rollable_size,
+            "there is no room for the extranonce"
+        );
+        let mut rollable = [0; MAX_EXTRANONCE_SIZE];
+        rollable[..RESERVED_SIZE].copy_from_slice(&reserved);
+        rollable[RESERVED_SIZE..][..extranonce.len()].copy_from_slice(extranonce);
+        let (midstate, suffix) = (&self.prefix_midstate, &self.coinbase_suffix);
+        let txid = midstate.finish_double_with(&rollable, self.rollable_size, suffix);
+        hash::merkle_root(txid, &self.merkle_path)
     }
 
     fn header_with_root(&self, merkle_root: &Hash, rolled: &Rolled<'_>) -> [u8; 80] {
