@@ -7,8 +7,12 @@
 
 use std::borrow::Cow;
 
+use arrayvec::ArrayVec;
+
 use super::hexadecimal;
-use super::request::{Call, MAX_ID_BYTES, MAX_JOB_ID_BYTES, MAX_USER_BYTES, RawId, Request, Submit};
+use super::request::{
+    Call, MAX_EXTRANONCE2_BYTES, MAX_ID_BYTES, MAX_JOB_ID_BYTES, MAX_USER_BYTES, RawId, Request, Submit,
+};
 
 /// The most digits of a number that is taken as an id: a 64-bit number has no more.
 const MAX_ID_DIGITS: usize = 20;
@@ -134,6 +138,21 @@ impl<'a> Scanner<'a> {
         hexadecimal::number(self.digits()?)
     }
 
+    #[inline]
+    fn extranonce2(&mut self) -> Option<ArrayVec<u8, MAX_EXTRANONCE2_BYTES>> {
+        self.blanks();
+        // As long as most are.
+        if let Some([b'"', digits @ .., b'"']) = self.rest().first_chunk::<10>()
+            && let Some(number) = hexadecimal::eight_digits(digits)
+        {
+            self.at += 10;
+            let mut bytes = ArrayVec::new();
+            bytes.try_extend_from_slice(&number.to_be_bytes()).expect("there is room for four bytes");
+            return Some(bytes);
+        }
+        hexadecimal::bytes(hexadecimal::without_prefix(self.digits()?))
+    }
+
     fn id(&mut self) -> Option<RawId<'a>> {
         self.blanks();
         if self.skip(b"null") {
@@ -165,7 +184,7 @@ impl<'a> Scanner<'a> {
             return None;
         }
         self.take(b',')?;
-        let extranonce2 = hexadecimal::bytes(hexadecimal::without_prefix(self.digits()?))?;
+        let extranonce2 = self.extranonce2()?;
         self.take(b',')?;
         let ntime = self.number()?;
         self.take(b',')?;
@@ -184,32 +203,45 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The length of a string that begins here, without its marks, if it says what is written: it is printable ASCII
-/// without a backslash.
-#[inline]
-fn length_of_string(bytes: &[u8]) -> Option<usize> {
-    let length = quotation_mark(bytes)?;
-    is_plain(&bytes[..length]).then_some(length)
+/// A byte in each place of a word.
+const fn each(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
 }
 
-/// Whether bytes are printable ASCII without a backslash. One pass over all of them, which the compiler turns into a few
-/// instructions for 16 bytes.
-fn is_plain(bytes: &[u8]) -> bool {
-    let is_odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(byte == b'\\');
-    bytes.iter().fold(0, |odd, byte| odd | is_odd(*byte)) == 0
+/// The top bit of each byte.
+const TOPS: u64 = each(0x80);
+
+/// The length of a string that begins here, without its marks, if it says what is written: it is printable ASCII
+/// without a backslash. Looks at eight bytes at a time.
+fn length_of_string(bytes: &[u8]) -> Option<usize> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // In words below 0x80 a sum stays within its byte, and its top bit tells how it compares. Others are odd, and what
+        // they carry goes into later bytes.
+        let is_other = |byte: u8| (word ^ each(byte)).wrapping_add(each(0x7f));
+        let marks = !is_other(b'"') & TOPS;
+        let controls = !word.wrapping_add(each(0x80 - b' ')) | word.wrapping_add(each(0x80 - 0x7f));
+        let odd = (word | controls | !is_other(b'\\')) & TOPS;
+        if marks | odd != 0 {
+            // The first of either decides.
+            let (mark, odd) = (marks.trailing_zeros(), odd.trailing_zeros());
+            return (mark < odd).then_some(8 * index + mark as usize / 8);
+        }
+    }
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    let length = rest.iter().take_while(|byte| is_plain(byte)).count();
+    (rest.get(length) == Some(&b'"')).then_some(8 * words.len() + length)
 }
 
 /// Where the first quotation mark is. Looks at eight bytes at a time.
 fn quotation_mark(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
-    const TOPS: u64 = u64::from_ne_bytes([0x80; 8]);
-    const MARKS: u64 = u64::from_ne_bytes([b'"'; 8]);
     let (words, rest) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
-        let difference = u64::from_le_bytes(*word) ^ MARKS;
+        let difference = u64::from_le_bytes(*word) ^ each(b'"');
         // The difference of a mark is zero and borrows, which sets its top bit, and perhaps those of bytes after it:
         // the first that is set is right, and it is all that counts.
-        let marks = difference.wrapping_sub(ONES) & !difference & TOPS;
+        let marks = difference.wrapping_sub(each(1)) & !difference & TOPS;
         if marks != 0 {
             return Some(8 * index + marks.trailing_zeros() as usize / 8);
         }
@@ -317,16 +349,20 @@ mod tests {
     }
 
     #[test]
-    fn one_odd_byte_makes_a_line_that_is_not_plain() {
-        for odd in (0..0x20).chain([b'\\']).chain(0x7f..=0xff) {
-            for at in 0..40 {
-                let mut line = [b' '; 40];
-                line[at] = odd;
-                assert!(!is_plain(&line), "{odd:#04x}");
+    fn one_odd_byte_makes_a_string_that_is_left_to_the_parser() {
+        for byte in 0..=0xff {
+            let is_odd = byte == b'\\' || !matches!(byte, b' '..=b'~');
+            for at in 0..20 {
+                let mut string = *b"abcdefghijklmnopqrst\"";
+                string[at] = byte;
+                let expected = if byte == b'"' { Some(at) } else { Some(20).filter(|_| !is_odd) };
+                assert_eq!(length_of_string(&string), expected, "{byte:#04x} at {at}");
+                // What is behind the mark is of no interest, and what is before it counts.
+                let behind = [b"x\"", &string[..]].concat();
+                assert_eq!(length_of_string(&behind), Some(1));
             }
         }
-        let plain: Vec<u8> = (0x20..0x7f).filter(|byte| *byte != b'\\').collect();
-        assert!(is_plain(&plain) && is_plain(b""));
+        assert_eq!(length_of_string(b"abcdefghijkl"), None, "it does not end");
     }
 
     /// Pieces of which lines are made that are right, nearly right and wrong.
