@@ -202,7 +202,7 @@ enum Message {
     Record(Record),
     /// Records that were written together, and the room that they hold. One message for all of them, because each may
     /// wake the sink on another core, which would then take them one by one.
-    Batch(Vec<Record>, OwnedSemaphorePermit),
+    Batch(Batch, OwnedSemaphorePermit),
     Device(DeviceEntry),
     Connection(ConnectionEntry),
     /// What is rare: jobs, upstreams, power, events.
@@ -222,6 +222,30 @@ enum Message {
     Marks(usize, oneshot::Sender<Vec<(DeviceId, DeviceMark)>>),
     Happened(oneshot::Sender<Happened>),
     Finish(oneshot::Sender<()>),
+}
+
+/// Records that were written together, in the order in which they count.
+#[derive(Debug)]
+struct Batch {
+    shares: Vec<ShareRecord>,
+    releases: Vec<HeldRelease>,
+    answers: Vec<UpstreamAnswer>,
+}
+
+impl Batch {
+    /// Takes what the lists hold, and leaves them with room for as much: a record is a few hundred bytes, of which each
+    /// copy costs as much as a sum.
+    fn take(
+        shares: &mut Vec<ShareRecord>,
+        releases: &mut Vec<HeldRelease>,
+        answers: &mut Vec<UpstreamAnswer>,
+    ) -> Self {
+        fn take<T>(list: &mut Vec<T>) -> Vec<T> {
+            let room = Vec::with_capacity(list.len());
+            std::mem::replace(list, room)
+        }
+        Batch { shares: take(shares), releases: take(releases), answers: take(answers) }
+    }
 }
 
 /// Some devices, and with the last of them what does not grow with the fleet, and the sums of nobody.
@@ -402,21 +426,18 @@ impl RecordWriter {
     ) {
         shares.iter().for_each(assert_consistent);
         let records = shares.len() + releases.len() + answers.len();
-        let shares = shares.drain(..).map(Record::Share);
-        let releases = releases.drain(..).map(Record::Release);
-        let all = shares.chain(releases).chain(answers.drain(..).map(Record::Answer));
-        if records <= 1 {
-            all.for_each(|record| self.write(Message::Record(record)));
-            return;
-        }
         // What does not fit into the room at all goes one by one, as without room.
         let room = u32::try_from(records)
             .ok()
+            .filter(|records| *records > 1)
             .and_then(|records| Arc::clone(&self.sink.room).try_acquire_many_owned(records).ok());
-        match room {
-            Some(room) => self.write(Message::Batch(all.collect(), room)),
-            None => all.for_each(|record| self.write(Message::Record(record))),
+        if let Some(room) = room {
+            return self.write(Message::Batch(Batch::take(shares, releases, answers), room));
         }
+        let shares = shares.drain(..).map(Record::Share);
+        let releases = releases.drain(..).map(Record::Release);
+        let all = shares.chain(releases).chain(answers.drain(..).map(Record::Answer));
+        all.for_each(|record| self.write(Message::Record(record)));
     }
 
     /// Records what became of a share that was held.

@@ -9,7 +9,7 @@ use accounting::entry::{ConnectionEntry, DeviceEntry, Entry, Gap, MAX_GAP_SUBJEC
 use accounting::{ShareSums, Sums, Totals};
 use stratum::{DeviceId, UpstreamId};
 
-use super::{Message, Record};
+use super::{Batch, Message, Record};
 
 /// Devices that folded sums keep apart. A connection has one or a few; the task of an upstream has many, and those
 /// beyond lose their name but not their work.
@@ -59,7 +59,12 @@ impl Fold {
     pub(super) fn add(&mut self, message: Message) {
         match message {
             Message::Record(record) => self.add_record(&record),
-            Message::Batch(records, _) => records.iter().for_each(|record| self.add_record(record)),
+            Message::Batch(Batch { shares, releases, answers }, _) => {
+                let shares = shares.into_iter().map(Record::Share);
+                let releases = releases.into_iter().map(Record::Release);
+                let all = shares.chain(releases).chain(answers.into_iter().map(Record::Answer));
+                all.for_each(|record| self.add_record(&record));
+            }
             Message::Device(entry) => self.name(entry),
             Message::Connection(entry) => self.add_connection(entry),
             Message::Entry(entry) => {

@@ -17,7 +17,7 @@ use tokio::task::yield_now;
 use super::fold::Fold;
 use super::scribe::Scribe;
 use super::{
-    AtStart, DEVICES_AT_ONCE, DeviceAtStart, DeviceRules, Happened, Message, Overview, Piece, Record,
+    AtStart, Batch, DEVICES_AT_ONCE, DeviceAtStart, DeviceRules, Happened, Message, Overview, Piece, Record,
     SWEPT_AT_ONCE,
 };
 
@@ -178,11 +178,19 @@ impl Keeper {
 
     async fn handle(&mut self, message: Message) {
         match message {
-            Message::Record(record) => self.record(record).await,
+            Message::Record(Record::Share(share)) => self.share(&share).await,
+            Message::Record(Record::Release(release)) => self.entry(&Entry::Release(release)).await,
+            Message::Record(Record::Answer(answer)) => self.entry(&Entry::Answer(answer)).await,
             // Its room is free once all of them are in the books.
-            Message::Batch(records, _room) => {
-                for record in records {
-                    self.record(record).await;
+            Message::Batch(Batch { shares, releases, answers }, _room) => {
+                for share in &shares {
+                    self.share(share).await;
+                }
+                for release in releases {
+                    self.entry(&Entry::Release(release)).await;
+                }
+                for answer in answers {
+                    self.entry(&Entry::Answer(answer)).await;
                 }
             }
             Message::Device(entry) => self.device(entry).await,
@@ -216,17 +224,11 @@ impl Keeper {
         }
     }
 
-    async fn record(&mut self, record: Record) {
-        match record {
-            Record::Share(share) => self.share(&share).await,
-            Record::Release(release) => self.entry(&Entry::Release(release)).await,
-            Record::Answer(answer) => self.entry(&Entry::Answer(answer)).await,
-        }
-    }
-
     async fn share(&mut self, share: &ShareRecord) {
         let at_us = microseconds(share.judged.utc);
-        self.turn_to(at_us).await;
+        if self.books.is_in_later_minute(at_us) {
+            self.turn_to(at_us).await;
+        }
         self.tell_minute(at_us);
         self.books.apply_share(share);
         if let Some(scribe) = &mut self.scribe {
