@@ -25,8 +25,8 @@ use super::view::{Device, Fleet, Job, Overview, Protocol, Rates, Unanswered, Ups
 /// Entries of a page when the asker does not say.
 const DEFAULT_LIMIT: usize = 25;
 
-/// Entries of a page.
-const MAX_LIMIT: usize = 100;
+/// Entries of a page. Their dashboard asks once for 1,000 and adds up what it gets.
+const MAX_LIMIT: usize = 1000;
 
 /// A page by offset, as these paths have it.
 struct Page {
@@ -254,6 +254,24 @@ fn sv2_client(device: &Device) -> Value {
         "extended_channels_count": 0,
         "standard_channels_count": 1,
         "total_hashrate": hash_rate(device).unwrap_or(0.0),
+        "miner_telemetry": telemetry(device),
+        "miner_telemetry_status": device.power_w.map(|_| "matched"),
+    })
+}
+
+/// What they read from devices themselves: here it is power alone, where that is known.
+fn telemetry(device: &Device) -> Value {
+    let Some((watts, _)) = device.power_w else { return Value::Null };
+    json!({
+        "make": null,
+        "model": null,
+        "firmware_version": null,
+        "reported_hashrate_hs": null,
+        "average_temperature_c": null,
+        "power_consumption_w": watts,
+        "efficiency_j_per_th": device.sums.energy.joules_per_terahash(),
+        "uptime_secs": null,
+        "is_mining": null,
     })
 }
 
@@ -300,6 +318,8 @@ fn sv1_client_shape(device: &Device) -> Value {
         "extranonce2_len": EXTRANONCE2_SIZE,
         "version_rolling_mask": null,
         "version_rolling_min_bit": null,
+        "miner_telemetry": telemetry(device),
+        "miner_telemetry_status": device.power_w.map(|_| "matched"),
     })
 }
 
