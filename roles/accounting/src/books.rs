@@ -10,6 +10,7 @@ mod happened;
 mod held;
 mod identity;
 mod minute;
+mod minute_sums;
 mod power;
 mod restore;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use crate::batch::BatchNumber;
 use crate::cost::Worth;
 use crate::energy::Readings;
 use crate::entry::{DeviceEntry, Entry, EventEntry, EventKind, Gap, UpstreamEntry, microseconds};
+use crate::rates::RecentWork;
 use crate::record::{Fate, ShareRecord, Verdict};
 use crate::rollup::{GroupId, Level, Point, Subject};
 use crate::sums::{AnswerSums, Totals};
@@ -182,15 +184,12 @@ impl Books {
         self.turn_to(at_us);
         self.latest_us = self.latest_us.max(at_us);
         self.totals.add_share(share);
-        let (submitted, credited) = (share.submitted.0 as f64, share.credited().0 as f64);
+        let work = share.submitted.0 as f64;
+        let proved = RecentWork { work, squares: work * work };
+        let is_refused = matches!(share.verdict, Verdict::Rejected(_));
         let add = |account: &mut Account| {
-            let minute = account.minute_mut();
-            minute.shares.add_share(share);
-            minute.squared_work += credited * credited;
-            if share.fate == Fate::Forwarded {
-                minute.answers.add(&AnswerSums::of_forwarded(share.upstream_work));
-            }
-            account.rates.add(at_us, (submitted, credited), (submitted * submitted, credited * credited));
+            account.minute_sums_mut().add_share(share);
+            account.rates.add(at_us, proved, is_refused);
         };
         self.for_each_of(share.device, share.upstream, at_us, add);
         let tracked = share.device.filter(|id| self.note_device_share(*id, share, at_us));
@@ -360,15 +359,20 @@ impl Books {
         for (device, sums) in &gap.devices {
             let shares = &sums.shares;
             self.totals.shares.add(shares);
-            let works = (shares.submitted_work.0 as f64, shares.credited.0 as f64);
             // Their works count as equal.
-            let squares = |work: f64, count: u64| if count == 0 { 0.0 } else { work * work / count as f64 };
-            let squares = (squares(works.0, shares.submitted), squares(works.1, shares.accepted));
+            let recent = |work: u128, count: u64| {
+                let work = work as f64;
+                RecentWork { work, squares: if count == 0 { 0.0 } else { work * work / count as f64 } }
+            };
+            let accepted = recent(shares.credited.0, shares.accepted);
+            let refused = shares.submitted_work.0.saturating_sub(shares.credited.0);
+            let refused = recent(refused, shares.rejected_total());
             let add = |account: &mut Account| {
                 let minute = account.minute_mut();
                 minute.shares.add(shares);
-                minute.squared_work += squares.1;
-                account.rates.add(gap.to_us, works, squares);
+                minute.squared_work += accepted.squares;
+                account.rates.add(gap.to_us, accepted, false);
+                account.rates.add(gap.to_us, refused, true);
             };
             self.for_each_of(*device, None, gap.to_us, add);
             if let (Some(id), true) = (device, shares.submitted > 0) {
@@ -381,7 +385,7 @@ impl Books {
         for (id, sums) in &gap.upstreams {
             self.totals.answers.add(&sums.answers);
             self.totals.upstreams.entry(*id).or_default().add(&sums.answers);
-            let add = |account: &mut Account| account.minute_mut().answers.add(&sums.answers);
+            let add = |account: &mut Account| account.minute_sums_mut().add_answers(&sums.answers);
             self.for_each_of(None, Some(*id), gap.to_us, add);
             if let Some(account) = self.account_mut(Subject::Upstream(*id)) {
                 account.minute_mut().shares.add(&sums.shares);

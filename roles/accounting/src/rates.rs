@@ -56,13 +56,27 @@ pub struct RatePair {
 /// Works are kept in units of difficulty 1, so that their squares fit a short float.
 const UNIT: f64 = 4_294_967_296.0;
 
+/// The work of one share or of several, in expected hashes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecentWork {
+    /// Its sum.
+    pub(crate) work: f64,
+    /// The sum of the squares.
+    pub(crate) squares: f64,
+}
+
 /// The work of some time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
-    accepted: f32,
-    submitted: f32,
-    accepted_squares: f32,
-    submitted_squares: f32,
+    work: f32,
+    squares: f32,
+}
+
+impl Bucket {
+    fn add(&mut self, other: Bucket) {
+        self.work += other.work;
+        self.squares += other.squares;
+    }
 }
 
 /// Buckets of one length, of which the oldest makes room for the newest.
@@ -101,11 +115,7 @@ impl<const N: usize> Ring<N> {
         let oldest = (self.newest + 1).saturating_sub(N as u64);
         let mut sum = Bucket::default();
         for number in first.max(oldest)..=current.min(self.newest) {
-            let bucket = &self.buckets[(number % N as u64) as usize];
-            sum.accepted += bucket.accepted;
-            sum.submitted += bucket.submitted;
-            sum.accepted_squares += bucket.accepted_squares;
-            sum.submitted_squares += bucket.submitted_squares;
+            sum.add(self.buckets[(number % N as u64) as usize]);
         }
         let start = since_us.max(first * length_us);
         (sum, now_us.saturating_sub(start) as f64 / 1e6)
@@ -115,8 +125,10 @@ impl<const N: usize> Ring<N> {
 /// The recent work of one subject.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rates {
-    /// About a kilobyte, which a device takes with its first share: a ledger knows many that mine no more.
-    rings: Option<Box<Rings>>,
+    /// Half a kilobyte, which a device takes with its first share: a ledger knows many that mine no more.
+    accepted: Option<Box<Rings>>,
+    /// The same of refused shares, which many devices never have.
+    refused: Option<Box<Rings>>,
     /// Since when something can have been proved, in unix microseconds; 0 while unknown.
     since_us: u64,
 }
@@ -143,52 +155,60 @@ impl Rates {
         }
     }
 
-    /// Adds a share: what it claims, and what of that was credited. `squares` are the sums of squared works, for
-    /// several shares at once.
-    pub(crate) fn add(&mut self, at_us: u64, works: (f64, f64), squares: (f64, f64)) {
+    /// Adds shares that were accepted, or refused.
+    pub(crate) fn add(&mut self, at_us: u64, work: RecentWork, is_refused: bool) {
         self.begin(at_us);
-        let (submitted, accepted) = ((works.0 / UNIT) as f32, (works.1 / UNIT) as f32);
-        let submitted_squares = (squares.0 / UNIT / UNIT) as f32;
-        let accepted_squares = (squares.1 / UNIT / UNIT) as f32;
-        let rings = self.rings.get_or_insert_default();
-        let buckets = [
-            rings.short.bucket(at_us / (SHORT_SECONDS * 1_000_000)),
-            rings.middle.bucket(at_us / (MIDDLE_SECONDS * 1_000_000)),
-            rings.long.bucket(at_us / (LONG_SECONDS * 1_000_000)),
-        ];
-        for bucket in buckets.into_iter().flatten() {
-            bucket.submitted += submitted;
-            bucket.accepted += accepted;
-            bucket.submitted_squares += submitted_squares;
-            bucket.accepted_squares += accepted_squares;
+        if work.work > 0.0 {
+            let rings = if is_refused { &mut self.refused } else { &mut self.accepted };
+            rings.get_or_insert_default().add(at_us, work);
         }
     }
 
     /// The rates over a window that ends now.
     pub(crate) fn over(&self, window: Window, now_us: u64) -> RatePair {
-        let Some(rings) = &self.rings else { return RatePair::default() };
-        let since = self.since_us;
-        let (sum, seconds) = match window {
-            Window::Minute => rings.short.look(now_us, since, SHORT_SECONDS, 4),
-            Window::TenMinutes => rings.short.look(now_us, since, SHORT_SECONDS, 31),
-            Window::Hour => rings.middle.look(now_us, since, MIDDLE_SECONDS, 13),
-            Window::Day => rings.long.look(now_us, since, LONG_SECONDS, 13),
+        let look = |rings: &Option<Box<Rings>>| {
+            rings.as_ref().map(|rings| rings.look(window, now_us, self.since_us)).unwrap_or_default()
         };
+        let (accepted, refused) = (look(&self.accepted), look(&self.refused));
+        let mut submitted = accepted.0;
+        submitted.add(refused.0);
         RatePair {
-            accepted: estimate(sum.accepted, sum.accepted_squares, seconds),
-            submitted: estimate(sum.submitted, sum.submitted_squares, seconds),
+            accepted: estimate(accepted.0, accepted.1),
+            submitted: estimate(submitted, accepted.1.max(refused.1)),
         }
     }
 }
 
-fn estimate(work: f32, squares: f32, seconds: f64) -> Option<RateEstimate> {
-    let work = f64::from(work);
+impl Rings {
+    fn add(&mut self, at_us: u64, work: RecentWork) {
+        let more = Bucket { work: (work.work / UNIT) as f32, squares: (work.squares / UNIT / UNIT) as f32 };
+        let buckets = [
+            self.short.bucket(at_us / (SHORT_SECONDS * 1_000_000)),
+            self.middle.bucket(at_us / (MIDDLE_SECONDS * 1_000_000)),
+            self.long.bucket(at_us / (LONG_SECONDS * 1_000_000)),
+        ];
+        buckets.into_iter().flatten().for_each(|bucket| bucket.add(more));
+    }
+
+    /// The work of a window that ends now, and the seconds that it covers.
+    fn look(&self, window: Window, now_us: u64, since_us: u64) -> (Bucket, f64) {
+        match window {
+            Window::Minute => self.short.look(now_us, since_us, SHORT_SECONDS, 4),
+            Window::TenMinutes => self.short.look(now_us, since_us, SHORT_SECONDS, 31),
+            Window::Hour => self.middle.look(now_us, since_us, MIDDLE_SECONDS, 13),
+            Window::Day => self.long.look(now_us, since_us, LONG_SECONDS, 13),
+        }
+    }
+}
+
+fn estimate(sum: Bucket, seconds: f64) -> Option<RateEstimate> {
+    let (work, squares) = (f64::from(sum.work), f64::from(sum.squares));
     // The rate of a moment says nothing.
     if work <= 0.0 || seconds < 1.0 {
         return None;
     }
     let rate = HashRate(work * UNIT / seconds);
-    Some(RateEstimate { rate, window_seconds: seconds, uncertainty: f64::from(squares).sqrt() / work })
+    Some(RateEstimate { rate, window_seconds: seconds, uncertainty: squares.sqrt() / work })
 }
 
 #[cfg(test)]
@@ -197,13 +217,19 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
+    fn recent(work: f64) -> RecentWork {
+        RecentWork { work, squares: work * work }
+    }
+
     #[test]
     fn a_steady_device_has_its_rate_in_every_window() {
         let mut rates = Rates::default();
         let work = 1000.0 * UNIT;
         let start = 1_795_000_000;
         for second in (start..start + 90_000).step_by(10) {
-            rates.add(second * SECOND, (2.0 * work, work), (4.0 * work * work, work * work));
+            for is_refused in [false, true] {
+                rates.add(second * SECOND, recent(work), is_refused);
+            }
         }
         for window in Window::ALL {
             let pair = rates.over(window, (start + 89_995) * SECOND);
@@ -213,6 +239,8 @@ mod tests {
             assert!((accepted.uncertainty * shares.sqrt() - 1.0).abs() < 0.1, "{window:?}: {accepted:?}");
             let submitted = pair.submitted.expect("shares came");
             assert!((submitted.rate.0 / accepted.rate.0 - 2.0).abs() < 1e-3);
+            let certainty = submitted.uncertainty / accepted.uncertainty * 2f64.sqrt();
+            assert!((certainty - 1.0).abs() < 1e-3, "twice the shares: {certainty}");
         }
     }
 
@@ -220,7 +248,7 @@ mod tests {
     fn what_is_past_leaves_each_window_in_its_time() {
         let mut rates = Rates::default();
         let start = 1_795_000_000 * SECOND;
-        rates.add(start, (UNIT, UNIT), (UNIT * UNIT, UNIT * UNIT));
+        rates.add(start, recent(UNIT), false);
         let is_known = |window, after: u64| rates.over(window, start + after * SECOND).accepted.is_some();
         assert!(is_known(Window::Minute, 30) && !is_known(Window::Minute, 100));
         assert!(is_known(Window::TenMinutes, 500) && !is_known(Window::TenMinutes, 700));
@@ -233,7 +261,7 @@ mod tests {
     fn a_young_device_is_not_averaged_over_time_before_it_came() {
         let mut rates = Rates::default();
         let start = 1_795_000_000 * SECOND;
-        rates.add(start, (50.0 * UNIT, 50.0 * UNIT), (0.0, 0.0));
+        rates.add(start, recent(50.0 * UNIT), false);
         let rate = rates.over(Window::Day, start + 10 * SECOND).accepted.expect("one share");
         assert_eq!((rate.rate, rate.window_seconds), (HashRate(5.0 * UNIT), 10.0));
     }

@@ -161,7 +161,7 @@ impl Channel {
     /// Sets the tip. Returns the future job that was made for it; all others are void (SV2 5.3.17).
     pub(crate) fn set_tip(&mut self, tip: ChannelTip, job: UpstreamJobId) -> Option<FutureJob> {
         self.tip = Some(tip);
-        self.future.drain(..).rev().find(|held| held.job.id == job)
+        std::mem::take(&mut self.future).into_iter().rev().find(|held| held.job.id == job)
     }
 }
 

@@ -398,7 +398,8 @@ async fn devices_of_each_protocol_are_clients_of_theirs() {
     assert_eq!(refused(&server, "/api/v1/sv1/clients/0").await, 404, "that one speaks SV2");
     assert_eq!(get(&server, "/api/v1/clients?limit=5000").await["limit"], 1000);
     let items = page["items"].as_array().expect("a list");
-    let powered = items.iter().find(|client| !client["miner_telemetry"].is_null()).expect("some have a meter");
+    let powered =
+        items.iter().find(|client| !client["miner_telemetry"].is_null()).expect("some have a meter");
     assert_eq!(powered["miner_telemetry_status"], "matched");
     assert!(powered["miner_telemetry"]["power_consumption_w"].as_f64().is_some_and(|watts| watts > 0.0));
 }

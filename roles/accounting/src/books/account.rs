@@ -2,6 +2,7 @@
 //!
 //! An account never knows whose it is.
 
+use super::minute_sums::MinuteSums;
 use crate::codec::PackedSums;
 use crate::rates::Rates;
 use crate::rollup::Level;
@@ -12,7 +13,7 @@ pub(super) struct Account {
     /// The sums since the ledger began, but for the open minute.
     sums: PackedSums,
     /// What the open minute has since it was looked at last; `None` while that is nothing.
-    pub(super) minute: Option<Box<Sums>>,
+    pub(super) minute: Option<Box<MinuteSums>>,
     /// The latest point of each level: its start, and its sums. A minute is among them, because it can be looked at before
     /// it is over.
     growing: [(u64, PackedSums); Level::ALL.len()],
@@ -24,8 +25,13 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn minute_mut(&mut self) -> &mut Sums {
+    pub(super) fn minute_sums_mut(&mut self) -> &mut MinuteSums {
         self.minute.get_or_insert_default()
+    }
+
+    /// For what is rare.
+    pub(super) fn minute_mut(&mut self) -> &mut Sums {
+        self.minute_sums_mut().rest_mut()
     }
 
     /// Everything since the ledger began, but for the open minute.
@@ -49,7 +55,7 @@ impl Account {
     pub(super) fn add_total_to(&self, sums: &mut Sums) {
         self.sums.add_to(sums);
         if let Some(minute) = &self.minute {
-            sums.add(minute);
+            minute.add_to(sums);
         }
     }
 
@@ -60,13 +66,16 @@ impl Account {
         minute: u64,
         room: &'a mut Vec<u8>,
     ) -> impl Iterator<Item = (Level, u64, PackedSums)> + use<'a> {
-        let news = self.minute.take().unwrap_or_default();
-        let mut all = (*news).clone();
+        let mut news = Sums::default();
+        if let Some(minute) = self.minute.take() {
+            minute.add_to(&mut news);
+        }
+        let mut all = news.clone();
         self.sums.add_to(&mut all);
         self.sums = PackedSums::of_with(&all, room);
         let growing = self.growing.iter_mut().zip(Level::ALL);
         growing.map(move |((start, grown), level)| {
-            let mut sums = (*news).clone();
+            let mut sums = news.clone();
             if *start == level.start(minute) {
                 grown.add_to(&mut sums);
             }

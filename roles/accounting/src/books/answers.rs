@@ -63,7 +63,7 @@ impl Books {
         self.turn_to(at_us);
         self.totals.add_answer(answer);
         let sums = AnswerSums::of_answer(&answer.verdict);
-        let add = |account: &mut Account| account.minute_mut().answers.add(&sums);
+        let add = |account: &mut Account| account.minute_sums_mut().add_answers(&sums);
         self.touch(Subject::Fleet, &mut { add });
         self.touch(Subject::Upstream(answer.upstream), &mut { add });
         if let UpstreamVerdict::Rejected { code, .. } = &answer.verdict
@@ -82,7 +82,7 @@ impl Books {
             self.touch_devices(share.of.device, &part);
         }
         if left != AnswerSums::default() {
-            self.touch(Subject::Untracked, &mut |account| account.minute_mut().answers.add(&left));
+            self.touch(Subject::Untracked, &mut |account| account.minute_sums_mut().add_answers(&left));
         }
     }
 
@@ -104,7 +104,7 @@ impl Books {
             }
             self.totals.answers.add(&lost);
             self.totals.upstreams.entry(id).or_default().add(&lost);
-            let add = |account: &mut Account| account.minute_mut().answers.add(&lost);
+            let add = |account: &mut Account| account.minute_sums_mut().add_answers(&lost);
             self.touch(Subject::Fleet, &mut { add });
             self.touch(Subject::Upstream(id), &mut { add });
             let of_upstream = waiting.iter().filter(|(upstream, _)| *upstream == id);
@@ -138,7 +138,7 @@ impl Books {
     }
 
     fn touch_devices(&mut self, device: Option<DeviceId>, part: &AnswerSums) {
-        let add = |account: &mut Account| account.minute_mut().answers.add(part);
+        let add = |account: &mut Account| account.minute_sums_mut().add_answers(part);
         let Some(id) = device else { return self.touch(Subject::Untracked, &mut { add }) };
         self.touch(Subject::Device(id), &mut { add });
         for place in 0..self.groups_of(id).len() {
