@@ -38,7 +38,7 @@ use crate::entry::{DeviceEntry, Entry, EventEntry, EventKind, Gap, UpstreamEntry
 use crate::rates::RecentWork;
 use crate::record::{Fate, ShareRecord, Verdict};
 use crate::rollup::{GroupId, Level, Point, Subject};
-use crate::sums::{AnswerSums, Totals};
+use crate::sums::Totals;
 use crate::waiting::WaitingShares;
 
 /// Devices that are counted apart: the greatest farms have some hundred thousand, and each takes two to three
