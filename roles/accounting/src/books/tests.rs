@@ -15,7 +15,7 @@ use crate::record::{
     UpstreamVerdict,
 };
 use crate::rollup::{DeviceRow, EventRow, Facts, RollUp};
-use crate::sums::{ShareSums, Sums};
+use crate::sums::{AnswerSums, ShareSums, Sums};
 
 mod energy;
 
