@@ -8,9 +8,8 @@ use std::time::Duration;
 use accounting::books::MAX_DEVICES;
 use accounting::codec::{self, write_entry, write_share};
 use accounting::entry::Entry;
-use tokio::task::yield_now;
-
 use accounting::{BatchNumber, Books, LedgerId, Level, SealedBatch, ShareRecord};
+use tokio::task::yield_now;
 
 use super::Record;
 use super::fold::Fold;

@@ -79,7 +79,7 @@ impl Midstate {
     }
 
     /// The double SHA-256 digest of what was hashed, then `length` bytes of `middle`, then `end`. As other methods would
-    /// make it, but in one go where it is short, as a coinbase is: each go costs as much as a third of a block.
+    /// make it, but in one go where it is short, as a coinbase is: each go loads and stores the state once more.
     pub fn finish_double_with<const N: usize>(&self, middle: &[u8; N], length: usize, end: &[u8]) -> Hash {
         let filled = (self.length % 64) as usize;
         let whole = filled + length + end.len();
