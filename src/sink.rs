@@ -22,7 +22,7 @@ use accounting::{
     UpstreamAnswer, Worth,
 };
 use stratum::{DeviceId, Job, Now, UpstreamId, Work};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use fold::{Fold, MAX_FOLDED_DEVICES};
@@ -151,6 +151,8 @@ pub struct ToLedger {
 #[derive(Clone, Debug)]
 pub struct RecordSink {
     queue: mpsc::Sender<Message>,
+    /// Told of every question, for which the sink does not wait for more records.
+    asked: Arc<Notify>,
     /// For records in batches: one for each, until the sink has taken it.
     room: Arc<Semaphore>,
     orphans: Arc<Mutex<Fold>>,
@@ -277,10 +279,11 @@ impl RecordSink {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let orphans = Arc::new(Mutex::new(Fold::default()));
         let keeps_jobs = scribe.is_some();
-        let mut keeper = Keeper::new(books, rules, scribe, orphans.clone());
+        let asked = Arc::new(Notify::new());
+        let mut keeper = Keeper::new(books, rules, scribe, orphans.clone(), Arc::clone(&asked));
         let at_start = Arc::new(keeper.at_start());
         let room = Arc::new(Semaphore::new(QUEUE));
-        (RecordSink { queue, room, orphans, keeps_jobs, at_start }, tokio::spawn(keeper.keep(inbox)))
+        (RecordSink { queue, asked, room, orphans, keeps_jobs, at_start }, tokio::spawn(keeper.keep(inbox)))
     }
 
     /// What was known when the sink began, for those who count from there.
@@ -382,6 +385,7 @@ impl RecordSink {
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, SinkEnded> {
         let (answer, answered) = oneshot::channel();
         self.queue.send(question(answer)).await.map_err(|_| SinkEnded)?;
+        self.asked.notify_one();
         answered.await.map_err(|_| SinkEnded)
     }
 }

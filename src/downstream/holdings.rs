@@ -32,10 +32,10 @@ pub(super) struct Holdings {
     gauge: fn(&ConnectionCounts) -> &AtomicU64,
     registry: SharedRegistry,
     commands: mpsc::Sender<Command>,
-    reserved: BTreeSet<[u8; RESERVED_SIZE]>,
+    reserved: Few<[u8; RESERVED_SIZE]>,
     seats: Seats,
-    upstream_channels: BTreeSet<ChannelId>,
-    rated: BTreeSet<ChannelId>,
+    upstream_channels: Few<ChannelId>,
+    rated: Few<ChannelId>,
     version_rolling: VersionRolling,
 }
 
@@ -55,10 +55,10 @@ impl Holdings {
             gauge,
             registry: context.registry.clone(),
             commands: context.owner.commands.clone(),
-            reserved: BTreeSet::new(),
+            reserved: Few::None,
             seats: Seats::None,
-            upstream_channels: BTreeSet::new(),
-            rated: BTreeSet::new(),
+            upstream_channels: Few::None,
+            rated: Few::None,
             version_rolling: VersionRolling::NotNegotiated,
         }
     }
@@ -71,15 +71,15 @@ impl Holdings {
                     self.upstream_channels.insert(*channel);
                 }
                 Event::CloseUpstream { channel } => {
-                    self.upstream_channels.remove(channel);
+                    self.upstream_channels.remove(*channel);
                     // With its channel an upstream forgets the rate too.
-                    self.rated.remove(channel);
+                    self.rated.remove(*channel);
                 }
                 Event::HashRate { channel, rate } if *rate > HashRate(0.0) => {
                     self.rated.insert(*channel);
                 }
                 Event::HashRate { channel, .. } => {
-                    self.rated.remove(channel);
+                    self.rated.remove(*channel);
                 }
                 Event::VersionRolling(state) => self.count_version_rolling(*state),
                 Event::RolledOutsideMask => {
@@ -108,12 +108,47 @@ impl Holdings {
     fn farewell(&mut self) -> Vec<Command> {
         let id = self.id;
         let key = |channel| DownstreamKey { connection: id, channel };
-        let rated = std::mem::take(&mut self.rated).into_iter();
-        let open = std::mem::take(&mut self.upstream_channels).into_iter();
+        let (rated, open) = (self.rated.take(), self.upstream_channels.take());
+        let open = open.into_iter();
         rated
+            .into_iter()
             .map(|channel| Command::HashRate { key: key(channel), rate: HashRate(0.0) })
             .chain(open.map(|channel| Command::Close { key: key(channel) }))
             .collect()
+    }
+}
+
+/// A set of what a connection has for each of its channels. Nearly always one thing, which takes no memory besides.
+#[derive(Debug)]
+enum Few<T> {
+    None,
+    One(T),
+    Many(BTreeSet<T>),
+}
+
+impl<T: Copy + Ord> Few<T> {
+    fn insert(&mut self, value: T) {
+        match self {
+            Few::None => *self = Few::One(value),
+            Few::One(first) => *self = Few::Many(BTreeSet::from([*first, value])),
+            Few::Many(many) => drop(many.insert(value)),
+        }
+    }
+
+    fn remove(&mut self, value: T) {
+        match self {
+            Few::One(first) if *first == value => *self = Few::None,
+            Few::None | Few::One(_) => {}
+            Few::Many(many) => drop(many.remove(&value)),
+        }
+    }
+
+    fn take(&mut self) -> Vec<T> {
+        match std::mem::replace(self, Few::None) {
+            Few::None => Vec::new(),
+            Few::One(value) => vec![value],
+            Few::Many(many) => many.into_iter().collect(),
+        }
     }
 }
 
@@ -199,7 +234,7 @@ impl Registry for Holdings {
 
     fn give_back_reserved(&mut self, reserved: [u8; RESERVED_SIZE]) {
         // Forgotten first: if the space refuses it, it must not be given back once more on the way out.
-        self.reserved.remove(&reserved);
+        self.reserved.remove(reserved);
         self.registry.give_back_reserved(reserved);
     }
 }
@@ -208,7 +243,7 @@ impl Drop for Holdings {
     fn drop(&mut self) {
         (self.gauge)(&self.counts).fetch_sub(1, Ordering::Relaxed);
         self.count_version_rolling(VersionRolling::NotNegotiated);
-        for reserved in std::mem::take(&mut self.reserved) {
+        for reserved in self.reserved.take() {
             self.registry.recover_reserved(reserved);
         }
         for (channel, device) in self.seats.take() {

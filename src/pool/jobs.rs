@@ -121,7 +121,7 @@ impl PoolJobs {
             version: template.version,
             version_rolling_allowed: true,
             min_ntime: template.current_time.max(template.min_ntime),
-            coinbase_prefix: parts.prefix,
+            coinbase_prefix: parts.prefix.into(),
             coinbase_suffix: parts.suffix.into(),
             rollable_size: EXTRANONCE_SIZE,
             merkle_path: template.merkle_path.as_slice().into(),
@@ -175,7 +175,7 @@ impl PoolJobs {
             version: custom.version,
             version_rolling_allowed: true,
             min_ntime: custom.min_ntime,
-            coinbase_prefix: custom.coinbase.prefix,
+            coinbase_prefix: custom.coinbase.prefix.into(),
             coinbase_suffix: custom.coinbase.suffix.into(),
             rollable_size,
             merkle_path: custom.merkle_path.into(),
@@ -224,7 +224,7 @@ impl PoolJobs {
             nonce: record.nonce,
         });
         let coinbase =
-            [&published.job.coinbase_prefix, record.rollable.as_slice(), &published.job.coinbase_suffix]
+            [&*published.job.coinbase_prefix, record.rollable.as_slice(), &published.job.coinbase_suffix]
                 .concat();
         let bytes = assemble_block(template, &coinbase, &header);
         Some(FoundBlock { height: template.height, hash, bytes })

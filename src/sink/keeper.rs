@@ -11,7 +11,7 @@ use accounting::{
     BlockRow, Books, DeviceView, Level, PowerSource, ShareRecord, Subject, SubjectView, Sums, Verdict, Window,
 };
 use stratum::Now;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::yield_now;
 
 use super::fold::Fold;
@@ -23,6 +23,11 @@ use super::{
 
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
+
+/// How long the sink leaves its queue alone after it has emptied it, unless somebody asks: each of a storm of newcomers would
+/// wake its thread otherwise, which costs several times what their records do. A small part of [`super::QUEUE`] fills
+/// in this time.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// Devices whose minute is closed, or whose sums are looked at, between two turns of the other tasks of the thread: each is
 /// less than half a millisecond's work.
@@ -47,6 +52,8 @@ pub(super) struct Keeper {
     rules: DeviceRules,
     scribe: Option<Scribe>,
     orphans: Arc<Mutex<Fold>>,
+    /// Told whenever somebody asks.
+    asked: Arc<Notify>,
     has_ended: bool,
     /// Since when the open minute is ahead of the clock, or was handed over, on the monotonic clock.
     ahead_since: Option<Duration>,
@@ -58,13 +65,14 @@ impl Keeper {
         rules: DeviceRules,
         scribe: Option<Scribe>,
         orphans: Arc<Mutex<Fold>>,
+        asked: Arc<Notify>,
     ) -> Self {
         let mut books = books;
         // The first rollup has them: entries have numbers alone.
         for (name, _) in &rules.groups {
             books.group(name);
         }
-        Keeper { books, rules, scribe, orphans, has_ended: false, ahead_since: None }
+        Keeper { books, rules, scribe, orphans, asked, has_ended: false, ahead_since: None }
     }
 
     /// What the books have now.
@@ -93,6 +101,10 @@ impl Keeper {
             self.hand_over_if_due().await;
             if let Some(violation) = self.books.totals().violation() {
                 panic!("the accounts do not add up: {violation}");
+            }
+            if inbox.is_empty() {
+                // Ends by either; a question that came before is known, too.
+                let _ = tokio::time::timeout(GATHER, self.asked.notified()).await;
             }
         }
         self.finish().await;

@@ -97,7 +97,7 @@ impl JobEntry {
             previous_hash: job.tip.previous_hash,
             nbits: job.tip.nbits,
             upstream_target: job.upstream_target,
-            coinbase_prefix: job.coinbase_prefix.clone(),
+            coinbase_prefix: job.coinbase_prefix.to_vec(),
             rollable_size: job.rollable_size as u8,
             coinbase_suffix: job.coinbase_suffix.to_vec(),
             merkle_path: job.merkle_path.to_vec(),

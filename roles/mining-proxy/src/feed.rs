@@ -266,7 +266,7 @@ impl FeedState {
             version: job.version,
             version_rolling_allowed: job.version_rolling_allowed && !channel.fixed_version,
             min_ntime: start.min_ntime,
-            coinbase_prefix: [&job.coinbase_prefix, start.prefix].concat(),
+            coinbase_prefix: [&job.coinbase_prefix, start.prefix].concat().into(),
             coinbase_suffix: Arc::clone(&job.coinbase_suffix),
             rollable_size: channel.rollable_size,
             merkle_path: Arc::clone(&job.merkle_path),

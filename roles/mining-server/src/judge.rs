@@ -63,8 +63,9 @@ pub struct Judge {
     /// Bytes that the miner rolls after the reserved ones.
     rolled_size: usize,
     vardiff: Vardiff,
-    /// The difficulty exponents of the jobs that may still be mined on, with the first job sent at each.
-    difficulties: ArrayVec<(JobNumber, i32), MAX_DIFFICULTY_CHANGES>,
+    /// The difficulty exponents of the jobs that may still be mined on, with the first job sent at each. One in nearly
+    /// every channel at nearly any time, with room for no more; at most [`MAX_DIFFICULTY_CHANGES`].
+    difficulties: Vec<(JobNumber, i32)>,
     /// The difficulty exponent at which the upstream's target stands, the hardest that a miner is ever given.
     upstream_exponent: i32,
     /// Never undercut, not even for the upstream's target: the easiest difficulty exponent that the miner accepts
@@ -105,7 +106,7 @@ impl Judge {
             reserved,
             rolled_size,
             vardiff: Vardiff::new(config, config.initial_exponent, now.monotonic),
-            difficulties: ArrayVec::new(),
+            difficulties: Vec::new(),
             upstream_exponent: i32::MAX,
             minimum_exponent: firm_minimum(settings),
             seen: SeenShares::default(),
@@ -206,10 +207,11 @@ impl Judge {
         if self.told_exponent() == Some(exponent) {
             return None;
         }
-        if self.difficulties.is_full() {
+        if self.difficulties.len() == MAX_DIFFICULTY_CHANGES {
             let (_, easier) = self.difficulties.remove(0);
             self.difficulties[0].1 = self.difficulties[0].1.min(easier);
         }
+        self.difficulties.reserve_exact(1);
         self.difficulties.push((job.number, exponent));
         Some(exponent)
     }
@@ -365,8 +367,10 @@ impl Judge {
     }
 
     fn forget_old_difficulties(&mut self) {
-        while self.difficulties.len() > 1 && self.difficulties[1].0 <= self.oldest {
-            self.difficulties.remove(0);
+        let over = self.difficulties.iter().skip(1).take_while(|(first, _)| *first <= self.oldest).count();
+        if over > 0 {
+            self.difficulties.drain(..over);
+            self.difficulties.shrink_to_fit();
         }
     }
 }

@@ -288,7 +288,7 @@ mod tests {
             version: 0x2000_0000,
             version_rolling_allowed: true,
             min_ntime: now.unix_seconds(),
-            coinbase_prefix: coinbase.clone(),
+            coinbase_prefix: coinbase.clone().into(),
             coinbase_suffix: coinbase.into(),
             rollable_size: 16,
             merkle_path: [].into(),

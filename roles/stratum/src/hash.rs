@@ -77,31 +77,57 @@ impl Midstate {
     pub fn finish_double(self) -> Hash {
         sha256_of_32(&self.finish())
     }
+}
 
-    /// The double SHA-256 digest of what was hashed, then `length` bytes of `middle`, then `end`. As other methods would
-    /// make it, but in one go where it is short, as a coinbase is: each go loads and stores the state once more.
-    pub fn finish_double_with<const N: usize>(&self, middle: &[u8; N], length: usize, end: &[u8]) -> Hash {
-        let filled = (self.length % 64) as usize;
+/// The state after the whole blocks of a prefix, which is hashed once for many messages. What follows the last whole
+/// block stays with whoever has the prefix: thousands of devices may have one each.
+#[derive(Clone, Copy, Debug)]
+pub struct PrefixState([u32; 8]);
+
+impl PrefixState {
+    /// The state of a prefix.
+    pub fn of(prefix: &[u8]) -> Self {
+        let mut state = INITIAL_STATE;
+        let (blocks, _) = prefix.as_chunks::<64>();
+        if !blocks.is_empty() {
+            compress256(&mut state, blocks);
+        }
+        PrefixState(state)
+    }
+
+    /// The double SHA-256 digest of `prefix`, which must be the one that this is of, then `length` bytes of `middle`, then
+    /// `end`. In one go where it is short, as a coinbase is: each go loads and stores the state once more.
+    pub fn finish_double<const N: usize>(
+        &self,
+        prefix: &[u8],
+        middle: &[u8; N],
+        length: usize,
+        end: &[u8],
+    ) -> Hash {
+        let pending = prefix.as_chunks::<64>().1;
+        let filled = pending.len();
         let whole = filled + length + end.len();
         let mut blocks = [[0; 64]; BLOCKS_AT_ONCE];
         let bytes = blocks.as_flattened_mut();
         // The length at the end takes eight bytes, and the mark before it one.
         if length > N || whole + 9 > bytes.len() || filled + N > bytes.len() {
-            let mut midstate = *self;
+            let hashed = (prefix.len() - filled) as u64;
+            let mut midstate = Midstate { state: self.0, length: hashed, pending: [0; 64] };
+            midstate.update(pending);
             midstate.update(&middle[..length]);
             midstate.update(end);
             return midstate.finish_double();
         }
-        bytes[..filled].copy_from_slice(&self.pending[..filled]);
+        bytes[..filled].copy_from_slice(pending);
         // All of it, because a length that is known is copied faster; what is too much is written over.
         bytes[filled..filled + N].copy_from_slice(middle);
         bytes[filled + length..filled + N].fill(0);
         bytes[filled + length..whole].copy_from_slice(end);
         bytes[whole] = 0x80;
         let count = (whole + 9).div_ceil(64);
-        let bits = (self.length + (length + end.len()) as u64) * 8;
+        let bits = (prefix.len() + length + end.len()) as u64 * 8;
         blocks[count - 1][56..].copy_from_slice(&bits.to_be_bytes());
-        let mut state = self.state;
+        let mut state = self.0;
         compress256(&mut state, &blocks[..count]);
         sha256_of_32(&digest_of(state))
     }
@@ -210,13 +236,13 @@ mod tests {
                 for end in [0, 1, 20, 55, 56, 64, 150, 200] {
                     let middle: [u8; 32] = message[start..][..32].try_into().expect("32 bytes");
                     let whole = [&message[..start + length], &message[300..][..end]].concat();
-                    let midstate = Midstate::of(&message[..start]);
-                    let hash = midstate.finish_double_with(&middle, length, &message[300..][..end]);
-                    assert_eq!(hash, sha256d(&whole), "{start}, {length}, {end}");
+                    let (prefix, end) = (&message[..start], &message[300..][..end]);
+                    let hash = PrefixState::of(prefix).finish_double(prefix, &middle, length, end);
+                    assert_eq!(hash, sha256d(&whole), "{start}, {length}, {}", end.len());
                 }
             }
         }
-        let long = Midstate::of(&message).finish_double_with(&[1; 8], 8, &message);
+        let long = PrefixState::of(&message).finish_double(&message, &[1; 8], 8, &message);
         assert_eq!(long, sha256d(&[&message[..], &[1; 8], &message].concat()));
     }
 }

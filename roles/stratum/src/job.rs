@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::hash::{self, Hash, Midstate};
+use crate::hash::{self, Hash, PrefixState};
 use crate::{
     Epoch, JobNumber, Now, Target, TemplateId, TipNumber, UpstreamChannelId, UpstreamId, UpstreamJobId, Work,
 };
@@ -81,8 +81,9 @@ pub struct Job {
     pub version_rolling_allowed: bool,
     /// The lowest `ntime` that a share may carry, and the one that miners start from; unix seconds.
     pub min_ntime: u32,
-    /// The coinbase without witness data, up to and with the upstream's extranonce prefix.
-    pub coinbase_prefix: Vec<u8>,
+    /// The coinbase without witness data, up to and with the upstream's extranonce prefix. Shared, because a job that is
+    /// made anew has it too.
+    pub coinbase_prefix: Arc<[u8]>,
     /// The coinbase without witness data, after the extranonce. Shared, because a pool that sends every channel jobs of
     /// its own sends the same one to all of them.
     pub coinbase_suffix: Arc<[u8]>,
@@ -97,7 +98,7 @@ pub struct Job {
     pub upstream_work: Work,
     /// When the job reached us.
     pub received: Now,
-    prefix_midstate: Midstate,
+    prefix_state: PrefixState,
 }
 
 /// What a job is made from; [`Job::new`] adds what can be computed.
@@ -120,7 +121,7 @@ pub struct JobParts {
     /// See [`Job::min_ntime`].
     pub min_ntime: u32,
     /// See [`Job::coinbase_prefix`].
-    pub coinbase_prefix: Vec<u8>,
+    pub coinbase_prefix: Arc<[u8]>,
     /// See [`Job::coinbase_suffix`].
     pub coinbase_suffix: Arc<[u8]>,
     /// See [`Job::rollable_size`].
@@ -161,7 +162,7 @@ impl Job {
         let version =
             if parts.version_rolling_allowed { parts.version & !SV1_VERSION_MASK } else { parts.version };
         Job {
-            prefix_midstate: Midstate::of(&parts.coinbase_prefix),
+            prefix_state: PrefixState::of(&parts.coinbase_prefix),
             number: parts.number,
             epoch: parts.epoch,
             origin: parts.origin,
@@ -216,8 +217,8 @@ impl Job {
         let mut rollable = [0; MAX_EXTRANONCE_SIZE];
         rollable[..RESERVED_SIZE].copy_from_slice(&reserved);
         rollable[RESERVED_SIZE..][..extranonce.len()].copy_from_slice(extranonce);
-        let (midstate, suffix) = (&self.prefix_midstate, &self.coinbase_suffix);
-        let txid = midstate.finish_double_with(&rollable, self.rollable_size, suffix);
+        let (prefix, suffix) = (&self.coinbase_prefix, &self.coinbase_suffix);
+        let txid = self.prefix_state.finish_double(prefix, &rollable, self.rollable_size, suffix);
         hash::merkle_root(txid, &self.merkle_path)
     }
 
@@ -282,7 +283,7 @@ mod tests {
             version: 0x3fff_ffff,
             version_rolling_allowed: true,
             min_ntime: 5,
-            coinbase_prefix: prefix.to_vec(),
+            coinbase_prefix: prefix.into(),
             coinbase_suffix: suffix.into(),
             rollable_size: 8,
             merkle_path: [[1; 32], [2; 32]].into(),

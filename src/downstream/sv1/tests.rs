@@ -75,7 +75,7 @@ fn add_job(book: &mut JobBook, now: Now) -> Arc<Work> {
         version: 0x2000_0000,
         version_rolling_allowed: true,
         min_ntime: now.unix_seconds(),
-        coinbase_prefix: vec![1; 100],
+        coinbase_prefix: [1; 100].into(),
         coinbase_suffix: [2; 100].into(),
         rollable_size: 16,
         merkle_path: [[3; 32]; 12].into(),

@@ -103,7 +103,7 @@ fn job(now: Now) -> Job {
         version: 0x2000_0000,
         version_rolling_allowed: false,
         min_ntime: 5,
-        coinbase_prefix,
+        coinbase_prefix: coinbase_prefix.into(),
         coinbase_suffix: coinbase_suffix.into(),
         rollable_size: 12,
         merkle_path: [[1; 32], [2; 32]].into(),

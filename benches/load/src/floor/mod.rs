@@ -106,7 +106,7 @@ pub fn job_of(block: &Block, difficulty_exponent: i32) -> Job {
         version: VERSION,
         version_rolling_allowed: true,
         min_ntime: block.ntime,
-        coinbase_prefix: block.coinbase_prefix.clone(),
+        coinbase_prefix: block.coinbase_prefix.as_slice().into(),
         coinbase_suffix: block.coinbase_suffix.as_slice().into(),
         rollable_size: EXTRANONCE_SIZE,
         merkle_path: block.merkle_path.as_slice().into(),

@@ -50,7 +50,7 @@ fn a_future_job_becomes_active_with_its_previous_hash() {
     let active = rig.active();
     assert_eq!((active.epoch, active.tip.number, active.clean), (Epoch(1), TipNumber(1), true));
     assert_eq!((active.tip.previous_hash, active.tip.nbits, active.min_ntime), ([9; 32], NBITS, NTIME));
-    assert_eq!(active.coinbase_prefix, [&[1; 60][..], &PREFIX].concat());
+    assert_eq!(*active.coinbase_prefix, *[&[1; 60][..], &PREFIX].concat());
     assert_eq!((active.rollable_size, active.origin.job), (12, UpstreamJobId(1)));
     assert_eq!(active.upstream_target, Target::from_difficulty_exponent(10));
 

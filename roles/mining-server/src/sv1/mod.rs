@@ -69,8 +69,8 @@ pub struct Sv1Connection {
     reported_bits: bool,
     /// The operator was told that this miner's minimum is above the upstream's target.
     reported_minimum: bool,
-    /// The first job went out under an id of its own.
-    first_job: Option<(Box<str>, JobNumber)>,
+    /// The first job, which went out under an id of its own.
+    first_job: Option<JobNumber>,
     told_rate: HashRate,
     /// When the registry hears of an accepted share next.
     next_sign: Duration,
@@ -352,8 +352,9 @@ impl Sv1Connection {
         }
         let Some(active) = self.work.as_ref().map(|work| Arc::clone(work.active())) else { return };
         // minerd keeps its old work when it sees an id that it knows, even from another connection.
-        let job_id = format!("{:x}{:08x}", active.job.number.0, u32::from_be_bytes(self.judge.reserved()));
-        self.first_job = Some((job_id.as_str().into(), active.job.number));
+        let number = active.job.number;
+        let job_id = format!("{:x}{:08x}", number.0, u32::from_be_bytes(self.judge.reserved()));
+        self.first_job = Some(number);
         self.send_job(&active, Some(&job_id), out);
         self.report_long_coinbase(&active.job, out);
         self.tell_hash_rate(now, out);

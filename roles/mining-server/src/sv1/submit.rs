@@ -2,7 +2,7 @@
 
 use stratum::JobNumber;
 use stratum::Now;
-use stratum::job::SV1_VERSION_MASK;
+use stratum::job::{RESERVED_SIZE, SV1_VERSION_MASK};
 use stratum::sv1::render::{self, ErrorCode};
 use stratum::sv1::request::{RawId, Submit};
 
@@ -123,11 +123,19 @@ impl Sv1Connection {
 
     /// Our number of the job that a miner names; the first job of a connection has a name of its own.
     fn job_number(&self, job_id: &str) -> Option<JobNumber> {
-        match &self.first_job {
-            Some((own, number)) if **own == *job_id => Some(*number),
-            _ if job_id.len() > 16 => None,
-            _ => u64::from_str_radix(job_id, 16).ok().map(JobNumber),
+        let own = self.first_job.filter(|number| self.is_own_id(job_id, *number));
+        if own.is_some() || job_id.len() > 16 {
+            return own;
         }
+        number_in(job_id).map(JobNumber)
+    }
+
+    /// Whether it is the id that the first job went out under: its number, and then the reserved bytes.
+    fn is_own_id(&self, job_id: &str, first: JobNumber) -> bool {
+        let split = job_id.len().checked_sub(2 * RESERVED_SIZE).and_then(|at| job_id.split_at_checked(at));
+        let Some((number, reserved)) = split else { return false };
+        let own = u32::from_be_bytes(self.judge.reserved());
+        number_in(number) == Some(first.0) && number_in(reserved) == Some(own.into())
     }
 
     fn refused(&self, submit: &Submit<'_>, reason: RejectReason, now: Now) -> ShareEvent {
@@ -164,4 +172,9 @@ fn answer(id: RawId<'_>, verdict: Verdict, out: &mut Output) {
         RejectReason::NotSubscribed => (ErrorCode::NotSubscribed, "Not subscribed"),
     };
     render::error_with(&mut out.bytes, id, code, message);
+}
+
+/// The number that hexadecimal digits spell.
+fn number_in(digits: &str) -> Option<u64> {
+    u64::from_str_radix(digits, 16).ok()
 }

@@ -194,7 +194,7 @@ fn extended_job(address: ChannelId, full_size: usize, job: &Job, clean: bool) ->
         version: job.version,
         version_rolling_allowed: job.version_rolling_allowed,
         merkle_path: job.merkle_path.to_vec(),
-        coinbase_tx_prefix: job.coinbase_prefix.clone(),
+        coinbase_tx_prefix: job.coinbase_prefix.to_vec(),
         coinbase_tx_suffix,
     }
 }

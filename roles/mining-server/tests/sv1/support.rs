@@ -149,7 +149,7 @@ impl Source {
             version: self.version,
             version_rolling_allowed: self.version_rolling_allowed,
             min_ntime: now.unix_seconds(),
-            coinbase_prefix: self.coinbase_prefix.clone(),
+            coinbase_prefix: self.coinbase_prefix.as_slice().into(),
             coinbase_suffix: [&self.upstream_jobs.to_le_bytes()[..], &self.coinbase_suffix].concat().into(),
             rollable_size: self.rollable_size,
             merkle_path: self.merkle_path.as_slice().into(),

@@ -110,7 +110,7 @@ impl Source {
             version: 0x2000_0000,
             version_rolling_allowed: self.version_rolling_allowed,
             min_ntime: now.unix_seconds(),
-            coinbase_prefix,
+            coinbase_prefix: coinbase_prefix.into(),
             coinbase_suffix: self.upstream_jobs.to_le_bytes().into(),
             rollable_size: self.rollable_size,
             merkle_path: [[1; 32], [2; 32]].into(),
@@ -138,7 +138,7 @@ impl Source {
             version: 0x2000_0000,
             version_rolling_allowed: true,
             min_ntime: now.unix_seconds(),
-            coinbase_prefix: b"a miner's own coinbase".to_vec(),
+            coinbase_prefix: (*b"a miner's own coinbase").into(),
             coinbase_suffix: number.0.to_le_bytes().into(),
             rollable_size,
             merkle_path: [[7; 32]].into(),
@@ -501,7 +501,7 @@ pub(crate) fn job_messages(opened: &Opened, address: ChannelId, job: &Job, clean
         version: job.version,
         version_rolling_allowed: job.version_rolling_allowed,
         merkle_path: job.merkle_path.to_vec(),
-        coinbase_tx_prefix: job.coinbase_prefix.clone(),
+        coinbase_tx_prefix: job.coinbase_prefix.to_vec(),
         coinbase_tx_suffix: suffix,
     };
     with_prev_hash(message.into(), address, job, clean)

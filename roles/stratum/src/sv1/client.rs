@@ -457,7 +457,7 @@ mod tests {
             version,
             version_rolling_allowed: true,
             min_ntime: 0x4966_bc61,
-            coinbase_prefix: coinb1.to_vec(),
+            coinbase_prefix: coinb1.into(),
             coinbase_suffix: coinb2.into(),
             rollable_size,
             merkle_path: merkle_path.into(),
