@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use checkweigh::owner::{self, OwnerInbox};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use mining_proxy::UpstreamOutput;
@@ -146,6 +147,18 @@ fn shares(c: &mut Criterion) {
             job.hash(black_box(&rolled))
         });
     });
+    for count in [2, 3, 4] {
+        c.bench_function(&format!("{count} shares are hashed together"), |b| {
+            b.iter(|| {
+                nonce += 1;
+                let rolled =
+                    Rolled { reserved: [1; 4], extranonce: &[2; 4], version: 0x2000_0000, ntime: 1, nonce };
+                let mut hashes = ArrayVec::<_, 4>::new();
+                Job::hash_together(&[(&job, black_box(rolled)); 4][..count], &mut hashes);
+                hashes
+            });
+        });
+    }
     let mut flood = Flood::new();
     c.bench_function("a share goes through an SV1 connection", |b| b.iter(|| flood.submit()));
     c.bench_function("a share that came before is refused", |b| b.iter(|| flood.repeat()));

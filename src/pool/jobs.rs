@@ -295,6 +295,7 @@ mod tests {
             version_mask: 0,
             ntime: job.min_ntime,
             nonce,
+            known: None,
         };
         let submitter = Submitter { connection: ConnectionId(1), channel: ChannelId(0), device: None };
         // Only what a block is made of counts here, and not the verdict.

@@ -130,6 +130,7 @@ fn share(job: &Job, nonce: u32, is_block: bool, now: Now) -> ShareEvent {
         version_mask: 0,
         ntime: job.min_ntime,
         nonce,
+        known: None,
     };
     let submitter = Submitter { connection: KEY.connection, channel: KEY.channel, device: None };
     let mut event = refusal(submitter, &submission, RejectReason::JobNotFound, now);

@@ -4,17 +4,23 @@
 
 use sha2::block_api::compress256;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod lanes;
+
+/// What SHA-256 hashes at once.
+pub(crate) type Block = [u8; 64];
+
 /// A double SHA-256 digest in internal byte order.
 pub type Hash = [u8; 32];
 
 /// The padding of a message of 64 bytes, a block of its own.
-const PADDING_OF_64: [u8; 64] = padding(64, 0);
+const PADDING_OF_64: Block = padding(64, 0);
 
 const INITIAL_STATE: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// Blocks of a coinbase that are hashed in one go: those of the longest that are usual.
-const BLOCKS_AT_ONCE: usize = 6;
+pub(crate) const BLOCKS_AT_ONCE: usize = 6;
 
 /// SHA-256 over a stream of slices, without allocation. `Copy`, so that a prefix hashed once serves many tails.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +101,11 @@ impl PrefixState {
         PrefixState(state)
     }
 
+    /// The state itself.
+    pub(crate) fn words(&self) -> &[u32; 8] {
+        &self.0
+    }
+
     /// The double SHA-256 digest of `prefix`, which must be the one that this is of, then `length` bytes of `middle`, then
     /// `end`. In one go where it is short, as a coinbase is: each go loads and stores the state once more.
     pub fn finish_double<const N: usize>(
@@ -104,37 +115,53 @@ impl PrefixState {
         length: usize,
         end: &[u8],
     ) -> Hash {
-        let pending = prefix.as_chunks::<64>().1;
-        let filled = pending.len();
-        let whole = filled + length + end.len();
         let mut blocks = [[0; 64]; BLOCKS_AT_ONCE];
-        let bytes = blocks.as_flattened_mut();
-        // The length at the end takes eight bytes, and the mark before it one.
-        if length > N || whole + 9 > bytes.len() || filled + N > bytes.len() {
-            let hashed = (prefix.len() - filled) as u64;
+        let Some(count) = last_blocks(prefix, middle, length, end, &mut blocks) else {
+            let pending = prefix.as_chunks::<64>().1;
+            let hashed = (prefix.len() - pending.len()) as u64;
             let mut midstate = Midstate { state: self.0, length: hashed, pending: [0; 64] };
             midstate.update(pending);
             midstate.update(&middle[..length]);
             midstate.update(end);
             return midstate.finish_double();
-        }
-        bytes[..filled].copy_from_slice(pending);
-        // All of it, because a length that is known is copied faster; what is too much is written over.
-        bytes[filled..filled + N].copy_from_slice(middle);
-        bytes[filled + length..filled + N].fill(0);
-        bytes[filled + length..whole].copy_from_slice(end);
-        bytes[whole] = 0x80;
-        let count = (whole + 9).div_ceil(64);
-        let bits = (prefix.len() + length + end.len()) as u64 * 8;
-        blocks[count - 1][56..].copy_from_slice(&bits.to_be_bytes());
+        };
         let mut state = self.0;
         compress256(&mut state, &blocks[..count]);
         sha256_of_32(&digest_of(state))
     }
 }
 
+/// Fills `blocks`, which must be zero, with what follows the whole blocks of `prefix`, padded: the prefix's last bytes,
+/// `length` bytes of `middle`, and `end`. Returns how many blocks these are; `None` where they do not fit.
+pub(crate) fn last_blocks<const N: usize>(
+    prefix: &[u8],
+    middle: &[u8; N],
+    length: usize,
+    end: &[u8],
+    blocks: &mut [Block; BLOCKS_AT_ONCE],
+) -> Option<usize> {
+    let pending = prefix.as_chunks::<64>().1;
+    let filled = pending.len();
+    let whole = filled + length + end.len();
+    let bytes = blocks.as_flattened_mut();
+    // The length at the end takes eight bytes, and the mark before it one.
+    if length > N || whole + 9 > bytes.len() || filled + N > bytes.len() {
+        return None;
+    }
+    bytes[..filled].copy_from_slice(pending);
+    // All of it, because a length that is known is copied faster; what is too much is written over.
+    bytes[filled..filled + N].copy_from_slice(middle);
+    bytes[filled + length..filled + N].fill(0);
+    bytes[filled + length..whole].copy_from_slice(end);
+    bytes[whole] = 0x80;
+    let count = (whole + 9).div_ceil(64);
+    let bits = (prefix.len() + length + end.len()) as u64 * 8;
+    blocks[count - 1][56..].copy_from_slice(&bits.to_be_bytes());
+    Some(count)
+}
+
 /// A last block: `kept` bytes of message that the caller fills in, and the padding of a message of `length` bytes.
-const fn padding(length: u64, kept: usize) -> [u8; 64] {
+const fn padding(length: u64, kept: usize) -> Block {
     let mut block = [0; 64];
     block[kept] = 0x80;
     let bits = (length * 8).to_be_bytes();

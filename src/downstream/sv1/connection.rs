@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mining_server::sv1::Sv1Connection;
+use mining_server::sv1::{Ahead, Foreseen, Sv1Connection};
 use mining_server::{CloseReason, Event, Registry, Work};
 use mio::net::TcpStream;
 use stratum::{ConnectionId, HashRate, JobNumber, Now};
@@ -105,36 +105,61 @@ impl Connection {
         self.ended = true;
     }
 
-    /// Writes what is unwritten, then reads and answers once. True when there may be more to do at once.
-    pub(super) fn serve(&mut self, desk: &mut Desk) -> Result<bool, CloseReason> {
+    /// Writes what is unwritten, then reads once. Returns how many bytes there are to be answered.
+    pub(super) fn receive(&mut self, buffer: &mut [u8], desk: &mut Desk) -> Result<usize, CloseReason> {
         if !self.unwritten.is_empty() {
             self.write_rest()?;
             if !self.unwritten.is_empty() {
-                return Ok(false);
+                return Ok(0);
             }
             if let Some(work) = self.held.take() {
                 self.take_work(&work, desk)?;
             }
         }
-        if !self.readable || !self.unwritten.is_empty() {
-            return Ok(false);
+        if !self.has_more() {
+            return Ok(0);
         }
-        let length = match self.stream.read(&mut desk.buffer) {
-            Ok(0) => return Err(CloseReason::gone("the miner closed the connection")),
-            Ok(length) => length,
+        match self.stream.read(buffer) {
+            Ok(0) => Err(CloseReason::gone("the miner closed the connection")),
+            Ok(length) => {
+                // What did not fill the buffer was all: the system says when there is more.
+                self.readable = self.ended || length == buffer.len();
+                Ok(length)
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.readable = false;
-                return Ok(false);
+                Ok(0)
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(true),
-            Err(error) => return Err(CloseReason::gone(format!("reading failed: {error}"))),
-        };
-        // What did not fill the buffer was all: the system says when there is more.
-        self.readable = self.ended || length == desk.buffer.len();
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+            Err(error) => Err(CloseReason::gone(format!("reading failed: {error}"))),
+        }
+    }
+
+    /// Whether there may be more to be read at once.
+    pub(super) fn has_more(&self) -> bool {
+        self.readable && self.unwritten.is_empty()
+    }
+
+    /// Looks for shares in what was read. Returns how many there are.
+    pub(super) fn look_ahead<'a>(&self, bytes: &'a [u8], ahead: &mut Ahead<'a>) -> usize {
+        ahead.read(&self.machine, bytes)
+    }
+
+    /// The state machine, for those who look ahead.
+    pub(super) fn machine(&self) -> &Sv1Connection {
+        &self.machine
+    }
+
+    /// Answers what was read, of which some was looked at ahead.
+    pub(super) fn answer(
+        &mut self,
+        bytes: &[u8],
+        foreseen: &[Foreseen<'_>],
+        desk: &mut Desk,
+    ) -> Result<(), CloseReason> {
         let now = desk.clock.now();
-        self.machine.handle_bytes(&desk.buffer[..length], now, &mut self.holdings, &mut desk.out);
-        self.flush(desk, None)?;
-        Ok(self.readable && self.unwritten.is_empty())
+        self.machine.handle_read(bytes, foreseen, now, &mut self.holdings, &mut desk.out);
+        self.flush(desk, None)
     }
 
     /// Takes new work, or keeps it until the miner listens again.

@@ -12,7 +12,7 @@ use mining_server::{DropReason, Event, Output, ShareEvent, Work};
 use stratum::Now;
 use tokio::sync::watch;
 
-use super::super::{ConnectionCounts, Context, MAX_HOLD, Patience, READ_BUFFER, keep, log_notice, not_taken};
+use super::super::{ConnectionCounts, Context, MAX_HOLD, Patience, keep, log_notice, not_taken};
 use super::inbox::{Inbox, Place, Slip};
 use crate::clock::Clock;
 use crate::latency::Latencies;
@@ -34,8 +34,6 @@ pub(super) struct Desk {
     pub(super) writer: RecordWriter,
     /// What the state machines put out; empty between two connections.
     pub(super) out: Output,
-    /// What is read goes here first.
-    pub(super) buffer: Box<[u8]>,
     /// The work that all connections share.
     pub(super) work: watch::Receiver<Option<Arc<Work>>>,
     /// Where other threads leave things for this worker.
@@ -65,7 +63,6 @@ impl Desk {
             latencies: Arc::clone(&context.latencies),
             writer: context.sink.writer(),
             out: Output::default(),
-            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             work: context.owner.work.clone(),
             inbox,
             owner: context.owner.clone(),

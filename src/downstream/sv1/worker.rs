@@ -1,8 +1,8 @@
 //! A thread that serves the SV1 connections that it accepted.
 //!
 //! Each turn does what is most urgent first: a new block to all miners, then what other threads left, newcomers, the
-//! connections with something to read, each once, and last what is due. Between any two connections it looks whether
-//! there is a new block. So a miner that floods us gets one read in a turn, like everybody else.
+//! connections with something to read, each once, and last what is due. Those that have something to read are served a few
+//! at a time, so that their shares are hashed together; before each few it looks whether there is a new block. So a miner that floods us gets one read in a turn, like everybody else.
 //!
 //! It never decides what a miner is told, and never waits for one.
 
@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
+use mining_server::sv1::Ahead;
 use mining_server::{CloseReason, Work};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -20,7 +22,7 @@ use slab::Slab;
 use stratum::{ConnectionId, JobNumber};
 
 use super::super::limiter::LineKind;
-use super::super::{ACCEPT_PAUSE, Context};
+use super::super::{ACCEPT_PAUSE, Context, READ_BUFFER};
 use super::connection::{Connection, Newcomer};
 use super::desk::{Desk, HELD_UP_TICK};
 use super::fan_out::FanOut;
@@ -34,6 +36,9 @@ const ACCEPT_BATCH: usize = 64;
 
 /// Connections that get a job in one turn when it is no new block: shares need not wait for a mere refresh.
 const FAN_OUT_BATCH: usize = 64;
+
+/// Connections that are read before the first of them is answered: their shares are hashed together.
+const SERVED_TOGETHER: usize = 4;
 
 /// Timers are looked at this often at most, so that thousands of connections do not wake the thread for each.
 const TICK: Duration = Duration::from_millis(10);
@@ -68,6 +73,8 @@ pub(super) struct Worker {
     news: News,
     /// The newest job that was handed out, or is being.
     newest_job: JobNumber,
+    /// Where connections are read to that are served together.
+    buffers: Vec<[u8; READ_BUFFER]>,
     desk: Desk,
     context: Context,
 }
@@ -92,6 +99,7 @@ impl Worker {
             fan_out: None,
             news: News::default(),
             newest_job: JobNumber(0),
+            buffers: vec![[0; READ_BUFFER]; SERVED_TOGETHER],
             desk: Desk::new(context, inbox),
             context: context.clone(),
         })
@@ -293,21 +301,43 @@ impl Worker {
 
     /// Gives every connection that is ready its turn.
     fn serve_ready(&mut self) {
-        for _ in 0..self.ready.len() {
-            if self.desk.is_held_up() {
-                return;
-            }
-            let Some(place) = self.ready.pop_front() else { return };
+        let mut left = self.ready.len();
+        while left > 0 && !self.desk.is_held_up() {
+            let few = left.min(SERVED_TOGETHER);
+            let places: ArrayVec<usize, SERVED_TOGETHER> = self.ready.drain(..few).collect();
+            left -= few;
             self.take_new_work();
-            let Some(connection) = self.connections.get_mut(place) else { continue };
+            let mut buffers = std::mem::take(&mut self.buffers);
+            self.serve(&places, &mut buffers);
+            self.buffers = buffers;
+        }
+    }
+
+    /// Reads some connections, and answers them.
+    fn serve(&mut self, places: &[usize], buffers: &mut [[u8; READ_BUFFER]]) {
+        let mut reads = Reads::new();
+        for (place, buffer) in places.iter().zip(buffers) {
+            let Some(connection) = self.connections.get_mut(*place) else { continue };
             connection.is_ready = false;
-            let mut again = false;
-            self.with(place, |connection, desk| {
-                again = connection.serve(desk)?;
+            let mut length = 0;
+            self.with(*place, |connection, desk| {
+                length = connection.receive(buffer, desk)?;
                 Ok(())
             });
-            if again && let Some(connection) = self.connections.get_mut(place) {
-                connection.is_ready = true;
+            reads.push((*place, &buffer[..length]));
+        }
+        let (ahead, counts) = look_ahead(&self.connections, &reads);
+        let mut foreseen = ahead.shares();
+        for ((place, bytes), count) in reads.into_iter().zip(counts) {
+            let (own, rest) = foreseen.split_at(count);
+            foreseen = rest;
+            if !bytes.is_empty() {
+                self.with(place, |connection, desk| connection.answer(bytes, own, desk));
+            }
+            if let Some(connection) = self.connections.get_mut(place)
+                && connection.has_more()
+                && !std::mem::replace(&mut connection.is_ready, true)
+            {
                 self.ready.push_back(place);
             }
         }
@@ -381,6 +411,31 @@ impl Worker {
         }
         self.desk.forward_now();
     }
+}
+
+/// What was read, and of which connections.
+type Reads<'a> = ArrayVec<(usize, &'a [u8]), SERVED_TOGETHER>;
+
+/// Looks for shares in what was read, and hashes them together. Returns how many each connection has. Without it everything
+/// is done as well: a panic is nobody's fault among several, and whoever's it is will come to it alone.
+fn look_ahead<'a>(
+    connections: &Slab<Connection>,
+    reads: &Reads<'a>,
+) -> (Ahead<'a>, [usize; SERVED_TOGETHER]) {
+    let looked = catch_unwind(AssertUnwindSafe(|| {
+        let (mut ahead, mut counts) = (Ahead::default(), [0; SERVED_TOGETHER]);
+        let of = |place: &usize| connections.get(*place);
+        for ((place, bytes), count) in reads.iter().zip(&mut counts) {
+            *count = of(place).map_or(0, |connection| connection.look_ahead(bytes, &mut ahead));
+        }
+        // A share that is alone gains nothing.
+        if ahead.shares().len() > 1 {
+            let of_each = reads.iter().zip(counts).filter_map(|((place, _), count)| Some((of(place)?, count)));
+            ahead.hash(of_each.map(|(connection, count)| (connection.machine(), count)));
+        }
+        (ahead, counts)
+    }));
+    looked.unwrap_or_default()
 }
 
 /// The worker that a newcomer is handed over to, if there is one that has clearly fewer connections.

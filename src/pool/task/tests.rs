@@ -69,6 +69,7 @@ fn record(now: Now) -> ShareRecord {
         version_mask: 0,
         ntime: 0,
         nonce: 0,
+        known: None,
     };
     let submitter = Submitter { connection: ConnectionId(1), channel: ChannelId(0), device: None };
     refusal(submitter, &submission, RejectReason::Stale, now).record

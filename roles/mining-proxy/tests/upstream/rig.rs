@@ -302,6 +302,7 @@ pub(crate) fn share(job: &Job, nonce: u32, is_block: bool, now: Now) -> ShareEve
         version_mask: 0,
         ntime,
         nonce,
+        known: None,
     };
     let mut event = refusal(submitter, &submission, RejectReason::JobNotFound, now);
     event.record.verdict = if is_block { Verdict::BlockFound } else { Verdict::Accepted };

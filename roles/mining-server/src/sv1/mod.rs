@@ -12,6 +12,7 @@
 //! Only when a whole batch of lines is answered does the first job go out: no notification ever comes between a
 //! `mining.configure` and its answer, which cgminer reads as the very next line.
 
+mod ahead;
 mod firmware;
 mod submit;
 
@@ -29,6 +30,8 @@ use crate::judge::{Judge, Submitter};
 use crate::output::{CloseReason, Event, Output, Registry, VersionRolling};
 use crate::settings::{HANDSHAKE_DEADLINE, KEEPALIVE, Settings};
 use crate::work::{PublishedJob, Work};
+
+pub use ahead::{Ahead, Foreseen, MAX_AHEAD};
 
 /// The channel that an SV1 connection stands for in records.
 pub const SV1_CHANNEL: ChannelId = ChannelId(0);
@@ -112,13 +115,32 @@ impl Sv1Connection {
 
     /// Takes bytes that were read.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Now, registry: &mut dyn Registry, out: &mut Output) {
+        self.handle_read(bytes, &[], now, registry, out);
+    }
+
+    /// As [`Sv1Connection::handle_bytes`], and with the same result, for bytes that an [`Ahead`] has looked at.
+    pub fn handle_read(
+        &mut self,
+        bytes: &[u8],
+        mut ahead: &[Foreseen<'_>],
+        now: Now,
+        registry: &mut dyn Registry,
+        out: &mut Output,
+    ) {
         let before = out.bytes.len();
         // Taken out so that its lines can be borrowed while the rest of the connection changes.
         let mut lines = std::mem::take(&mut self.lines);
         let mut input = bytes;
         while out.close.is_none() {
             match lines.next_line(&mut input) {
-                Ok(Some(line)) => self.handle_line(line, now, registry, out),
+                Ok(Some(line)) => match ahead.split_first() {
+                    Some((foreseen, rest)) if foreseen.is_of(line) => {
+                        ahead = rest;
+                        let (id, submit, known) = foreseen.parts();
+                        self.handle_submit(id, submit, known, now, registry, out);
+                    }
+                    _ => self.handle_line(line, now, registry, out),
+                },
                 Ok(None) => break,
                 Err(error) => out.close = Some(CloseReason::downstream(error.to_string())),
             }
@@ -249,7 +271,7 @@ impl Sv1Connection {
     ) {
         let id = request.id;
         match &request.call {
-            Call::Submit(submit) => self.handle_submit(id, submit, now, registry, out),
+            Call::Submit(submit) => self.handle_submit(id, submit, None, now, registry, out),
             Call::Configure(configure) => self.handle_configure(id, configure, out),
             Call::Subscribe { user_agent, .. } => self.handle_subscribe(id, user_agent, out),
             Call::Authorize { user, password } => {

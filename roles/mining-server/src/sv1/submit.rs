@@ -1,13 +1,12 @@
 //! `mining.submit`: from the parameters to a verdict, and from the verdict to an answer.
 
-use stratum::JobNumber;
-use stratum::Now;
+use stratum::{Job, JobNumber, Now};
 use stratum::job::{RESERVED_SIZE, SV1_VERSION_MASK};
 use stratum::sv1::render::{self, ErrorCode};
 use stratum::sv1::request::{RawId, Submit};
 
 use super::{SV1_CHANNEL, Sv1Connection};
-use crate::judge::{Submission, refusal};
+use crate::judge::{KnownHash, Submission, refusal};
 use crate::output::{Event, Output, Registry, ShareEvent};
 use crate::record::{RejectReason, Verdict};
 use crate::settings::SIGN_OF_LIFE_INTERVAL;
@@ -18,6 +17,7 @@ impl Sv1Connection {
         &mut self,
         id: RawId<'_>,
         submit: &Submit<'_>,
+        known: Option<KnownHash>,
         now: Now,
         registry: &mut dyn Registry,
         out: &mut Output,
@@ -27,7 +27,7 @@ impl Sv1Connection {
         } else if self.device.is_none() {
             self.refused(submit, RejectReason::Unauthorised, now)
         } else {
-            self.judge_submit(submit, now)
+            self.judge_submit(submit, known, now)
         };
         answer(id, event.record.verdict, out);
         if event.record.verdict == Verdict::Rejected(RejectReason::BadVersionBits) {
@@ -57,12 +57,13 @@ impl Sv1Connection {
             version_mask: 0,
             ntime: 0,
             nonce: 0,
+            known: None,
         };
         let event = refusal(self.submitter(), &submission, RejectReason::Malformed, now);
         out.shares.push(event);
     }
 
-    fn judge_submit(&mut self, submit: &Submit<'_>, now: Now) -> ShareEvent {
+    fn judge_submit(&mut self, submit: &Submit<'_>, known: Option<KnownHash>, now: Now) -> ShareEvent {
         let Some(work) = &self.work else {
             return self.refused(submit, RejectReason::JobNotFound, now);
         };
@@ -78,14 +79,8 @@ impl Sv1Connection {
             return self.refused(submit, reason, now);
         };
         let job = &published.job;
-        // Without BIP 310 a sixth parameter means nothing, but rented hash power comes with rolled versions that
-        // were negotiated elsewhere (an S21 behind MiningRigRentals): it is tried as if it had been granted.
-        let negotiated = self.asked_mask;
-        let mask = negotiated.unwrap_or(SV1_VERSION_MASK);
-        let bits = submit.version_bits.unwrap_or(0);
-        // Some clients send the whole version where bits are expected: the bits that the job has anyway are no harm.
-        let version =
-            if job.version_rolling_allowed { (job.version & !mask) | bits } else { job.version | bits };
+        let (version, mask) = self.version_of(submit, job);
+        let (negotiated, bits) = (self.asked_mask, submit.version_bits.unwrap_or(0));
         let submitter = self.submitter();
         let submission = |version, mask| Submission {
             job: JobLookup::Live(published),
@@ -94,6 +89,7 @@ impl Sv1Connection {
             version_mask: mask,
             ntime: submit.ntime,
             nonce: submit.nonce,
+            known,
         };
         let event = self.judge.judge(&self.settings, work, submitter, &submission(version, mask), now);
         let missed = matches!(
@@ -106,6 +102,18 @@ impl Sv1Connection {
         let without = self.judge.judge(&self.settings, work, submitter, &submission(job.version, 0), now);
         // If neither reading is a share, the one that was meant says why.
         if without.record.verdict == Verdict::Rejected(RejectReason::LowDifficulty) { event } else { without }
+    }
+
+    /// The version that a submission is tried with first, and the mask of bits that may be rolled in it.
+    pub(super) fn version_of(&self, submit: &Submit<'_>, job: &Job) -> (u32, u32) {
+        // Without BIP 310 a sixth parameter means nothing, but rented hash power comes with rolled versions that
+        // were negotiated elsewhere (an S21 behind MiningRigRentals): it is tried as if it had been granted.
+        let mask = self.asked_mask.unwrap_or(SV1_VERSION_MASK);
+        let bits = submit.version_bits.unwrap_or(0);
+        // Some clients send the whole version where bits are expected: the bits that the job has anyway are no harm.
+        let version =
+            if job.version_rolling_allowed { (job.version & !mask) | bits } else { job.version | bits };
+        (version, mask)
     }
 
     /// A miner that does not follow its mask mines for nothing: the operator should see it, once.
@@ -122,7 +130,7 @@ impl Sv1Connection {
     }
 
     /// Our number of the job that a miner names; the first job of a connection has a name of its own.
-    fn job_number(&self, job_id: &str) -> Option<JobNumber> {
+    pub(super) fn job_number(&self, job_id: &str) -> Option<JobNumber> {
         let own = self.first_job.filter(|number| self.is_own_id(job_id, *number));
         if own.is_some() || job_id.len() > 16 {
             return own;
@@ -146,6 +154,7 @@ impl Sv1Connection {
             version_mask: 0,
             ntime: submit.ntime,
             nonce: submit.nonce,
+            known: None,
         };
         let mut event = refusal(self.submitter(), &submission, reason, now);
         // Its own job's difficulty is not known: the one that it was told last is what comes nearest.

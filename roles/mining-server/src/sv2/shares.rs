@@ -67,6 +67,7 @@ impl<'a> Submit<'a> {
             version_mask: SV2_VERSION_MASK,
             ntime: self.ntime,
             nonce: self.nonce,
+            known: None,
         }
     }
 }

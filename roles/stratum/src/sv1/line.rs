@@ -101,6 +101,20 @@ impl LineBuffer {
         }
     }
 
+    /// The lines that [`LineBuffer::next_line`] will hand out of `input` where they lie, if it is called with that next.
+    /// None of them when what came before goes on in it.
+    pub fn lines_ahead<'b>(&self, input: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
+        let is_between_lines = self.phase == Phase::Lines && self.pending.is_empty();
+        let mut rest = if is_between_lines { input } else { &[] };
+        let lines = std::iter::from_fn(move || {
+            let feed = line_feed(rest)?;
+            let line = rest[..feed].trim_ascii();
+            rest = &rest[feed + 1..];
+            Some(line)
+        });
+        lines.filter(|line| !line.is_empty())
+    }
+
     /// The miner's address as the load balancer named it, once its PROXY header has been read.
     pub fn proxied_source(&self) -> Option<SocketAddr> {
         self.proxied_source
