@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use mining_proxy::UpstreamOutput;
+use mining_server::sv1::Ahead;
 use mining_server::{Fate, Output, Verdict};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -31,17 +32,22 @@ fn allocations(run: impl FnOnce()) -> u64 {
     allocation_counter::measure(run).count_total
 }
 
-/// Submits shares for the miner's newest job, each in a read of its own. Every one must be accepted.
+/// Submits shares for the miner's newest job, two in each read, which are hashed together. Every one must be accepted.
 fn submit(rig: &mut sv1::Rig, out: &mut Output) {
     let (job, _) = rig.jobs.last().expect("a job was sent");
     let parameters = (job.job_id.clone(), job.ntime);
-    let mut line = Vec::with_capacity(256);
+    let mut lines = Vec::with_capacity(512);
     let mut accepted = 0;
     let counted = allocations(|| {
-        for nonce in 0..SHARES {
-            write_line(&mut line, &parameters, nonce);
+        for pair in 0..SHARES / 2 {
+            lines.clear();
+            write_line(&mut lines, &parameters, 2 * pair);
+            write_line(&mut lines, &parameters, 2 * pair + 1);
             rig.now = rig.now.plus(BETWEEN_SHARES);
-            rig.connection.handle_bytes(&line, rig.now, &mut rig.registry, out);
+            let mut ahead = Ahead::default();
+            assert_eq!(ahead.read(&rig.connection, &lines), 2);
+            ahead.hash([(&rig.connection, 2)].into_iter());
+            rig.connection.handle_read(&lines, ahead.shares(), rig.now, &mut rig.registry, out);
             accepted += out.shares.iter().filter(|share| share.record.verdict == Verdict::Accepted).count();
             out.bytes.clear();
             out.shares.clear();
@@ -53,7 +59,6 @@ fn submit(rig: &mut sv1::Rig, out: &mut Output) {
 
 fn write_line(line: &mut Vec<u8>, (job_id, ntime): &(String, u32), nonce: u32) {
     use std::io::Write;
-    line.clear();
     writeln!(
         line,
         "{{\"params\": [\"account.rig\", \"{job_id}\", \"00000001\", \"{ntime:08x}\", \"{nonce:08x}\", \"00002000\"], \

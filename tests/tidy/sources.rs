@@ -178,6 +178,14 @@ fn nothing_is_allowed_or_unwrapped() {
     no_findings(&findings);
 }
 
+/// What the compiler cannot check is in one place, where a bench shows that it pays.
+#[test]
+fn unsafe_code_is_in_one_file() {
+    let is_unsafe = |source: &&Source| words(&source.code).any(|(_, word)| word == "unsafe");
+    let found: Vec<String> = sources().iter().filter(is_unsafe).map(|source| source.file.path.clone()).collect();
+    assert_eq!(found, ["roles/stratum/src/hash/lanes.rs"]);
+}
+
 #[test]
 fn every_file_says_what_it_is_for() {
     let lacks_docs = |source: &Source| !source.file.text.trim_start().starts_with("//!");

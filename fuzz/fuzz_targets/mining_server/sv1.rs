@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use mining_server::record::RejectReason;
-use mining_server::sv1::Sv1Connection;
+use mining_server::sv1::{Ahead, Sv1Connection};
 use mining_server::{Event, Output, Registry, Settings, ShareEvent, Verdict, VersionRolling, Work};
 use stratum::sv1::client::ServerLine;
 use stratum::{ConnectionId, Now};
@@ -210,7 +210,10 @@ impl Run {
         let bytes = std::mem::take(&mut self.held);
         let now = self.now;
         self.call(bytes.len(), |connection, registry, out| {
-            connection.handle_bytes(&bytes, now, registry, out)
+            let mut ahead = Ahead::default();
+            let found = ahead.read(connection, &bytes);
+            ahead.hash([(&*connection, found)].into_iter());
+            connection.handle_read(&bytes, ahead.shares(), now, registry, out)
         });
     }
 

@@ -50,17 +50,26 @@ pub(crate) struct ReceivedJob {
     pub(crate) merkle_path: Arc<[Hash]>,
 }
 
-/// The long parts of the job that came last. An upstream that sends every channel jobs of its own sends them again and
+/// The long parts of the job and the tip that came last. An upstream that sends every channel jobs of its own sends them again and
 /// again: thousands of devices then share one copy.
 #[derive(Debug)]
 pub(crate) struct LatestParts {
     coinbase_suffix: Arc<[u8]>,
     merkle_path: Arc<[Hash]>,
+    tip: Option<Arc<ChannelTip>>,
 }
 
 impl LatestParts {
     pub(crate) fn new() -> Self {
-        LatestParts { coinbase_suffix: Arc::new([]), merkle_path: Arc::new([]) }
+        LatestParts { coinbase_suffix: Arc::new([]), merkle_path: Arc::new([]), tip: None }
+    }
+
+    /// A tip, shared if it came before.
+    pub(crate) fn tip(&mut self, tip: ChannelTip) -> Arc<ChannelTip> {
+        match &self.tip {
+            Some(latest) if **latest == tip => Arc::clone(latest),
+            _ => Arc::clone(self.tip.insert(Arc::new(tip))),
+        }
     }
 
     /// The job of a message, sharing what it can.
@@ -109,7 +118,7 @@ pub(crate) struct Channel {
     pub(crate) prefix: Prefix,
     /// The target of jobs that become active from now on.
     pub(crate) target: Target,
-    pub(crate) tip: Option<ChannelTip>,
+    pub(crate) tip: Option<Arc<ChannelTip>>,
     /// Whether a job of this channel was active yet.
     pub(crate) started: bool,
     pub(crate) pending: Pending,
@@ -159,7 +168,7 @@ impl Channel {
     }
 
     /// Sets the tip. Returns the future job that was made for it; all others are void (SV2 5.3.17).
-    pub(crate) fn set_tip(&mut self, tip: ChannelTip, job: UpstreamJobId) -> Option<FutureJob> {
+    pub(crate) fn set_tip(&mut self, tip: Arc<ChannelTip>, job: UpstreamJobId) -> Option<FutureJob> {
         self.tip = Some(tip);
         std::mem::take(&mut self.future).into_iter().rev().find(|held| held.job.id == job)
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use job_declarator::client::ClientJob;
 use mining_server::{JobBook, Work};
-use stratum::hash::Hash;
 use stratum::job::{JobOrigin, JobParts, Tip};
 use stratum::{JobNumber, Now, TipNumber, UpstreamId, UpstreamJobId};
 
@@ -69,7 +68,7 @@ pub(crate) struct FeedState {
     /// Whether another upstream gives its work now: what comes from this one is not published.
     retired: bool,
     tip_number: TipNumber,
-    tip: Option<(Hash, u32)>,
+    tip: Option<Arc<ChannelTip>>,
     last_job: Duration,
     /// When the active job is to be made anew; `None` until there is one.
     refresh_at: Option<Duration>,
@@ -175,7 +174,7 @@ impl FeedState {
             channel.hold(Arc::clone(job));
             return Ok(false);
         };
-        let Some(tip) = channel.tip else { return Err("a job before the first previous hash") };
+        let Some(tip) = &channel.tip.clone() else { return Err("a job before the first previous hash") };
         let prefix = &channel.prefix.clone();
         let start = Start { upstream, job, min_ntime, tip, prefix, voids_others: false };
         self.start(&start, refresh_interval, now);
@@ -194,11 +193,11 @@ impl FeedState {
             return false;
         }
         let template = &custom.template;
-        let tip = ChannelTip {
+        let tip = &Arc::new(ChannelTip {
             previous_hash: template.previous_hash,
             nbits: template.nbits,
             network_target: template.network_target,
-        };
+        });
         let job = ReceivedJob {
             id: UpstreamJobId(custom.id.0),
             min_ntime: Some(template.start_time),
@@ -221,7 +220,7 @@ impl FeedState {
         &mut self,
         upstream: UpstreamId,
         refresh_interval: Duration,
-        tip: ChannelTip,
+        tip: &Arc<ChannelTip>,
         (job, min_ntime): (UpstreamJobId, u32),
         now: Now,
     ) -> Result<bool, &'static str> {
@@ -230,7 +229,7 @@ impl FeedState {
         if is_retired {
             return Ok(false);
         }
-        let Some(future) = channel.set_tip(tip, job) else {
+        let Some(future) = channel.set_tip(Arc::clone(tip), job) else {
             return Err("a previous hash for a future job that it never sent");
         };
         let (job, prefix) = (&future.job, &future.prefix);
@@ -251,6 +250,7 @@ impl FeedState {
         // on what is still the tip, and one of them may be a block. If the upstream refuses them, the record says so.
         let clean = start.voids_others || tip_number != last_tip || !channel.started;
         channel.started = true;
+        channel.pending.shrink();
         let job = start.job;
         let parts = JobParts {
             number,
@@ -355,10 +355,10 @@ impl FeedState {
     }
 
     /// The number of a tip: the current one's when it is the same block, whichever channel or epoch shows it.
-    fn count_tip(&mut self, tip: ChannelTip) -> TipNumber {
-        let shown = Some((tip.previous_hash, tip.nbits));
-        if self.tip != shown {
-            self.tip = shown;
+    fn count_tip(&mut self, tip: &Arc<ChannelTip>) -> TipNumber {
+        let is_same = |last: &Arc<ChannelTip>| (last.previous_hash, last.nbits) == (tip.previous_hash, tip.nbits);
+        if !self.tip.as_ref().is_some_and(is_same) {
+            self.tip = Some(Arc::clone(tip));
             self.tip_number = TipNumber(self.tip_number.0 + 1);
         }
         self.tip_number
@@ -370,7 +370,7 @@ struct Start<'a> {
     upstream: UpstreamId,
     job: &'a ReceivedJob,
     min_ntime: u32,
-    tip: ChannelTip,
+    tip: &'a Arc<ChannelTip>,
     prefix: &'a [u8],
     /// Whether the upstream takes no share of any other job from now on.
     voids_others: bool,

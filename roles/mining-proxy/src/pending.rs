@@ -79,6 +79,10 @@ impl Pending {
     /// The number of a share that goes now.
     pub(crate) fn push(&mut self, at: Duration, work: Work) -> SequenceNumber {
         let number = following(self.first, self.sent.len() as u32);
+        if self.sent.capacity() == 0 {
+            // A device that proves something now and then has one share on its way, and there may be thousands of them.
+            self.sent.reserve_exact(1);
+        }
         self.sent.push_back(Some(Sent { at, work }));
         self.unanswered += 1;
         self.work += work;
@@ -107,6 +111,13 @@ impl Pending {
         self.note_answered(sent);
         self.drop_answered();
         Some(sent.work)
+    }
+
+    /// Gives room back that is hardly used. For the moments when something else happens to the channel, not for each share.
+    pub(crate) fn shrink(&mut self) {
+        if self.sent.capacity() > 4 * self.sent.len() {
+            self.sent.shrink_to_fit();
+        }
     }
 
     fn note_answered(&mut self, sent: Sent) {

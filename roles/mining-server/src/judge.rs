@@ -181,10 +181,15 @@ impl Judge {
 
     /// What a share at the difficulty that the miner was told last is worth; 0 before its first job.
     pub fn told_work(&self) -> WorkSum {
-        match self.told_exponent() {
-            Some(told) if told == self.judged_by.exponent => self.judged_by.work,
-            Some(told) => Target::from_difficulty_exponent(told).work(),
-            None => WorkSum(0),
+        self.told_exponent().map_or(WorkSum(0), |told| self.work_at(told))
+    }
+
+    /// What a share at a difficulty exponent is worth: nearly always known from the last share.
+    pub fn work_at(&self, exponent: i32) -> WorkSum {
+        if exponent == self.judged_by.exponent {
+            self.judged_by.work
+        } else {
+            Target::from_difficulty_exponent(exponent).work()
         }
     }
 

@@ -203,10 +203,11 @@ impl Upstream {
         if self.is_declaring() {
             return Ok(());
         }
+        let tip = self.latest_parts.tip(tip);
         let (upstream, interval) = (self.config.id, self.config.refresh_interval);
         let job = (UpstreamJobId(message.job_id.0), message.min_ntime);
         self.for_addressees(message.channel_id, now, out, |state| {
-            state.take_tip(upstream, interval, tip, job, now)
+            state.take_tip(upstream, interval, &tip, job, now)
         });
         Ok(())
     }

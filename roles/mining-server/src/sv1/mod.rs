@@ -443,7 +443,7 @@ impl Sv1Connection {
 
     fn tell_hash_rate(&mut self, now: Now, out: &mut Output) {
         let guess = || {
-            let work = Target::from_difficulty_exponent(self.current_exponent()).work();
+            let work = self.judge.work_at(self.current_exponent());
             HashRate::of_shares(work, self.settings.vardiff.shares_per_minute)
         };
         let rate = self.judge.hash_rate(now).unwrap_or_else(guess);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mining_server::record::{RejectReason, Verdict};
-use mining_server::sv1::Sv1Connection;
+use mining_server::sv1::{Foreseen, Sv1Connection};
 use mining_server::{
     CloseReason, Event, Introduction, JobBook, Output, Registry, Settings, ShareEvent, ShareRecord, ShareUse,
     Work,
@@ -295,6 +295,13 @@ impl Rig {
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut out = Output::default();
         self.connection.handle_bytes(bytes, self.now, &mut self.registry, &mut out);
+        self.take(out)
+    }
+
+    /// Sends bytes that were looked at ahead.
+    pub(crate) fn send_foreseen(&mut self, bytes: &[u8], foreseen: &[Foreseen<'_>]) -> Vec<String> {
+        let mut out = Output::default();
+        self.connection.handle_read(bytes, foreseen, self.now, &mut self.registry, &mut out);
         self.take(out)
     }
 
