@@ -24,9 +24,9 @@ use super::{
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
 
-/// How long the sink leaves its queue alone after it has emptied it, unless somebody asks: each of a storm of newcomers would
-/// wake its thread otherwise, which costs several times what their records do. A small part of [`super::QUEUE`] fills
-/// in this time.
+/// How long the sink leaves its queue alone after somebody came or went and it has emptied it, unless somebody asks: each of a
+/// storm of newcomers would wake its thread otherwise, which costs several times what their records do. A small part of
+/// [`super::QUEUE`] fills in this time. Shares come in batches anyway.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Devices whose minute is closed, or whose sums are looked at, between two turns of the other tasks of the thread: each is
@@ -89,9 +89,12 @@ impl Keeper {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let patience = self.patience();
+            let mut gathers = false;
             match tokio::time::timeout(patience, inbox.recv_many(&mut batch, BATCH)).await {
                 Ok(0) => break,
                 Ok(_) => {
+                    let is_of_storm = |message: &Message| matches!(message, Message::Connection(_));
+                    gathers = batch.iter().any(is_of_storm);
                     for message in batch.drain(..) {
                         self.handle(message).await;
                     }
@@ -102,7 +105,7 @@ impl Keeper {
             if let Some(violation) = self.books.totals().violation() {
                 panic!("the accounts do not add up: {violation}");
             }
-            if inbox.is_empty() {
+            if gathers && inbox.is_empty() {
                 // Ends by either; a question that came before is known, too.
                 let _ = tokio::time::timeout(GATHER, self.asked.notified()).await;
             }

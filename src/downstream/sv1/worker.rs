@@ -326,7 +326,8 @@ impl Worker {
             });
             reads.push((*place, &buffer[..length]));
         }
-        let (ahead, counts) = look_ahead(&self.connections, &reads);
+        let mut ahead = Ahead::default();
+        let counts = look_ahead(&self.connections, &reads, &mut ahead);
         let mut foreseen = ahead.shares();
         for ((place, bytes), count) in reads.into_iter().zip(counts) {
             let (own, rest) = foreseen.split_at(count);
@@ -421,19 +422,20 @@ type Reads<'a> = ArrayVec<(usize, &'a [u8]), SERVED_TOGETHER>;
 fn look_ahead<'a>(
     connections: &Slab<Connection>,
     reads: &Reads<'a>,
-) -> (Ahead<'a>, [usize; SERVED_TOGETHER]) {
+    ahead: &mut Ahead<'a>,
+) -> [usize; SERVED_TOGETHER] {
     let looked = catch_unwind(AssertUnwindSafe(|| {
-        let (mut ahead, mut counts) = (Ahead::default(), [0; SERVED_TOGETHER]);
+        let mut counts = [0; SERVED_TOGETHER];
         let of = |place: &usize| connections.get(*place);
         for ((place, bytes), count) in reads.iter().zip(&mut counts) {
-            *count = of(place).map_or(0, |connection| connection.look_ahead(bytes, &mut ahead));
+            *count = of(place).map_or(0, |connection| connection.look_ahead(bytes, ahead));
         }
         // A share that is alone gains nothing.
         if ahead.shares().len() > 1 {
             let of_each = reads.iter().zip(counts).filter_map(|((place, _), count)| Some((of(place)?, count)));
             ahead.hash(of_each.map(|(connection, count)| (connection.machine(), count)));
         }
-        (ahead, counts)
+        counts
     }));
     looked.unwrap_or_default()
 }
