@@ -182,7 +182,8 @@ fn nothing_is_allowed_or_unwrapped() {
 #[test]
 fn unsafe_code_is_in_one_file() {
     let is_unsafe = |source: &&Source| words(&source.code).any(|(_, word)| word == "unsafe");
-    let found: Vec<String> = sources().iter().filter(is_unsafe).map(|source| source.file.path.clone()).collect();
+    let found: Vec<String> =
+        sources().iter().filter(is_unsafe).map(|source| source.file.path.clone()).collect();
     assert_eq!(found, ["roles/stratum/src/hash/lanes.rs"]);
 }
 

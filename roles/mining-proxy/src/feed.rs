@@ -356,7 +356,8 @@ impl FeedState {
 
     /// The number of a tip: the current one's when it is the same block, whichever channel or epoch shows it.
     fn count_tip(&mut self, tip: &Arc<ChannelTip>) -> TipNumber {
-        let is_same = |last: &Arc<ChannelTip>| (last.previous_hash, last.nbits) == (tip.previous_hash, tip.nbits);
+        let is_same =
+            |last: &Arc<ChannelTip>| (last.previous_hash, last.nbits) == (tip.previous_hash, tip.nbits);
         if !self.tip.as_ref().is_some_and(is_same) {
             self.tip = Some(Arc::clone(tip));
             self.tip_number = TipNumber(self.tip_number.0 + 1);

@@ -374,7 +374,8 @@ mod tests {
 
     /// Of a job with so many bytes of coinbase and so many siblings.
     fn job_of(prefix: usize, suffix: usize, siblings: usize) -> Job {
-        let bytes = |count: usize| -> Vec<u8> { (0..count).map(|index| (index * 7 + siblings) as u8).collect() };
+        let bytes =
+            |count: usize| -> Vec<u8> { (0..count).map(|index| (index * 7 + siblings) as u8).collect() };
         Job::new(JobParts {
             number: JobNumber(1),
             epoch: Epoch(1),
@@ -409,7 +410,8 @@ mod tests {
         let sizes = [(60, 120, 12), (64, 120, 12), (60, 120, 12), (1, 0, 0), (130, 9, 1), (700, 900, 20)];
         let jobs = sizes.map(|(prefix, suffix, siblings)| job_of(prefix, suffix, siblings));
         let mut nonce = 0;
-        for picks in [vec![0; 9], vec![5; 4], vec![3; 3], vec![0, 1, 2, 0, 3, 3, 4, 5, 5], vec![4, 4], vec![]] {
+        for picks in [vec![0; 9], vec![5; 4], vec![3; 3], vec![0, 1, 2, 0, 3, 3, 4, 5, 5], vec![4, 4], vec![]]
+        {
             for count in 0..=picks.len() {
                 let shares: Vec<(&Job, Rolled<'_>)> = picks[..count]
                     .iter()

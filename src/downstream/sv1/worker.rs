@@ -432,7 +432,8 @@ fn look_ahead<'a>(
         }
         // A share that is alone gains nothing.
         if ahead.shares().len() > 1 {
-            let of_each = reads.iter().zip(counts).filter_map(|((place, _), count)| Some((of(place)?, count)));
+            let of_each =
+                reads.iter().zip(counts).filter_map(|((place, _), count)| Some((of(place)?, count)));
             ahead.hash(of_each.map(|(connection, count)| (connection.machine(), count)));
         }
         counts

@@ -1,9 +1,9 @@
 //! `mining.submit`: from the parameters to a verdict, and from the verdict to an answer.
 
-use stratum::{Job, JobNumber, Now};
 use stratum::job::{RESERVED_SIZE, SV1_VERSION_MASK};
 use stratum::sv1::render::{self, ErrorCode};
 use stratum::sv1::request::{RawId, Submit};
+use stratum::{Job, JobNumber, Now};
 
 use super::{SV1_CHANNEL, Sv1Connection};
 use crate::judge::{KnownHash, Submission, refusal};
