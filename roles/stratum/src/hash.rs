@@ -102,6 +102,7 @@ impl PrefixState {
     }
 
     /// The state itself.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn words(&self) -> &[u32; 8] {
         &self.0
     }
