@@ -130,6 +130,7 @@ impl<T: Copy + Ord> Few<T> {
     fn insert(&mut self, value: T) {
         match self {
             Few::None => *self = Few::One(value),
+            Few::One(first) if *first == value => {}
             Few::One(first) => *self = Few::Many(BTreeSet::from([*first, value])),
             Few::Many(many) => drop(many.insert(value)),
         }
@@ -263,5 +264,25 @@ impl Drop for Holdings {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_one_stays_one_and_a_set_of_some_has_each_once() {
+        let mut few = Few::None;
+        for _ in 0..3 {
+            few.insert(7);
+            assert!(matches!(few, Few::One(7)), "it takes no memory besides");
+        }
+        few.remove(8);
+        few.insert(9);
+        few.insert(9);
+        few.insert(7);
+        few.remove(7);
+        assert_eq!((few.take(), few.take()), (vec![9], vec![]));
     }
 }

@@ -1,6 +1,6 @@
 //! The sink's task: keeps the books, and hands what it took on to the ledger.
 //!
-//! It never waits for anything but its own queue and the clock.
+//! It never waits for anything but its own queue, a question, and the clock.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

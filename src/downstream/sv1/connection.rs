@@ -150,14 +150,14 @@ impl Connection {
         &self.machine
     }
 
-    /// Answers what was read, of which some was looked at ahead.
+    /// Answers what was read at `now`, of which some was looked at ahead.
     pub(super) fn answer(
         &mut self,
         bytes: &[u8],
         foreseen: &[Foreseen<'_>],
+        now: Now,
         desk: &mut Desk,
     ) -> Result<(), CloseReason> {
-        let now = desk.clock.now();
         self.machine.handle_read(bytes, foreseen, now, &mut self.holdings, &mut desk.out);
         self.flush(desk, None)
     }

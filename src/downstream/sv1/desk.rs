@@ -110,7 +110,7 @@ impl Desk {
     }
 
     /// Hands on the shares that are to be forwarded. While the queue has no room for them they are kept, and the
-    /// worker reads no more ([`Desk::is_held_up`]): miners wait for their answers rather than lose their shares. An
+    /// worker reads no further connections ([`Desk::is_held_up`]): miners wait for their answers rather than lose their shares. An
     /// owner that makes no room for [`MAX_HOLD`] is stuck, and then shares are dropped and counted.
     pub(super) fn forward_all(&mut self) {
         while !self.forward.is_empty() {

@@ -2,7 +2,8 @@
 //!
 //! Each turn does what is most urgent first: a new block to all miners, then what other threads left, newcomers, the
 //! connections with something to read, each once, and last what is due. Those that have something to read are served a few
-//! at a time, so that their shares are hashed together; before each few it looks whether there is a new block. So a miner that floods us gets one read in a turn, like everybody else.
+//! at a time, so that their shares are hashed together; before each few it looks whether there is a new block. So a
+//! miner that floods us gets one read in a turn, like everybody else.
 //!
 //! It never decides what a miner is told, and never waits for one.
 
@@ -19,7 +20,7 @@ use mining_server::{CloseReason, Work};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
-use stratum::{ConnectionId, JobNumber};
+use stratum::{ConnectionId, JobNumber, Now};
 
 use super::super::limiter::LineKind;
 use super::super::{ACCEPT_PAUSE, Context, READ_BUFFER};
@@ -75,6 +76,8 @@ pub(super) struct Worker {
     newest_job: JobNumber,
     /// Where connections are read to that are served together.
     buffers: Vec<[u8; READ_BUFFER]>,
+    /// Whether their shares are hashed together.
+    looks_ahead: bool,
     desk: Desk,
     context: Context,
 }
@@ -100,6 +103,7 @@ impl Worker {
             news: News::default(),
             newest_job: JobNumber(0),
             buffers: vec![[0; READ_BUFFER]; SERVED_TOGETHER],
+            looks_ahead: true,
             desk: Desk::new(context, inbox),
             context: context.clone(),
         })
@@ -324,16 +328,16 @@ impl Worker {
                 length = connection.receive(buffer, desk)?;
                 Ok(())
             });
-            reads.push((*place, &buffer[..length]));
+            reads.push((*place, &buffer[..length], self.desk.clock.now()));
         }
         let mut ahead = Ahead::default();
-        let counts = look_ahead(&self.connections, &reads, &mut ahead);
+        let counts = self.look_ahead(&reads, &mut ahead);
         let mut foreseen = ahead.shares();
-        for ((place, bytes), count) in reads.into_iter().zip(counts) {
+        for ((place, bytes, now), count) in reads.into_iter().zip(counts) {
             let (own, rest) = foreseen.split_at(count);
             foreseen = rest;
             if !bytes.is_empty() {
-                self.with(place, |connection, desk| connection.answer(bytes, own, desk));
+                self.with(place, |connection, desk| connection.answer(bytes, own, now, desk));
             }
             if let Some(connection) = self.connections.get_mut(place)
                 && connection.has_more()
@@ -342,6 +346,20 @@ impl Worker {
                 self.ready.push_back(place);
             }
         }
+    }
+
+    /// Looks for shares in what was read, and hashes them together. Returns how many each connection has. If that panics,
+    /// nobody is closed and nothing is looked at ahead any more: everything is done without it as well.
+    fn look_ahead<'a>(&mut self, reads: &Reads<'a>, ahead: &mut Ahead<'a>) -> [usize; SERVED_TOGETHER] {
+        if !self.looks_ahead {
+            return [0; SERVED_TOGETHER];
+        }
+        let looked = catch_unwind(AssertUnwindSafe(|| look_ahead(&self.connections, reads, ahead)));
+        looked.unwrap_or_else(|_| {
+            self.looks_ahead = false;
+            tracing::error!("shares are no longer hashed together, by a bug of ours; please report it");
+            [0; SERVED_TOGETHER]
+        })
     }
 
     fn serve_timers(&mut self) {
@@ -414,31 +432,26 @@ impl Worker {
     }
 }
 
-/// What was read, and of which connections.
-type Reads<'a> = ArrayVec<(usize, &'a [u8]), SERVED_TOGETHER>;
+/// What was read, of which connections, and when.
+type Reads<'a> = ArrayVec<(usize, &'a [u8], Now), SERVED_TOGETHER>;
 
-/// Looks for shares in what was read, and hashes them together. Returns how many each connection has. Without it everything
-/// is done as well: a panic is nobody's fault among several, and whoever's it is will come to it alone.
+/// See [`Worker::look_ahead`].
 fn look_ahead<'a>(
     connections: &Slab<Connection>,
     reads: &Reads<'a>,
     ahead: &mut Ahead<'a>,
 ) -> [usize; SERVED_TOGETHER] {
-    let looked = catch_unwind(AssertUnwindSafe(|| {
-        let mut counts = [0; SERVED_TOGETHER];
-        let of = |place: &usize| connections.get(*place);
-        for ((place, bytes), count) in reads.iter().zip(&mut counts) {
-            *count = of(place).map_or(0, |connection| connection.look_ahead(bytes, ahead));
-        }
-        // A share that is alone gains nothing.
-        if ahead.shares().len() > 1 {
-            let of_each =
-                reads.iter().zip(counts).filter_map(|((place, _), count)| Some((of(place)?, count)));
-            ahead.hash(of_each.map(|(connection, count)| (connection.machine(), count)));
-        }
-        counts
-    }));
-    looked.unwrap_or_default()
+    let mut counts = [0; SERVED_TOGETHER];
+    let of = |place: &usize| connections.get(*place);
+    for ((place, bytes, _), count) in reads.iter().zip(&mut counts) {
+        *count = of(place).map_or(0, |connection| connection.look_ahead(bytes, ahead));
+    }
+    // A share that is alone gains nothing.
+    if ahead.shares().len() > 1 {
+        let of_each = reads.iter().zip(counts).filter_map(|((place, ..), count)| Some((of(place)?, count)));
+        ahead.hash(of_each.map(|(connection, count)| (connection.machine(), count)));
+    }
+    counts
 }
 
 /// The worker that a newcomer is handed over to, if there is one that has clearly fewer connections.

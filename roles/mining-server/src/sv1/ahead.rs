@@ -16,6 +16,9 @@ use crate::work::JobLookup;
 /// Shares that are looked at ahead: enough for a few connections. What comes after them is hashed alone.
 pub const MAX_AHEAD: usize = 16;
 
+/// Shares of one connection among them, so that one that floods leaves room for its neighbours.
+pub const MAX_AHEAD_OF_EACH: usize = 4;
+
 /// The shares that were found, in the order of their connections.
 #[derive(Debug, Default)]
 pub struct Ahead<'a> {
@@ -39,7 +42,7 @@ impl<'a> Ahead<'a> {
     pub fn read(&mut self, connection: &Sv1Connection, bytes: &'a [u8]) -> usize {
         let before = self.shares.len();
         if connection.first_job.is_some() {
-            let room = self.shares.remaining_capacity();
+            let room = self.shares.remaining_capacity().min(MAX_AHEAD_OF_EACH);
             let lines = connection.lines.lines_ahead(bytes).take(room);
             // The first line that is something else may change what becomes of those after it.
             self.shares.extend(lines.map_while(|line| Foreseen::of(connection, line)));

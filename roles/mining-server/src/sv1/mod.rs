@@ -31,7 +31,7 @@ use crate::output::{CloseReason, Event, Output, Registry, VersionRolling};
 use crate::settings::{HANDSHAKE_DEADLINE, KEEPALIVE, Settings};
 use crate::work::{PublishedJob, Work};
 
-pub use ahead::{Ahead, Foreseen, MAX_AHEAD};
+pub use ahead::{Ahead, Foreseen, MAX_AHEAD, MAX_AHEAD_OF_EACH};
 
 /// The channel that an SV1 connection stands for in records.
 pub const SV1_CHANNEL: ChannelId = ChannelId(0);
