@@ -45,7 +45,7 @@ pub(crate) struct ReceivedJob {
     pub(crate) min_ntime: Option<u32>,
     pub(crate) version: u32,
     pub(crate) version_rolling_allowed: bool,
-    pub(crate) coinbase_prefix: Vec<u8>,
+    pub(crate) coinbase_prefix: Arc<[u8]>,
     pub(crate) coinbase_suffix: Arc<[u8]>,
     pub(crate) merkle_path: Arc<[Hash]>,
 }
@@ -54,6 +54,7 @@ pub(crate) struct ReceivedJob {
 /// again: thousands of devices then share one copy.
 #[derive(Debug)]
 pub(crate) struct LatestParts {
+    coinbase_prefix: Arc<[u8]>,
     coinbase_suffix: Arc<[u8]>,
     merkle_path: Arc<[Hash]>,
     tip: Option<Arc<ChannelTip>>,
@@ -61,7 +62,12 @@ pub(crate) struct LatestParts {
 
 impl LatestParts {
     pub(crate) fn new() -> Self {
-        LatestParts { coinbase_suffix: Arc::new([]), merkle_path: Arc::new([]), tip: None }
+        LatestParts {
+            coinbase_prefix: Arc::new([]),
+            coinbase_suffix: Arc::new([]),
+            merkle_path: Arc::new([]),
+            tip: None,
+        }
     }
 
     /// A tip, shared if it came before.
@@ -74,6 +80,9 @@ impl LatestParts {
 
     /// The job of a message, sharing what it can.
     pub(crate) fn job(&mut self, message: ExtendedJob<'_>) -> ReceivedJob {
+        if *self.coinbase_prefix != *message.coinbase_tx_prefix {
+            self.coinbase_prefix = message.coinbase_tx_prefix.into();
+        }
         if *self.coinbase_suffix != *message.coinbase_tx_suffix {
             self.coinbase_suffix = message.coinbase_tx_suffix.into();
         }
@@ -85,7 +94,7 @@ impl LatestParts {
             min_ntime: message.min_ntime,
             version: message.version,
             version_rolling_allowed: message.version_rolling_allowed,
-            coinbase_prefix: message.coinbase_tx_prefix.to_vec(),
+            coinbase_prefix: Arc::clone(&self.coinbase_prefix),
             coinbase_suffix: Arc::clone(&self.coinbase_suffix),
             merkle_path: Arc::clone(&self.merkle_path),
         }

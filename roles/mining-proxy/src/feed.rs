@@ -203,7 +203,7 @@ impl FeedState {
             min_ntime: Some(template.start_time),
             version: template.version,
             version_rolling_allowed: true,
-            coinbase_prefix: custom.coinbase.prefix.clone(),
+            coinbase_prefix: custom.coinbase.prefix.as_slice().into(),
             coinbase_suffix: custom.coinbase.suffix.as_slice().into(),
             merkle_path: template.merkle_path.as_slice().into(),
         };
@@ -266,7 +266,8 @@ impl FeedState {
             version: job.version,
             version_rolling_allowed: job.version_rolling_allowed && !channel.fixed_version,
             min_ntime: start.min_ntime,
-            coinbase_prefix: [&job.coinbase_prefix, start.prefix].concat().into(),
+            // Both have a known length: it is made in one piece.
+            coinbase_prefix: job.coinbase_prefix.iter().chain(start.prefix).copied().collect(),
             coinbase_suffix: Arc::clone(&job.coinbase_suffix),
             rollable_size: channel.rollable_size,
             merkle_path: Arc::clone(&job.merkle_path),

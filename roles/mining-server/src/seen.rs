@@ -31,7 +31,8 @@ pub(crate) const KEPT_ROOM: usize = NEW_JOB_WANTED_AFTER / 2;
 #[derive(Debug, Default)]
 pub(crate) struct SeenShares {
     younger: Generation,
-    older: Generation,
+    /// Elsewhere, because only a channel that had very many shares has it.
+    older: Option<Box<Generation>>,
     job_wanted: bool,
     /// The latest time of a share that was forgotten.
     forgotten_until: Option<u32>,
@@ -88,8 +89,9 @@ impl SeenShares {
         self.job_wanted = false;
         let younger = std::mem::replace(&mut self.younger, Generation::starting(job, job_ntime));
         let oldest = younger.first_job;
-        let forgotten = std::mem::replace(&mut self.older, younger);
-        self.forget(&forgotten);
+        if let Some(forgotten) = self.older.replace(Box::new(younger)) {
+            self.forget(&forgotten);
+        }
         Some(oldest)
     }
 
@@ -102,7 +104,8 @@ impl SeenShares {
     pub(crate) fn insert(&mut self, hash: &Hash, ntime: u32) -> bool {
         let (words, _) = hash.as_chunks::<8>();
         let key = u64::from_le_bytes(words[0]);
-        if self.older.shares.contains(&key) || !self.younger.shares.insert(key) {
+        let is_older = self.older.as_ref().is_some_and(|older| older.shares.contains(&key));
+        if is_older || !self.younger.shares.insert(key) {
             return false;
         }
         self.younger.ntime = self.younger.ntime.max(ntime);
@@ -117,14 +120,16 @@ impl SeenShares {
 
     /// Whether no more shares can be remembered.
     pub(crate) fn is_full(&self) -> bool {
-        self.younger.shares.len() + self.older.shares.len() >= MAX_SEEN_SHARES
+        let older = self.older.as_ref().map_or(0, |older| older.shares.len());
+        self.younger.shares.len() + older >= MAX_SEEN_SHARES
     }
 
     /// Forgets every share; `next` will be the first job that counts.
     pub(crate) fn clear(&mut self, next: JobNumber) {
         let job_ntime = self.younger.job_ntime;
-        for generation in [std::mem::take(&mut self.older), std::mem::take(&mut self.younger)] {
-            self.forget(&generation);
+        let younger = std::mem::take(&mut self.younger);
+        for generation in self.older.take().as_deref().into_iter().chain([&younger]) {
+            self.forget(generation);
         }
         self.younger = Generation::starting(next, job_ntime);
         self.job_wanted = true;

@@ -20,7 +20,7 @@ pub struct PublishedJob {
     pub job: Job,
     /// Its `mining.notify` line. `None` for a job of one device: whoever sends it renders it, so that a new block's
     /// lines are not all rendered by the thread that publishes them, nor kept when they have been sent.
-    pub notify: Option<NotifyLine>,
+    pub notify: Option<Box<NotifyLine>>,
 }
 
 impl PublishedJob {
@@ -249,7 +249,7 @@ impl JobBook {
         } else if self.jobs.len() == MAX_LIVE_JOBS {
             self.jobs.pop_front();
         }
-        let notify = (!self.is_private).then(|| NotifyLine::render(&job));
+        let notify = (!self.is_private).then(|| Box::new(NotifyLine::render(&job)));
         self.jobs.push_back(Arc::new(PublishedJob { job, notify }));
     }
 }
