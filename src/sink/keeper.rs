@@ -24,9 +24,9 @@ use super::{
 /// Records that the sink takes at once, between two looks at whether the sums hold.
 const BATCH: usize = 1024;
 
-/// How long the sink leaves its queue alone after somebody came or went and it has emptied it, unless somebody asks: each of a
-/// storm of newcomers would wake its thread otherwise, which costs several times what their records do. A small part of
-/// [`super::QUEUE`] fills in this time. Shares come in batches anyway.
+/// How long the sink leaves its queue alone after somebody came or went and it has emptied it, unless somebody asks:
+/// each of a storm of newcomers may wake its thread otherwise. A small part of [`super::QUEUE`] fills in this time.
+/// Shares come in batches anyway, for which waiting cost more than it saved.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Devices whose minute is closed, or whose sums are looked at, between two turns of the other tasks of the thread: each is

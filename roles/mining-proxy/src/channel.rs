@@ -50,8 +50,8 @@ pub(crate) struct ReceivedJob {
     pub(crate) merkle_path: Arc<[Hash]>,
 }
 
-/// The long parts of the job and the tip that came last. An upstream that sends every channel jobs of its own sends them again and
-/// again: thousands of devices then share one copy.
+/// The long parts of the job and the tip that came last. An upstream that sends every channel jobs of its own sends them
+/// again and again: thousands of devices then share one copy.
 #[derive(Debug)]
 pub(crate) struct LatestParts {
     coinbase_prefix: Arc<[u8]>,

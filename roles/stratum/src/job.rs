@@ -332,7 +332,24 @@ mod tests {
         let coinbase = coinbase.expect("hexadecimal");
         let (prefix, rest) = coinbase.split_at(43);
         let (extranonce, suffix) = rest.split_at(8);
-        let job = Job::new(JobParts {
+        let job = job_of(prefix, suffix, &[[1; 32], [2; 32]]);
+        assert_eq!(job.version, 0x2000_1fff);
+        let reserved = extranonce[..4].try_into().expect("four bytes");
+        let txid = hash::sha256d(&coinbase);
+        let mut expected = txid;
+        for sibling in &*job.merkle_path {
+            expected = hash::sha256d(&[expected, *sibling].concat());
+        }
+        assert_eq!(job.merkle_root(reserved, &extranonce[4..]), expected);
+        let header =
+            job.header(&Rolled { reserved, extranonce: &extranonce[4..], version: 3, ntime: 9, nonce: 11 });
+        assert_eq!(&header[36..68], &expected);
+        assert_eq!(header[68..72], [9, 0, 0, 0]);
+    }
+
+    /// With room for our four bytes and four that miners roll.
+    fn job_of(prefix: &[u8], suffix: &[u8], merkle_path: &[Hash]) -> Job {
+        Job::new(JobParts {
             number: JobNumber(1),
             epoch: Epoch(1),
             origin: JobOrigin {
@@ -354,51 +371,7 @@ mod tests {
             coinbase_prefix: prefix.into(),
             coinbase_suffix: suffix.into(),
             rollable_size: 8,
-            merkle_path: [[1; 32], [2; 32]].into(),
-            upstream_target: Target::MAX,
-            received: Now { monotonic: Duration::ZERO, utc: Duration::ZERO },
-        });
-        assert_eq!(job.version, 0x2000_1fff);
-        let reserved = extranonce[..4].try_into().expect("four bytes");
-        let txid = hash::sha256d(&coinbase);
-        let mut expected = txid;
-        for sibling in &*job.merkle_path {
-            expected = hash::sha256d(&[expected, *sibling].concat());
-        }
-        assert_eq!(job.merkle_root(reserved, &extranonce[4..]), expected);
-        let header =
-            job.header(&Rolled { reserved, extranonce: &extranonce[4..], version: 3, ntime: 9, nonce: 11 });
-        assert_eq!(&header[36..68], &expected);
-        assert_eq!(header[68..72], [9, 0, 0, 0]);
-    }
-
-    /// Of a job with so many bytes of coinbase and so many siblings.
-    fn job_of(prefix: usize, suffix: usize, siblings: usize) -> Job {
-        let bytes =
-            |count: usize| -> Vec<u8> { (0..count).map(|index| (index * 7 + siblings) as u8).collect() };
-        Job::new(JobParts {
-            number: JobNumber(1),
-            epoch: Epoch(1),
-            origin: JobOrigin {
-                upstream: UpstreamId(0),
-                channel: UpstreamChannelId(0),
-                job: UpstreamJobId(0),
-                template: None,
-            },
-            tip: Tip {
-                number: TipNumber(1),
-                previous_hash: [9; 32],
-                nbits: 0x1703_a30c,
-                network_target: Target::from_compact(0x1703_a30c),
-            },
-            clean: true,
-            version: 0x2000_0000,
-            version_rolling_allowed: true,
-            min_ntime: 5,
-            coinbase_prefix: bytes(prefix).into(),
-            coinbase_suffix: bytes(suffix).into(),
-            rollable_size: 12,
-            merkle_path: (0..siblings).map(|index| [index as u8 + 3; 32]).collect(),
+            merkle_path: merkle_path.into(),
             upstream_target: Target::MAX,
             received: Now { monotonic: Duration::ZERO, utc: Duration::ZERO },
         })
@@ -408,7 +381,11 @@ mod tests {
     #[test]
     fn shares_hash_together_as_they_do_alone() {
         let sizes = [(60, 120, 12), (64, 120, 12), (60, 120, 12), (1, 0, 0), (130, 9, 1), (700, 900, 20)];
-        let jobs = sizes.map(|(prefix, suffix, siblings)| job_of(prefix, suffix, siblings));
+        let bytes: Vec<u8> = (0..1000).map(|index| (index * 7) as u8).collect();
+        let path: Vec<Hash> = (3..23).map(|index| [index; 32]).collect();
+        let jobs = sizes.map(|(prefix, suffix, siblings)| {
+            job_of(&bytes[..prefix], &bytes[100..][..suffix], &path[..siblings])
+        });
         let mut nonce = 0;
         for picks in [vec![0; 9], vec![5; 4], vec![3; 3], vec![0, 1, 2, 0, 3, 3, 4, 5, 5], vec![4, 4], vec![]]
         {
@@ -418,7 +395,7 @@ mod tests {
                     .map(|pick| {
                         nonce += 0x0101_0107;
                         let reserved = u32::to_be_bytes(nonce / 3);
-                        let extranonce: &[u8] = if nonce.is_multiple_of(2) { &[1, 2, 3, 4] } else { &[5; 8] };
+                        let extranonce: &[u8] = if nonce.is_multiple_of(2) { &[1, 2, 3, 4] } else { &[5; 2] };
                         let (version, ntime) = (0x2000_e000, nonce / 7);
                         (&jobs[*pick], Rolled { reserved, extranonce, version, ntime, nonce })
                     })

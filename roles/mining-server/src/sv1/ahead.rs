@@ -1,7 +1,6 @@
 //! A look ahead at what was read of a few connections, so that their shares are hashed together.
 //!
-//! A share takes as long to hash as everything else that is done for it, and a few of them take much less together than
-//! one after the other ([`Job::hash_together`]). Nothing here judges, answers or changes anything: a connection that is
+//! A few shares hash in less time together than one after the other ([`Job::hash_together`]). Nothing here judges, answers or changes anything: a connection that is
 //! given what was foreseen does what it would have done without.
 
 use arrayvec::ArrayVec;
@@ -34,7 +33,7 @@ pub struct Foreseen<'a> {
     /// The job and the version that it is hashed with.
     job: JobNumber,
     version: u32,
-    known: Option<KnownHash>,
+    hash: Option<stratum::hash::Hash>,
 }
 
 impl<'a> Ahead<'a> {
@@ -67,7 +66,7 @@ impl<'a> Ahead<'a> {
         Job::hash_together(&jobs, &mut hashes);
         drop(jobs);
         for (share, hash) in self.shares.iter_mut().zip(hashes) {
-            share.known = Some(KnownHash { job: share.job, version: share.version, hash });
+            share.hash = Some(hash);
         }
     }
 
@@ -86,7 +85,7 @@ impl<'a> Foreseen<'a> {
         let version = connection.version_of(&submit, job).0;
         let fits = submit.extranonce2.len() == connection.judge.rolled_size()
             && RESERVED_SIZE + submit.extranonce2.len() <= job.rollable_size;
-        fits.then(|| Foreseen { line, id, job: job.number, version, submit, known: None })
+        fits.then(|| Foreseen { line, id, job: job.number, version, submit, hash: None })
     }
 
     /// What it is hashed from.
@@ -108,7 +107,8 @@ impl<'a> Foreseen<'a> {
     }
 
     pub(super) fn parts(&self) -> (RawId<'a>, &Submit<'a>, Option<KnownHash>) {
-        (self.id, &self.submit, self.known)
+        let known = self.hash.map(|hash| KnownHash { job: self.job, version: self.version, hash });
+        (self.id, &self.submit, known)
     }
 }
 

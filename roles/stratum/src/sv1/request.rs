@@ -232,7 +232,7 @@ impl<'a> Request<'a> {
     }
 
     /// Reads a line that is plainly a submission; `None` for every other line, and for a submission that is only
-    /// [`Request::parse`]'s. Costs next to nothing where the line is something else.
+    /// [`Request::parse`]'s. Never calls the JSON parser.
     pub fn parse_plain_submission(line: &'a [u8]) -> Option<Self> {
         scan::submit(line)
     }
