@@ -266,14 +266,16 @@ fn a_flood_asks_for_new_jobs_and_loses_no_share() {
         driver.wait(seconds(2));
         let work = source.job(driver.now);
         driver.work(&work);
-        // What was on its way when the job came still counts.
-        let mut late = share.clone();
-        late.nonce += 1;
-        driver.send(late);
-        assert_eq!(driver.shares().last().expect("judged").record.verdict, Verdict::Accepted);
+        // What was on its way when the job came still counts, and what a proxy's miners make until it has passed the job
+        // on, which can be as long as the next one takes to come.
+        for earlier in floods.iter().rev().take(1).chain([&share]) {
+            let late = SubmitSharesExtended { nonce: share.nonce + generation as u32, ..earlier.clone() };
+            driver.send(late);
+            assert_eq!(driver.shares().last().expect("judged").record.verdict, Verdict::Accepted);
+        }
         floods.push(share);
     }
-    // A job of two generations ago is over, and its shares do not count again under a later job.
+    // A job that was left two generations ago is over, and its shares do not count again under a later job.
     let mut again = floods.remove(0);
     let over = error(&opened, 0, "stale-share");
     assert_eq!(driver.send(again.clone()).last(), Some(&over));
