@@ -198,6 +198,7 @@ impl Keeper {
             Message::Record(Record::Answer(answer)) => self.entry(&Entry::Answer(answer)).await,
             // Its room is free once all of them are in the books.
             Message::Batch(Batch { shares, releases, answers }, _room) => {
+                self.books.fetch(shares.iter().filter_map(|share| share.device));
                 for share in &shares {
                     self.share(share).await;
                 }

@@ -201,6 +201,18 @@ impl Books {
         }
     }
 
+    /// Reads what is about to be changed of some devices, and changes nothing.
+    ///
+    /// A great fleet's devices lie far away in memory. Where their sums are changed one after the other each is waited for;
+    /// looked at beforehand, without anything in between, they are all fetched in hardly more time than one.
+    pub fn fetch(&self, ids: impl Iterator<Item = DeviceId>) {
+        let devices = ids.filter_map(|id| self.devices.get(id.0 as usize)?.as_ref());
+        std::hint::black_box(devices.fold(0, |read, device| {
+            let part_work = device.part_work.unwrap_or(0) as u64;
+            read ^ device.account.fetch() ^ device.last_seen_us ^ part_work
+        }));
+    }
+
     /// Whether a time is in a later minute than the one that is open.
     pub fn is_in_later_minute(&self, at_us: u64) -> bool {
         self.minute > 0 && Level::Minute.start(at_us / 1_000_000) > self.minute

@@ -106,6 +106,12 @@ impl<const N: usize> Ring<N> {
         (number + length > self.newest).then(|| &mut self.buckets[(number % length) as usize])
     }
 
+    /// Reads what the next work will change, for the sake of the reading.
+    fn fetch(&self) -> u64 {
+        let bucket = &self.buckets[(self.newest % N as u64) as usize];
+        self.newest ^ u64::from(bucket.work.to_bits())
+    }
+
     /// The work of the last `count` buckets up to the one that `now_us` lies in, and the seconds that they cover, no
     /// earlier than `since_us`.
     fn look(&self, now_us: u64, since_us: u64, seconds: u64, count: u64) -> (Bucket, f64) {
@@ -162,6 +168,12 @@ impl Rates {
             let rings = if is_refused { &mut self.refused } else { &mut self.accepted };
             rings.get_or_insert_default().add(at_us, work);
         }
+    }
+
+    /// Reads what the next share will change, for the sake of the reading: see [`crate::Books::fetch`].
+    pub(crate) fn fetch(&self) -> u64 {
+        let of_rings = |rings: &Rings| rings.short.fetch() ^ rings.middle.fetch() ^ rings.long.fetch();
+        self.accepted.as_deref().map_or(0, of_rings) ^ self.since_us
     }
 
     /// The rates over a window that ends now.

@@ -25,6 +25,12 @@ pub(super) struct Account {
 }
 
 impl Account {
+    /// Reads what the next share will change, for the sake of the reading: see [`crate::Books::fetch`].
+    pub(super) fn fetch(&self) -> u64 {
+        let minute = self.minute.as_ref().map_or(0, |minute| minute.fetch());
+        minute ^ self.rates.fetch() ^ u64::from(self.changes)
+    }
+
     pub(super) fn minute_sums_mut(&mut self) -> &mut MinuteSums {
         self.minute.get_or_insert_default()
     }

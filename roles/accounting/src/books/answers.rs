@@ -73,7 +73,9 @@ impl Books {
         }
         let mut left = sums.clone();
         let is_answered = !matches!(answer.verdict, UpstreamVerdict::Lost { .. });
-        for share in self.waiting.answered(answer) {
+        let answered = self.waiting.answered(answer);
+        self.fetch(answered.iter().filter_map(|share| share.of.device));
+        for share in answered {
             if is_answered && let Some(upstream) = self.upstreams.get_mut(&answer.upstream) {
                 upstream.acks.add(at_us.saturating_sub(share.of.judged_us));
             }

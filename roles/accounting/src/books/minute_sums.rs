@@ -26,6 +26,12 @@ pub(super) struct MinuteSums {
 }
 
 impl MinuteSums {
+    /// Reads what the next share will change, for the sake of the reading: see [`crate::Books::fetch`].
+    pub(super) fn fetch(&self) -> u64 {
+        let works = [self.credited, self.upstream_work, self.forwarded_work, self.acknowledged_work];
+        works.iter().fold(self.accepted ^ self.squared_work.to_bits(), |read, work| read ^ work.0 as u64)
+    }
+
     /// Counts a share, and that it was sent upstream if it was.
     pub(super) fn add_share(&mut self, share: &ShareRecord) {
         let is_usual = share.verdict == Verdict::Accepted;
