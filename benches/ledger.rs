@@ -46,6 +46,8 @@ fn main() {
     let devices = arguments.next().map_or(DEVICES, |number| number.parse().expect("a number of devices"));
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder in the build folder");
     hand_over();
+    scattered(100);
+    scattered(devices);
     books(devices);
     ingest(&folder.path().join("ingest"));
     roll_ups(&folder.path().join("rollups"), devices);
@@ -83,6 +85,37 @@ fn hand_over() {
     times.sort();
     let each = times[times.len() / 2].as_secs_f64() * 1e3;
     println!("a record handed over: {each:.3} us, half of the rounds within");
+}
+
+/// What the sums of a share cost that comes with a few others, each of any device: with the devices fetched together
+/// beforehand, as the sink does it, and without, in turn.
+fn scattered(devices: u32) {
+    const ROUNDS: usize = 200_000;
+    const TOGETHER: usize = 6;
+    let start = Duration::from_secs(year::YEAR);
+    let mut books = Books::default();
+    (0..devices).for_each(|device| books.apply_share(&share(device, start)));
+    let mut used = [Duration::ZERO; 2];
+    let mut random = 1_u64;
+    for round in 0..ROUNDS {
+        let utc = start + Duration::from_micros(round as u64);
+        let shares: [ShareRecord; TOGETHER] = std::array::from_fn(|_| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            share((random >> 33) as u32 % devices, utc)
+        });
+        let watch = Instant::now();
+        if round % 2 == 1 {
+            books.fetch(shares.iter().filter_map(|share| share.device));
+        }
+        shares.iter().for_each(|share| books.apply_share(share));
+        used[round % 2] += watch.elapsed();
+    }
+    let shares = (ROUNDS / 2 * TOGETHER) as u32;
+    let [alone, fetched] = used.map(|used| used / shares);
+    println!(
+        "sums of a share of any of {devices} devices: {alone:?}, and fetched with {} others {fetched:?}",
+        TOGETHER - 1
+    );
 }
 
 /// What the sink does while records wait in its queue: the end of a minute in which every device mined, in pieces between

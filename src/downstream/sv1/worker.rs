@@ -387,7 +387,9 @@ impl Worker {
             Ok(Ok(())) => {
                 let due = connection.next_timeout(desk);
                 if due < connection.timer {
-                    self.timers.remove(&(connection.timer, place));
+                    if connection.timer < Duration::MAX {
+                        self.timers.remove(&(connection.timer, place));
+                    }
                     self.timers.insert((due, place));
                     connection.timer = due;
                 }
