@@ -204,7 +204,7 @@ impl Books {
     /// Reads what is about to be changed of some devices, and changes nothing.
     ///
     /// A great fleet's devices lie far away in memory. Where their sums are changed one after the other each is waited for;
-    /// looked at beforehand, without anything in between, they are all fetched in hardly more time than one.
+    /// looked at beforehand, without anything in between, they are fetched at the same time.
     pub fn fetch(&self, ids: impl Iterator<Item = DeviceId>) {
         let devices = ids.filter_map(|id| self.devices.get(id.0 as usize)?.as_ref());
         std::hint::black_box(devices.fold(0, |read, device| {

@@ -387,6 +387,7 @@ impl Worker {
             Ok(Ok(())) => {
                 let due = connection.next_timeout(desk);
                 if due < connection.timer {
+                    // One that rang, or was never set, is not among them, and need not be looked for.
                     if connection.timer < Duration::MAX {
                         self.timers.remove(&(connection.timer, place));
                     }
